@@ -1,0 +1,303 @@
+"""Make the H5 files that train.py and test.py read, from images and text in the VLF layout.
+
+    python data_process.py --config configs/film_ivf.yaml                    every set the config names
+    python data_process.py --config configs/film_ivf.yaml RoadScene_test     one set, <dataset>_<split>
+    python data_process.py --config configs/film_ivf.yaml Lytro data.root=/my/VLFDataset
+
+A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data.py). Training sets are resized
+or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
+listed at once, and nothing is written for it.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from utils.config import Config, parse_args, pick_device, read_yaml
+from utils.data import h5_path
+from utils.errors import InputError, nearest, run
+from utils.images import EXTENSIONS, list_images, merge_chroma, read_image
+from utils.text import TextEncoder, check_feature, encoder_name
+
+CHUNK = 65536  # pixels in a chunk, a strip of rows: a crop reads few of them
+
+
+@dataclass
+class Source:
+    """One set on disk: a row of the table of datasets, and a split."""
+
+    dataset: str
+    split: str
+    task: str
+    a: str
+    b: str
+    color: list[str]
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}_{self.split}"
+
+    def folder(self, kind: str) -> Path:
+        """Folder of this dataset under Image/, Text/ or TextFeature/."""
+        return self.root / kind / self.task / self.dataset
+
+
+def main() -> None:
+    config, args = parse_args(__doc__, words="sets to make, <dataset>_<split> or <dataset>; default: the config's")
+    problems = []
+    for source in find_sources(config, args.words):
+        training = source.name in config.data.train or source.split == "train"
+        try:
+            print(process(source, config, training))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def find_sources(config: Config, words: list[str]) -> list[Source]:
+    """The sets to make: those named, or all that the config trains, validates or tests on."""
+    table = read_yaml(config.data.datasets)
+    data = config.data
+    shaped = data.resize or data.patch_size
+    for name in set(data.train) & {*data.val, *data.test} if shaped else ():
+        raise InputError(f"{name} is resized or cut for training and cannot be tested on whole; use another split")
+    sources = []
+    for word in dict.fromkeys(words or [*data.train, *data.val, *data.test]):
+        dataset, split = (word, None) if word in table else (word.rpartition("_")[0], word.rpartition("_")[2])
+        if dataset not in table:
+            raise InputError(f"{data.datasets} has no dataset for the set '{word}'; {nearest(dataset or word, table)}")
+        try:
+            row = Source(dataset, "", root=Path(data.root), **table[dataset])
+        except TypeError as error:
+            raise InputError(f"the row {dataset} of {data.datasets} must hold task, a, b and color") from error
+        splits = [split] if split else sorted(path.stem for path in row.folder("Image").glob("*.txt"))
+        if not splits:
+            raise InputError(f"there is no <split>.txt in {row.folder('Image')}")
+        sources += [Source(**vars(row) | {"split": split}) for split in splits]
+    if not sources:
+        raise InputError("the config names no set under data.train, data.val or data.test")
+    return sources
+
+
+def process(source: Source, config: Config, training: bool) -> str:
+    """Make one H5 file and say what was made.
+
+    Raises:
+        InputError: with every problem of the set on a line of its own; no file is left behind.
+    """
+    names = read_split(source)
+    problems: list[str] = []
+    check_names(names, problems)
+    files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
+    features = read_features(source, names, config, problems)
+    path = h5_path(config.data.h5, source.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name in tqdm(names, desc=source.name, unit="pair"):
+                try:
+                    images, chroma = read_pair(source, files, name)
+                    pieces = shape_pair(name, [*images, *chroma], config, training)
+                except InputError as error:
+                    problems += str(error).splitlines()
+                    continue
+                if not problems:
+                    write_sample(file, name, pieces, features[name])
+            if problems:
+                raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
+            file.attrs.update(
+                dataset=source.dataset,
+                split=source.split,
+                task=source.task,
+                sources=f"{source.a},{source.b}",
+                text_encoder=encoder_name(config.text.encoder, config.text.path),
+                text_dim=next(iter(features.values())).shape[-1],
+            )
+            count = len(file["imageA"])
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{source.name} was not made: cannot write {path} ({error}); is there space?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    cut = f" in {count} pieces" if count != len(names) else ""
+    return f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
+
+
+def read_split(source: Source) -> list[str]:
+    """The names in <split>.txt, without their extensions.
+
+    Raises:
+        InputError: no such file, or no name in it.
+    """
+    path = source.folder("Image") / f"{source.split}.txt"
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
+    names = [Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line]
+    if not names:
+        raise InputError(f"{source.name} was not made: the split file {path} is empty")
+    return names
+
+
+def check_names(names: list[str], problems: list[str]) -> None:
+    """Every name once, and none that leaves its folder."""
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"'{name}' is listed {names.count(name)} times")
+    problems += [f"'{name}' is not a plain file name" for name in names if "/" in name or "\0" in name or name == ".."]
+
+
+def read_pair(source: Source, files: dict, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Both gray images (H, W), and a list of their chroma (2, H, W), empty without colour.
+
+    Raises:
+        InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes or depths.
+    """
+    problems, grays, chromas = [], [], []
+    for folder in (source.a, source.b):
+        found = files[folder].get(name, [])
+        if len(found) != 1:
+            what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
+            problems.append(f"'{name}' has {what} in {source.folder('Image') / folder}")
+            continue
+        try:
+            gray, chroma = read_image(found[0])
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        grays.append(gray)
+        chromas.append(chroma if folder in source.color else None)
+    if len(grays) == 2 and grays[0].shape != grays[1].shape:
+        sizes = " and ".join(f"{h} x {w}" for h, w in (gray.shape for gray in grays))
+        problems.append(f"'{name}' has sources of unequal sizes: {sizes} pixels in {source.a} and {source.b}")
+    if problems:
+        raise InputError("\n".join(problems))
+    chroma = merge_chroma(chromas)
+    return grays, [] if chroma is None else [chroma]
+
+
+def shape_pair(name: str, maps: list[np.ndarray], config: Config, training: bool) -> dict[str, list[np.ndarray]]:
+    """The pieces of a pair to store: {sample name: maps}; whole, resized or cut into patches.
+
+    Args:
+        maps: image A, image B (H, W) and perhaps chroma (2, H, W).
+    """
+    data = config.data
+    if training and data.resize:
+        maps = [resize_landscape(m, *data.resize) for m in maps]
+    if not (training and data.patch_size):
+        return {name: maps}
+    size, stride = data.patch_size, data.stride or data.patch_size
+    h, w = maps[0].shape
+    if min(h, w) < size:
+        raise InputError(f"'{name}' is {h} x {w} pixels, smaller than data.patch_size ({size})")
+    # the last patch of a row or column ends at the border, so that no pixel is lost
+    tops, lefts = (sorted({*range(0, side - size + 1, stride), side - size}) for side in (h, w))
+    return {
+        f"{name}_y{top}_x{left}": [m[..., top : top + size, left : left + size] for m in maps]
+        for top in tops
+        for left in lefts
+    }
+
+
+def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The paper's training resize, bilinear: (..., H, W) -> (..., height, width), a portrait image transposed."""
+    if image.shape[-2] > image.shape[-1]:
+        image = np.swapaxes(image, -2, -1)
+    planes = [cv2.resize(plane, (width, height)) for plane in image.reshape(-1, *image.shape[-2:])]
+    return np.stack(planes).reshape(*image.shape[:-2], height, width)
+
+
+def read_features(source: Source, names: list[str], config: Config, problems: list[str]) -> dict[str, np.ndarray]:
+    """Text features (L, dim) by name: from TextFeature/, else Text/ encoded and cached in the H5 folder."""
+    features: dict[str, np.ndarray] = {}
+    paragraphs: dict[str, tuple[str, str]] = {}  # still to encode
+    caches: dict[str, Path] = {}
+    encoder = encoder_name(config.text.encoder, config.text.path)
+    cache = Path(config.data.h5) / "TextFeature" / encoder.replace("/", "--").replace(":", "--") / source.dataset
+    for name in dict.fromkeys(names):
+        given = source.folder("TextFeature") / f"{name}.npy"
+        if config.text.recompute or not given.is_file():
+            try:
+                pair = tuple(read_paragraph(source, folder, name) for folder in (source.a, source.b))
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            digest = hashlib.sha256("\0".join(pair).encode()).hexdigest()[:16]  # another text, another file
+            given = caches[name] = cache / f"{name}.{digest}.npy"
+            if not given.is_file():
+                paragraphs[name] = pair
+                continue
+        try:
+            features[name] = check_feature(np.load(given, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            problems.append(f"{given} {error if isinstance(error, ValueError) else 'cannot be read'}")
+    if paragraphs and not problems:
+        model = TextEncoder(config.text.encoder, config.text.path, pick_device(config.device))
+        encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
+        for name, feature in zip(paragraphs, encoded):
+            features[name] = feature
+            save_npy(caches[name], feature)
+        if model.truncated:
+            print(f"{source.name}: {model.truncated} paragraphs were cut to {model.max_tokens} tokens")
+    widths = [feature.shape[1] for feature in features.values()]
+    usual = max(set(widths), key=widths.count, default=0)
+    for name, feature in features.items():
+        if feature.shape[1] != usual:
+            problems.append(f"the text feature of '{name}' is {feature.shape[1]} wide, the rest {usual}")
+    return features
+
+
+def read_paragraph(source: Source, folder: str, name: str) -> str:
+    """The paragraph of one source image; InputError if there is none."""
+    path = source.folder("Text") / folder / f"{name}.txt"
+    try:
+        paragraph = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{name}' has no text: neither a feature in TextFeature/ nor {path}") from error
+    if not paragraph:
+        raise InputError(f"'{name}' has an empty text {path}")
+    return paragraph
+
+
+def save_npy(path: Path, feature: np.ndarray) -> None:
+    """Cache a feature under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    try:
+        np.save(temporary, feature)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_sample(file: h5py.File, name: str, pieces: dict[str, list[np.ndarray]], feature: np.ndarray) -> None:
+    """Store the pieces of one pair; all of them link to one copy of its text feature."""
+    text = None
+    for piece, maps in pieces.items():
+        for group, image in zip(("imageA", "imageB", "chroma"), maps):
+            image = image.reshape(-1, *image.shape[-2:])
+            rows = min(image.shape[1], max(1, CHUNK // image.shape[2]))
+            strips = -(-image.shape[1] // rows)
+            chunks = (len(image), -(-image.shape[1] // strips), image.shape[2])  # equal strips waste nothing
+            # chroma is only read for testing and compresses well; the images have to be read fast
+            file.create_dataset(
+                f"{group}/{piece}", data=image, chunks=chunks, compression="gzip" if group == "chroma" else None
+            )
+        if text is None:
+            text = file.create_dataset(f"text/{piece}", data=feature)
+        else:
+            file[f"text/{piece}"] = text  # a hard link
+
+
+if __name__ == "__main__":
+    run(main)

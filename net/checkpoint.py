@@ -1,0 +1,84 @@
+"""Checkpoints on disk: ours, and the published FILM layout.
+
+Ours is one dict: net (name and options), model (state dict of the bare network), text (encoder, path,
+dim and the default feature) and, for resuming, what train.py adds. Nothing in it needs pickle.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from net.published import is_published, translate
+from net.registry import build_model
+from utils.errors import InputError
+
+
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+    """Write to a temporary name beside `path`, then rename: a checkpoint is whole or not there."""
+    temporary = f"{path}.tmp"
+    try:
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"could not write the checkpoint {path} ({error}); is the disk full?") from error
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint of ours or of the published layout, as ours, on the CPU and without pickle.
+
+    Raises:
+        InputError: missing, unreadable, or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise InputError(f"{path} holds no 'model' with the weights of a network")
+    if is_published(checkpoint["model"]):
+        checkpoint = {"net": {"name": "film"}, "model": translate(checkpoint["model"]), "text": None}
+    if "net" not in checkpoint:
+        raise InputError(f"{path} holds weights but not which network they belong to ('net')")
+    return checkpoint
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Open a checkpoint as a network in eval mode.
+
+    Args:
+        path: a checkpoint of train.py, or a published IVF.pth, MIF.pth, MEF.pth or MFF.pth.
+        device: where to put the network.
+
+    Returns:
+        The network. `.config` is its name and options, for `build_model(**config)`. `.text` is None
+        for the published layout, else what the network was trained with: a namespace of `encoder`,
+        `path`, `name`, `dim` and `default`, the feature (L, dim) to use where there is no text.
+
+    Raises:
+        InputError: missing or damaged file, or weights that do not fit the network.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build_model(**checkpoint["net"])
+    load_weights(model, checkpoint["model"], path)
+    model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, state: dict, path: str | Path) -> None:
+    """Strictly load a state dict; InputError names a first tensor that is missing, left over or of another shape."""
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if ours != theirs:
+        name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        raise InputError(
+            f"{path} does not fit the network {model.config['name']}: '{name}' is {theirs.get(name, 'missing')} "
+            f"in the file and {ours.get(name, 'missing')} in the network; check the options under net"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,204 @@
+"""FILM: Image Fusion via Vision-Language Model (Zhao et al., ICML 2024, arXiv 2402.02235), section 3.
+
+The file follows the paper's figure of the detailed architecture from left to right: the text
+projection, the text-guided stages (cross-attention, gate), the decoder. Sizes are written as N
+(batch), H x W (image), C (channels), L (text tokens), D (hidden width), T (image tokens).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from net.registry import register
+from net.restormer import RestormerBlock
+from utils.errors import InputError
+
+
+def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of (N, C, H, W) to `size` = (H, W); a map of that size is returned as it is."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="nearest")
+
+
+class TextGuidance(nn.Module):
+    """Cross-attention of the text (query) over the image tokens (key, value), averaged over the text.
+
+    The published network projects the values of all T tokens and averages the L outputs afterwards.
+    With attention weights w[l, t], head values V(x) = Wv x + bv and output projection O, its result is
+
+        mean_l O(sum_t w[l, t] V(x_t)) = O(Wv (sum_t mean_l w[l, t] x_t) + bv)      as sum_t w[l, t] = 1,
+
+    so the weights are averaged over the text first, the raw tokens are pooled once per head, and only
+    one vector is projected. The literal form stands in tests/literal.py.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(dim, 3 * dim)  # query, key, value
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, text: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Text (N, L, D), tokens (N, T, D), mask (N, L, True = a token) -> (N, 1, D) with L1 norm 1."""
+        (wq, wk, wv), (bq, bk, bv) = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        q = rearrange(F.linear(text, wq, bq), "n l (head d) -> n head l d", head=self.heads)
+        k = rearrange(F.linear(tokens, wk, bk), "n t (head d) -> n head d t", head=self.heads)
+        weights = (q * q.shape[-1] ** -0.5 @ k).softmax(dim=-1)  # (N, heads, L, T)
+        if text_mask is None:
+            weights = weights.mean(dim=2)  # (N, heads, T)
+        else:  # the mean over the tokens that are there, so padding changes nothing
+            share = text_mask / text_mask.sum(dim=1, keepdim=True)
+            weights = torch.einsum("nhlt,nl->nht", weights, share.to(weights.dtype))
+        pooled = weights @ tokens  # (N, heads, D)
+        wv = rearrange(wv, "(head d) c -> head d c", head=self.heads)
+        value = rearrange(torch.einsum("nhc,hdc->nhd", pooled, wv), "n head d -> n 1 (head d)") + bv
+        return F.normalize(self.out_proj(value), p=1, dim=-1)
+
+
+class TextGuidedBranch(nn.Module):
+    """One source image's way through one stage: features, tokens, text gate, stage output.
+
+    Args:
+        in_channels: 1 in the first stage (the image itself), C after.
+        channels: C.
+        hidden_dim: D, width of a token.
+        heads: heads of both attentions.
+        blocks: Restormer blocks.
+        token_grid: (H, W) that the feature map is resized to before it is cut into tokens. The
+            published weights depend on it (288, 384): a token is a run of D consecutive values of the
+            flattened (C, H, W) map, not a pixel, so the grid fixes what a token means and T = C*H*W/D.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        hidden_dim: int,
+        heads: int,
+        blocks: int,
+        token_grid: tuple[int, int],
+    ):
+        super().__init__()
+        self.hidden_dim, self.token_grid = hidden_dim, token_grid
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.act_in = nn.PReLU()
+        self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
+        self.to_tokens = nn.Conv2d(channels, channels, 1)
+        self.guidance = TextGuidance(hidden_dim, heads)
+        self.conv_gate = nn.Conv2d(channels, channels, 1)
+        self.act_gate = nn.PReLU()
+        self.conv_out = nn.Conv2d(2 * channels, channels, 1)
+        self.act_out = nn.PReLU()
+
+    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Map (N, in_channels, H, W) and text (N, L, D) -> (N, C, H, W)."""
+        feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
+        grid = resize_nearest(self.to_tokens(feature), self.token_grid)  # (N, C, 288, 384)
+        tokens = rearrange(grid, "n c h w -> n (c h w)").unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
+        gated = tokens * self.guidance(text, tokens, text_mask)  # every token by the same D weights
+        gate = resize_nearest(gated.reshape(grid.shape), feature.shape[-2:])  # (N, C, H, W)
+        guided = self.act_gate(self.conv_gate(gate)) + feature
+        return self.act_out(self.conv_out(torch.cat([feature, guided], dim=1)))
+
+
+class TextGuidedStage(nn.Module):
+    """One stage of both sources: two branches of the same kind with weights of their own."""
+
+    def __init__(self, *args):
+        super().__init__()
+        self.a = TextGuidedBranch(*args)
+        self.b = TextGuidedBranch(*args)
+
+    def forward(
+        self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.a(a, text, text_mask), self.b(b, text, text_mask)
+
+
+class Decoder(nn.Module):
+    """Both sources' features, concatenated (N, 2C, H, W) -> the fused image before the sigmoid (N, 1, H, W)."""
+
+    def __init__(self, channels: int, heads: int, blocks: int):
+        super().__init__()
+
+        def restormer(width: int) -> nn.Sequential:
+            return nn.Sequential(*(RestormerBlock(width, heads) for _ in range(blocks)))
+
+        self.restormer1 = restormer(2 * channels)
+        self.reduce = nn.Conv2d(2 * channels, channels, 1)
+        self.restormer2 = restormer(channels)
+        self.restormer3 = restormer(channels)
+        self.output = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.restormer3(self.restormer2(self.reduce(self.restormer1(x)))))
+
+
+@register("film")
+class FILM(nn.Module):
+    """FILM with the sizes of the published network as defaults (2,070,235 parameters).
+
+    Args:
+        text_dim: width of a text token (BLIP-2: 768, MiniLM: 384).
+        hidden_dim: D, width that text and image tokens share.
+        channels: C.
+        heads: attention heads, in the Restormer blocks and in the cross-attention.
+        blocks: Restormer blocks wherever the figure has one Restormer.
+        stages: text-guided stages.
+        token_grid: (H, W) of the map that tokens are cut from, see TextGuidedBranch.
+
+    Raises:
+        InputError: sizes that do not divide: D and C by the heads, C*H*W of the token grid by D.
+    """
+
+    label = "FILM"
+
+    def __init__(
+        self,
+        text_dim: int = 768,
+        hidden_dim: int = 256,
+        channels: int = 32,
+        heads: int = 8,
+        blocks: int = 1,
+        stages: int = 3,
+        token_grid: tuple[int, int] = (288, 384),
+    ):
+        super().__init__()
+        if min(text_dim, hidden_dim, channels, heads, blocks, stages, *token_grid) < 1:
+            raise InputError("the sizes under net must all be at least 1")
+        if channels % heads or hidden_dim % heads:
+            raise InputError(
+                f"net.channels ({channels}) and net.hidden_dim ({hidden_dim}) must be multiples of net.heads ({heads})"
+            )
+        if channels * token_grid[0] * token_grid[1] % hidden_dim:
+            raise InputError(
+                f"net.channels * net.token_grid ({channels} * {token_grid[0]} * {token_grid[1]}) must be "
+                f"a multiple of net.hidden_dim ({hidden_dim})"
+            )
+        self.text_projection = nn.Linear(text_dim, hidden_dim)
+        self.stages = nn.ModuleList(
+            TextGuidedStage(channels if i else 1, channels, hidden_dim, heads, blocks, tuple(token_grid))
+            for i in range(stages)
+        )
+        self.decoder = Decoder(channels, heads, blocks)
+
+    def forward(
+        self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim).
+
+        `text_mask` (N, L) is True where there is a token; None means everywhere. Returns the fused
+        image (N, 1, H, W) in [0, 1]. Any H and W.
+        """
+        return torch.sigmoid(self.logits(image_a, image_b, text, text_mask))
+
+    def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """All of `forward` before the sigmoid, so that a variant can end in another way."""
+        text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
+        a, b = image_a, image_b
+        for stage in self.stages:
+            a, b = stage(a, b, text, text_mask)  # (N, C, H, W) each
+        return self.decoder(torch.cat([a, b], dim=1))  # (N, 1, H, W)

@@ -1,0 +1,216 @@
+"""Test a fusion network: fused images, and the paper's tables.
+
+    python test.py --config configs/film_ivf.yaml                      every test set of the config
+    python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/best.pth --compare
+    python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..."
+    python test.py --a folder_a --b folder_b --out folder              pairs of equal names
+
+A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv and
+metrics.json. With --compare the weight-free rules and published results stand beside it, and
+comparison.png shows some pairs. test.stretch says how the network's output becomes 8 bit: minmax, the
+published stretch of every image to its own range, or clamp.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from net import build_model, load_model
+from utils.config import Config, parse_args, pick_device
+from utils.data import PairDataset, h5_path, open_h5
+from utils.errors import InputError, run
+from utils.evaluate import Evaluator, average, check_metrics, fuse, fuse_set, sources_8bit
+from utils.images import as_unit, colorize, list_images, merge_chroma, read_image, side_by_side, to_8bit, write_image
+from utils.table import format_table, published_rows, write_results
+from utils.text import TextEncoder
+
+BASELINES = ["mean", "max", "laplacian"]
+PUBLISHED = "configs/paper_tables.yaml"
+PICTURE_PAIRS = 4  # rows of comparison.png
+
+ARGUMENTS = {
+    "--compare": {"action": "store_true", "help": "add weight-free rules, published results, a picture"},
+    "--a": {"metavar": "PATH", "help": "image or folder of source A (IR, MRI, OVER, NEAR)"},
+    "--b": {"metavar": "PATH", "help": "image or folder of source B (VI, T, UNDER, FAR)"},
+    "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
+    "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
+    "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
+}
+
+
+def main() -> None:
+    config, args = parse_args(__doc__, arguments=ARGUMENTS, default="configs/film_ivf.yaml")
+    device = pick_device(config.device)
+    own = [args.a, args.b, args.out]
+    if any(own) and not all(own):
+        raise InputError("a pair of your own needs all of --a, --b and --out")
+    if not any(own) and not config.data.test:
+        raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
+    check_metrics(config.test.metrics)
+    model = open_model(config, device)
+    if any(own):
+        fuse_own(model, config, args, device)
+    else:
+        for name in config.data.test:
+            test_set(model, name, config, device, args.compare)
+
+
+def open_model(config: Config, device: torch.device) -> nn.Module:
+    """The network of `ckpt`, or one without weights that the config names with ckpt=null."""
+    if config.ckpt is None:
+        model = build_model(**config.net)
+        if any(True for _ in model.parameters()):
+            raise InputError("ckpt is not given; give the weights to test with ckpt=...")
+        model.text = None
+        return model.to(device).eval()
+    path = Path(config.ckpt)
+    if "*" in config.ckpt:
+        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise InputError(f"there is no checkpoint {config.ckpt}; train first, or give one with ckpt=...")
+        config.ckpt, path = str(found[-1]), found[-1]
+        print(f"weights: {path}")
+    return load_model(path, device)
+
+
+def test_set(model: nn.Module, name: str, config: Config, device: torch.device, compare: bool) -> None:
+    """Fuse one set, save the images and the numbers, print the table."""
+    path = h5_path(config.data.h5, name)
+    dataset = PairDataset([path], chroma=True)
+    with open_h5(path) as file:
+        dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
+        encoder = str(file.attrs.get("text_encoder", "not recorded"))
+    same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
+    folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
+
+    models = [model, *(build_model(rule).to(device).eval() for rule in BASELINES if compare)]
+    labels = [m.label for m in models]
+    evaluators = [Evaluator(config.test.metrics, device) for _ in models]
+    pictures = []
+    fused_pairs = fuse_set(models, dataset, device, config.precision, config.test.num_workers)
+    for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
+        image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
+        fused = [to_8bit(output, config.test.stretch) for output in outputs]
+        for evaluator, result in zip(evaluators, fused):
+            evaluator.add(image, result, image_a, image_b)
+        color = colorize(fused[0], batch["chroma"][0].numpy())
+        write_image(folder / "Gray" / f"{image}.png", fused[0])
+        write_image(folder / "RGB" / f"{image}.png", color)
+        if compare and len(pictures) < PICTURE_PAIRS:
+            row = [image_a, image_b, fused[0], color, *fused[1:]]
+            pictures.append(side_by_side(row, ["A", "B", labels[0], "in colour", *labels[1:]]))
+
+    per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
+    means, left_out = {}, {}
+    for label, results in per_image.items():
+        means[label], left_out[label] = average(results)
+    blocks = published_rows(PUBLISHED, dataset_name) if compare else []
+    print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
+    names = list(per_image[labels[0]])
+    print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
+    for label, metrics in left_out.items():
+        for metric, images in metrics.items():
+            print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
+    summary = {
+        "set": name,
+        "dataset": dataset_name,
+        "network": labels[0],
+        "ckpt": config.ckpt,
+        "text_encoder": encoder,
+        "stretch": config.test.stretch,
+        "precision": config.precision,
+        "images": len(names),
+        "metrics": config.test.metrics,
+        "mean": means,
+        "left_out": left_out,
+        "published": dict(blocks),
+    }
+    write_results(folder, summary, per_image)
+    if pictures:
+        write_image(folder / "comparison.png", stack_rows(pictures))
+    print(f"written: {folder}")
+
+
+def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) of any width under each other, on white."""
+    width = max(row.shape[1] for row in rows)
+    padding = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    return np.vstack([np.pad(row, p, constant_values=255) for row, p in zip(rows, padding)])
+
+
+def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> None:
+    """Fuse one pair, or all pairs of two folders; results have colour where a source has."""
+    a, b, out = Path(args.a), Path(args.b), Path(args.out)
+    if a.is_dir() != b.is_dir():
+        raise InputError(f"--a {a} and --b {b} must be two images or two folders")
+    pairs = {a.stem: (a, b, out)}
+    if a.is_dir():
+        found = [list_images(folder) for folder in (a, b)]
+        alone = sorted(found[0].keys() ^ found[1].keys())
+        if alone or not found[0]:
+            raise InputError(f"the folders {a} and {b} hold no pairs or images without a partner: {', '.join(alone)}")
+        pairs = {name: (paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()}
+    texts = own_texts(model, config, args, list(pairs), device)
+    problems = []
+    for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
+        try:
+            sources = [read_image(path) for path in (path_a, path_b)]
+            (image_a, chroma_a), (image_b, chroma_b) = sources
+            if image_a.shape != image_b.shape:
+                sizes = " and ".join("{} x {}".format(*image.shape) for image in (image_a, image_b))
+                raise InputError(f"{path_a} and {path_b} have unequal sizes, {sizes} pixels; register them first")
+            images = [torch.from_numpy(as_unit(image))[None, None] for image in (image_a, image_b)]
+            batch = {"image_a": images[0], "image_b": images[1], "text": texts[name][None]}
+            batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
+            with torch.inference_mode():
+                fused = fuse(model, batch, device, config.precision)[0, 0].cpu().numpy()
+            chroma = merge_chroma([chroma_a, chroma_b])
+            result = to_8bit(fused, config.test.stretch)
+            write_image(path_out, result if chroma is None else colorize(result, chroma))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    print(f"{len(pairs)} fused, 8 bit by {config.test.stretch}: {out}")
+
+
+def own_texts(model: nn.Module, config: Config, args, names: list[str], device) -> dict[str, torch.Tensor]:
+    """The text feature (L, dim) of each pair: encoded from --text-a and --text-b, else the checkpoint's default."""
+    if "text_dim" not in model.config:
+        return dict.fromkeys(names, torch.zeros(1, 1))  # a network that reads no text
+    if not (args.text_a and args.text_b):
+        if args.text_a or args.text_b:
+            raise InputError("give both --text-a and --text-b, or none for the checkpoint's default text")
+        if model.text is None:
+            raise InputError(f"{config.ckpt} carries no default text; describe the pair with --text-a and --text-b")
+        print("no text given: the checkpoint's default text feature is used")
+        return dict.fromkeys(names, model.text.default)
+    trained = model.text or config.text
+    encoder = TextEncoder(trained.encoder, config.text.path or trained.path, device)
+    if encoder.dim != model.config["text_dim"]:
+        raise InputError(
+            f"the text encoder {encoder.name} is {encoder.dim} wide and {config.ckpt} takes "
+            f"{model.config['text_dim']}; set text.encoder and text.path to the one it was trained with"
+        )
+    pairs = [tuple(own_paragraph(text, name) for text in (args.text_a, args.text_b)) for name in names]
+    return dict(zip(names, map(torch.from_numpy, encoder.encode_pairs(pairs, config.text.batch_size))))
+
+
+def own_paragraph(text: str, name: str) -> str:
+    """--text-a or --text-b for one pair: a folder of <name>.txt, a .txt, or the text itself."""
+    path = Path(text)
+    if len(text) < 256 and path.is_dir():
+        path = path / f"{name}.txt"
+    elif path.suffix != ".txt":
+        return text
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text {path}") from error
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,294 @@
+"""Train a fusion network.
+
+    python train.py --config configs/film_ivf.yaml
+    python train.py --config configs/film_ivf.yaml train.lr=1e-4 train.batch_size=8
+    python train.py --config configs/film_ivf.yaml train.resume=exp/<run>/model/last.pth
+    torchrun --nproc_per_node=2 train.py --config configs/film_ivf.yaml
+
+A run writes exp/<time>_<name>/: code/ (this script, the network's file, git commit and diff), model/
+(last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
+TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over all
+processes, so the number of processes does not change the training.
+"""
+
+import inspect
+import json
+import logging
+import math
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from net import build_model
+from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from utils import distributed
+from utils.config import Config, parse_args, pick_device
+from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
+from utils.errors import InputError, run
+from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit
+from utils.images import side_by_side, to_8bit, write_image
+from utils.loss import FusionLoss
+from utils.metrics import LOWER_IS_BETTER
+
+log = logging.getLogger("train")
+
+
+def main() -> None:
+    config, _ = parse_args(__doc__)
+    train = config.train
+    rank, world, device = distributed.start(pick_device(config.device))
+    main_process = rank == 0
+    torch.manual_seed(config.seed + rank)
+    check_metrics([train.best, *config.test.metrics])
+
+    # data: every random draw depends on seed, epoch and sample alone, not on the process or worker
+    if not config.data.train:
+        raise InputError("data.train names no set; give e.g. data.train=[MSRS_train]")
+    dataset = PairDataset(
+        [h5_path(config.data.h5, name) for name in config.data.train], train.crop, train.augment, config.seed
+    )
+    if train.batch_size % world or len(dataset) < train.batch_size:
+        raise InputError(
+            f"train.batch_size={train.batch_size} must be a multiple of the {world} processes "
+            f"and at most the {len(dataset)} training pairs"
+        )
+    sampler = DistributedSampler(dataset, world, rank, shuffle=True, seed=config.seed, drop_last=True)
+    loader = DataLoader(
+        dataset,
+        batch_size=train.batch_size // world,
+        sampler=sampler,
+        num_workers=train.num_workers,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+    )
+    val_set = None
+    if config.data.val:
+        val_set = PairDataset([h5_path(config.data.h5, name) for name in config.data.val])
+
+    # network, loss, optimiser
+    model = build_model(**config.net).to(device)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"net.name '{config.net['name']}' has no weights to train")
+    check_text(model, dataset)
+    criterion = build_loss(config.loss).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, train.lr_step, train.lr_gamma)
+    first_epoch, step, best = 0, 0, None
+    text = {
+        "encoder": config.text.encoder,
+        "path": config.text.path,
+        "name": text_encoder_of(dataset),
+        "dim": dataset.text_dim,
+        "default": default_text(dataset),
+    }
+
+    # go on where a checkpoint stopped
+    if train.resume:
+        checkpoint = read_checkpoint(train.resume)
+        if "optimizer" not in checkpoint:
+            raise InputError(f"{train.resume} holds weights only; train.resume needs a checkpoint of train.py")
+        load_weights(model, checkpoint["model"], train.resume)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        first_epoch, step, best = checkpoint["epoch"], checkpoint["step"], checkpoint["best"]
+        torch.set_rng_state(checkpoint["rng"][rank % len(checkpoint["rng"])])
+        if first_epoch >= train.epochs:
+            raise InputError(f"{train.resume} has {first_epoch} epochs already; raise train.epochs")
+
+    net = DistributedDataParallel(model) if world > 1 else model
+    folder = open_run_folder(config, model, first_epoch) if main_process else None
+    writer = SummaryWriter(folder, purge_step=step) if main_process else None
+    log.info(
+        f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
+        f"{config.precision}; {len(dataset)} pairs, {train.batch_size} a step "
+        f"({train.batch_size // world} x {world} processes), {len(loader)} steps an epoch, {train.epochs} epochs"
+    )
+
+    started = time.monotonic()
+    for epoch in range(first_epoch + 1, train.epochs + 1):
+        sampler.set_epoch(epoch)
+        dataset.set_epoch(epoch)
+        net.train()
+        pending, window = [], time.monotonic()  # what has not been logged yet
+        bar = tqdm(loader, desc=f"epoch {epoch}/{train.epochs}", unit="step", disable=not main_process)
+        for i, batch in enumerate(bar):
+            fused = fuse(net, batch, device, config.precision)
+            image_a, image_b = batch["image_a"].to(device), batch["image_b"].to(device)
+            terms = criterion(fused, image_a, image_b)
+            optimizer.zero_grad(set_to_none=True)
+            terms["total"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
+            optimizer.step()
+            step += 1
+
+            values = torch.stack([*terms.values(), norm]).detach()
+            pending.append((step, batch["name"], values))
+            if main_process and i < train.pictures:
+                save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}", batch, fused)
+            if len(pending) == train.log_every or i + 1 == len(loader):  # the only place that waits for the device
+                means = log_values(pending, [*terms, "grad_norm"])
+                seconds, window = time.monotonic() - window, time.monotonic()
+                pairs = train.batch_size * len(pending) / seconds
+                progress = (epoch - first_epoch - 1 + (i + 1) / len(loader)) / (train.epochs - first_epoch)
+                left = (time.monotonic() - started) * (1 / progress - 1)
+                pending = []
+                if main_process:
+                    lr = optimizer.param_groups[0]["lr"]
+                    record = {"epoch": epoch, "step": step, **means, "lr": lr, "pairs_per_s": pairs}
+                    write_record(folder, writer, step, "train", record)
+                    bar.set_postfix_str(
+                        f"loss {means['total']:.4f}, lr {lr:.1e}, {pairs:.1f} pairs/s, {tqdm.format_interval(left)} left"
+                    )
+        scheduler.step()
+
+        # validation on whole images, shared by the processes
+        scores = {}
+        if val_set and (epoch % train.val_every == 0 or epoch == train.epochs):
+            metrics = list(dict.fromkeys([train.best, *config.test.metrics]))
+            scores = validate(model, val_set, metrics, config, device, (rank, world))
+        better = bool(scores) and is_better(scores[train.best], best, train.best)
+        if better:
+            best = scores[train.best]
+
+        rng = distributed.gather(torch.get_rng_state())
+        if main_process:
+            if scores:
+                write_record(folder, writer, step, "val", {"epoch": epoch, "step": step, **scores})
+                log.info(f"epoch {epoch}: " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+            checkpoint = {
+                "net": model.config,
+                "model": model.state_dict(),
+                "text": text,
+                "config": config.as_dict(),
+                "commit": git("rev-parse", "HEAD"),
+                "epoch": epoch,
+                "step": step,
+                "best": best,
+                "scores": scores,
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "rng": rng,
+            }
+            kept = [f"epoch_{epoch}.pth"] if epoch % train.save_every == 0 else []
+            for name in ["last.pth", *kept, *(["best.pth"] if better else [])]:
+                save_checkpoint(folder / "model" / name, checkpoint)
+
+    if main_process:
+        writer.close()
+        log.info(f"trained in {time.monotonic() - started:.0f} s; weights in {folder / 'model'}")
+    distributed.stop()
+
+
+def build_loss(options: dict) -> FusionLoss:
+    """The loss of the config; InputError for an option it does not have."""
+    known = inspect.signature(FusionLoss).parameters
+    for key, value in options.items():
+        if key not in known or not isinstance(value, (int, float)):
+            raise InputError(f"loss.{key}={value} is not an option with a number; known: {', '.join(known)}")
+    return FusionLoss(**options)
+
+
+def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) -> Path:
+    """A new run folder, or that of the checkpoint to resume; what is needed to repeat the run goes in."""
+    if config.train.resume and Path(config.train.resume).parent.name == "model":
+        folder = Path(config.train.resume).parent.parent
+        drop_records_after(folder / "metrics.jsonl", first_epoch)
+    else:
+        folder = Path(config.train.exp) / f"{time.strftime('%Y%m%d-%H%M%S')}_{config.name}"
+        folder.mkdir(parents=True)
+    for name in ("code", "model", "pic_fusion"):
+        (folder / name).mkdir(exist_ok=True)
+    for source in (__file__, inspect.getsourcefile(type(model))):
+        shutil.copy(source, folder / "code")
+    (folder / "code" / "git.txt").write_text(f"{git('rev-parse', 'HEAD')}\n\n{git('diff', 'HEAD')}\n")
+    settings = config.as_dict()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    settings["parameters"] = sum(p.numel() for p in model.parameters())
+    (folder / "param.json").write_text(json.dumps(settings, indent=1))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.FileHandler(folder / "log.txt"), logging.StreamHandler()],
+    )
+    return folder
+
+
+def drop_records_after(path: Path, epoch: int) -> None:
+    """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines(True) if json.loads(line)["epoch"] <= epoch]
+        path.write_text("".join(lines))
+
+
+def git(*command: str) -> str:
+    """What git says of the folder of this script; a note where there is no repository."""
+    try:
+        call = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "git is not installed"
+    return call.stdout.strip() if call.returncode == 0 else "not in a git repository"
+
+
+def log_values(pending: list[tuple], keys: list[str]) -> dict[str, float]:
+    """Means over the steps since the last log line and over all ranks.
+
+    Raises:
+        InputError: a loss or gradient that is not finite, on any rank; names the first such step.
+    """
+    values = torch.stack([v for _, _, v in pending]).float()
+    bad = [(step, names) for (step, names, _), row in zip(pending, values.tolist()) if not all(map(math.isfinite, row))]
+    found = [(step, name) for of_rank in distributed.gather(bad[:1]) for step, names in of_rank for name in names]
+    if found:
+        first = min(step for step, _ in found)
+        names = ", ".join(name for step, name in found if step == first)
+        raise InputError(
+            f"the loss is not finite at step {first}, samples {names}; training stopped, the last checkpoint is "
+            "as it was. Look at these samples, lower train.lr or set train.clip_grad"
+        )
+    return dict(zip(keys, distributed.mean(values.mean(dim=0)).tolist()))
+
+
+def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, record: dict) -> None:
+    """One line in metrics.jsonl, and the same to TensorBoard."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"kind": kind, **record}) + "\n")
+    for key, value in record.items():
+        if key not in ("epoch", "step"):
+            writer.add_scalar(f"{kind}/{key}", value, step)
+
+
+def save_pictures(folder: Path, batch: dict, fused: torch.Tensor) -> None:
+    """A | B | fused of every pair of a batch."""
+    for name, *images in zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().cpu()):
+        row = side_by_side([to_8bit(image[0].numpy(), "clamp") for image in images], ["A", "B", "fused"])
+        write_image(folder / f"{name}.png", row)
+
+
+def validate(model, dataset: PairDataset, metrics: list[str], config: Config, device, share: tuple) -> dict[str, float]:
+    """Mean metrics over a set of whole images, 8 bit by test.stretch."""
+    model.eval()
+    evaluator = Evaluator(metrics, device)
+    for batch, (fused,) in fuse_set([model], dataset, device, config.precision, config.train.num_workers, share):
+        evaluator.add(batch["name"][0], to_8bit(fused, config.test.stretch), *sources_8bit(batch))
+    results = {name: row for part in distributed.gather(evaluator.results()) for name, row in part.items()}
+    return average(results)[0]
+
+
+def is_better(score: float, best: float | None, metric: str) -> bool:
+    """True if a validation score beats the best so far."""
+    if best is None or math.isnan(score):
+        return best is None
+    return score < best if metric in LOWER_IS_BETTER else score > best
+
+
+if __name__ == "__main__":
+    run(main)

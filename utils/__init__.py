@@ -1,0 +1,1 @@
+"""Data, text features, losses, metrics and the small tools that the scripts share."""

@@ -1,0 +1,270 @@
+"""The configuration: defaults below, then a YAML file, then `key=value` from the command line.
+
+Keys are written with dots (`train.lr=1e-4`). Unknown keys and wrong types are refused with the nearest
+valid key. Every scripts' option lives here; configs/*.yaml differ from these defaults only where they
+say so.
+"""
+
+import argparse
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from utils.errors import InputError, nearest
+
+
+@dataclass
+class Data:
+    """Which images. A set is named <dataset>_<split> and lives in <h5>/<dataset>_<split>.h5."""
+
+    root: str = "VLFDataset"  # folder with Image/, Text/ and TextFeature/
+    h5: str = "VLFDataset_h5"  # folder of the H5 files that data_process.py writes
+    datasets: str = "configs/datasets.yaml"  # the table of datasets; add a row for one of your own
+    train: list[str] = field(default_factory=list)  # sets to train on, e.g. [MSRS_train]
+    val: list[str] = field(default_factory=list)  # sets to validate on, whole images
+    test: list[str] = field(default_factory=list)  # sets to test on, whole images
+    resize: list[int] | None = None  # training sets: (H, W) in pixels, portrait images transposed
+    patch_size: int | None = None  # training sets: cut into squares of this side, pixels
+    stride: int | None = None  # step between patches, pixels; patch_size if not given
+
+
+@dataclass
+class Text:
+    """Which frozen encoder turns paragraphs into features where TextFeature/ has none."""
+
+    encoder: str = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
+    path: str | None = None  # hub name or local folder; None: the encoder's default
+    recompute: bool = False  # encode Text/ even where TextFeature/ has features
+    batch_size: int = 32  # paragraphs at a time
+
+
+@dataclass
+class Train:
+    """Recipe. The defaults are the paper's (section 4.1)."""
+
+    epochs: int = 150
+    batch_size: int = 2  # pairs per step, over all processes
+    lr: float = 1e-5  # Adam
+    lr_step: int = 50  # epochs between two drops of the learning rate
+    lr_gamma: float = 0.6  # factor of a drop
+    clip_grad: float | None = None  # largest norm of the gradient
+    crop: int | None = None  # side of a random square crop, pixels; None: whole images
+    augment: bool = False  # flips and 90-degree rotations (of crops or square images)
+    num_workers: int = 2
+    log_every: int = 10  # steps between two log lines
+    val_every: int = 10  # epochs between two validations
+    save_every: int = 10  # epochs between two checkpoints that are kept; last and best always are
+    best: str = "Qabf"  # validation metric that chooses best.pth
+    pictures: int = 2  # batches of an epoch drawn to pic_fusion/
+    exp: str = "exp"  # folder of the run folders
+    resume: str | None = None  # a checkpoint of train.py to go on from, in its run folder
+
+
+@dataclass
+class Test:
+    """How fused images become 8 bit, and where they go."""
+
+    stretch: str = "minmax"  # minmax: the published per-image stretch, truncated; clamp: clamp and round
+    metrics: list[str] = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
+    output: str = "test_output"
+    num_workers: int = 2
+
+
+@dataclass
+class Config:
+    """Everything a script needs to know."""
+
+    name: str = "film"  # names the run folder
+    seed: int = 0
+    device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
+    precision: str = "fp32"  # fp32 or bf16 (autocast)
+    ckpt: str | None = None  # weights to test; the newest file where it has a * in it
+    net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
+    loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    train: Train = field(default_factory=Train)
+    test: Test = field(default_factory=Test)
+
+    def as_dict(self) -> dict:
+        """Plain nested dict, for YAML, JSON and checkpoints."""
+        return asdict(self)
+
+
+CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
+POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
+POSITIVE += ["train.lr_step", "train.lr_gamma", "train.clip_grad", "train.crop", "train.log_every"]
+POSITIVE += ["train.val_every", "train.save_every"]
+NOT_NEGATIVE = ["seed", "train.num_workers", "test.num_workers", "train.pictures"]
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: `key=value` with dotted keys; values are written as in YAML.
+
+    Raises:
+        InputError: missing or broken file, unknown key, wrong type, unknown choice.
+    """
+    config = Config()
+    if path is not None:
+        _update(config, read_yaml(path), "", str(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"'{override}' is not of the form key=value, e.g. train.lr=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _update(config, value, "", "the command line")
+    _check(config)
+    return config
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A YAML file as a dict; InputError if it is missing, broken or no mapping."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the file {path} ({getattr(error, 'strerror', 'not text')})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold `key: value` lines")
+    return content
+
+
+def _update(target: Any, values: Any, prefix: str, source: str) -> None:
+    """Set the fields of a dataclass from a dict, checking names and types."""
+    if not isinstance(values, dict):
+        raise InputError(f"{prefix.rstrip('.')} in {source} must hold keys of its own, not {values!r}")
+    hints = get_type_hints(type(target))
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise InputError(f"unknown key '{name}' in {source}; {nearest(name, _all_keys())}")
+        current = getattr(target, key)
+        if is_dataclass(current):
+            _update(current, value, f"{name}.", source)
+        elif isinstance(current, dict):  # options of a network or a loss: checked where they are used
+            if not isinstance(value, dict):
+                raise InputError(f"{name} in {source} must hold keys of its own, not {value!r}")
+            if "name" in value and value["name"] != current.get("name"):
+                current = {}  # options of another network mean nothing here
+            setattr(target, key, current | {k: _number(v) for k, v in value.items()})
+        else:
+            setattr(target, key, _convert(value, hints[key], name, source))
+
+
+def _number(value: Any) -> Any:
+    """PyYAML reads 1e-4 as a string; every other number it reads right."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
+    """`value` as `kind`, one of bool, int, float, str, list[...] and their unions with None."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(value, options[0], name, source)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_convert(item, options[0], name, source) for item in value]
+    if kind is float:
+        value = _number(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)  # a folder or run may be called 7
+    elif type(value) is kind:
+        return value
+    wanted = f"a list of {options[0].__name__}" if origin is list else kind.__name__
+    raise InputError(f"{name} in {source} must be {wanted}, not {value!r}")
+
+
+def _all_keys(kind: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the configuration."""
+    hints = get_type_hints(kind)
+    keys = []
+    for f in fields(kind):
+        nested = is_dataclass(hints[f.name])
+        keys += _all_keys(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
+    return keys
+
+
+def _check(config: Config) -> None:
+    """Values that have the right type and still make no sense."""
+
+    def value(key: str) -> Any:
+        return reduce(getattr, key.split("."), config)
+
+    for key, choices in CHOICES.items():
+        if value(key) not in choices:
+            raise InputError(f"{key} must be one of {', '.join(choices)}, not '{value(key)}'")
+    for key in POSITIVE:
+        if value(key) is not None and not value(key) > 0:
+            raise InputError(f"{key} must be above 0, not {value(key)}")
+    for key in NOT_NEGATIVE:
+        if value(key) < 0:
+            raise InputError(f"{key} must be 0 or more, not {value(key)}")
+    resize = config.data.resize
+    if resize is not None and (len(resize) != 2 or min(resize) < 16):
+        raise InputError(f"data.resize must be [height, width], 16 pixels or more, not {resize}")
+
+
+def parse_args(
+    doc: str, words: str | None = None, arguments: dict[str, dict] | None = None, default: str | None = None
+) -> tuple[Config, argparse.Namespace]:
+    """The command line of a script: `--config FILE`, key=value, and what the script adds.
+
+    Args:
+        doc: the script's docstring, shown by --help.
+        words: help for plain words without "="; None refuses them.
+        arguments: further options, {"--flag": keywords of argparse's add_argument}.
+        default: the config where none is given; None requires one.
+
+    Returns:
+        The configuration, and the parsed arguments, `words` among them.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE", default=default, required=default is None, help="YAML file")
+    for flag, keywords in (arguments or {}).items():
+        parser.add_argument(flag, **keywords)
+    parser.add_argument("rest", nargs="*", metavar="key=value", help=words or "keys of the config, e.g. seed=1")
+    args = parser.parse_intermixed_args()
+    args.words = [word for word in args.rest if "=" not in word]
+    if args.words and words is None:
+        raise InputError(f"'{args.words[0]}' is not of the form key=value, e.g. train.lr=1e-4")
+    return load_config(args.config, [word for word in args.rest if "=" in word]), args
+
+
+def pick_device(device: str) -> "torch.device":
+    """The torch device of `device`; "auto" is the GPU if there is one.
+
+    Raises:
+        InputError: a device that is not here.
+    """
+    import torch  # seconds to import, and the config alone does not need it
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{device}' is not to be had here; use device=cpu or device=auto") from error
+    return torch.device(device)

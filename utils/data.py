@@ -1,0 +1,187 @@
+"""Image pairs and text from H5 files, as a PyTorch dataset.
+
+Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim)
+and chroma (2, H, W), with one dataset a sample name. Ours stores images in their own depth (8 bit as
+a rule) and chroma where a source has colour; attributes record where it all came from. A published
+file (floats in [0, 1], text (1, L, dim), no chroma, no attributes) opens as well.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.errors import InputError
+from utils.images import NEUTRAL, as_unit
+from utils.text import check_feature
+
+
+def h5_path(folder: str | Path, name: str) -> Path:
+    """Where the set <dataset>_<split> lies."""
+    return Path(folder) / f"{name}.h5"
+
+
+def open_h5(path: str | Path) -> h5py.File:
+    """Open an H5 file of pairs for reading; InputError if it is missing, damaged or holds no pairs."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no {path}; make it with: python data_process.py --config ... {Path(path).stem}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
+    missing = [group for group in ("imageA", "imageB", "text") if group not in file]
+    if missing or not len(file["imageA"]):
+        file.close()
+        raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
+    return file
+
+
+class PairDataset(Dataset):
+    """Registered pairs with their text, from one or more H5 files.
+
+    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], text (L, dim)
+    float32, and with `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour.
+
+    Args:
+        paths: H5 files.
+        crop: side in pixels of a random square; None keeps whole images.
+        augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
+        seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
+        chroma: return chroma too.
+
+    Raises:
+        InputError: missing or damaged file, image smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        crop: int | None = None,
+        augment: bool = False,
+        seed: int = 0,
+        chroma: bool = False,
+    ):
+        self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
+        self.samples: list[tuple[str, str]] = []  # (file, name), names listed once
+        self.text_dim = 0
+        for path in map(str, paths):
+            with open_h5(path) as file:
+                names = sorted(file["imageA"])
+                dim = file["text"][names[0]].shape[-1]
+            if self.text_dim not in (0, dim):
+                raise InputError(f"{path} has text {dim} wide, the sets before it {self.text_dim}")
+            self.text_dim = dim
+            self.samples += [(path, name) for name in names]
+        self._files: dict[str, h5py.File] = {}
+        self._owner = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """New random draws; call it before a DataLoader starts its workers."""
+        self.epoch = epoch
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}, "_owner": None}  # open files stay with their process
+
+    def _open(self, path: str) -> h5py.File:
+        """The file, opened once per process: HDF5 handles do not survive a fork."""
+        if self._owner != os.getpid():
+            self._files, self._owner = {}, os.getpid()
+        if path not in self._files:
+            self._files[path] = open_h5(path)
+        return self._files[path]
+
+    def __getitem__(self, index: int) -> dict:
+        path, name = self.samples[index]
+        try:
+            return self._read(self._open(path), name, np.random.default_rng((self.seed, self.epoch, index)))
+        except InputError:
+            raise
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
+
+    def _read(self, file: h5py.File, name: str, rng: np.random.Generator) -> dict:
+        sources = [file["imageA"][name], file["imageB"][name]]
+        h, w = sources[0].shape[-2:]
+        if sources[1].shape[-2:] != (h, w):
+            raise ValueError(f"unequal sizes {(h, w)} and {sources[1].shape[-2:]}")
+        top, left, height, width = 0, 0, h, w
+        if self.crop:
+            if min(h, w) < self.crop:
+                raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
+            top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
+            height = width = self.crop
+        window = np.s_[..., top : top + height, left : left + width]
+        maps = [as_unit(source[window]) for source in sources]
+        if self.augment:
+            flip_y, flip_x = rng.integers(2, size=2)
+            turns = rng.integers(4) if height == width else 0
+            maps = [np.rot90(m[..., :: 1 - 2 * flip_y, :: 1 - 2 * flip_x], turns, (-2, -1)) for m in maps]
+        sample = {
+            "name": name,
+            "image_a": torch.from_numpy(maps[0].copy()),
+            "image_b": torch.from_numpy(maps[1].copy()),
+            "text": torch.from_numpy(check_feature(file["text"][name][()])).float(),
+        }
+        if self.chroma:
+            stored = file["chroma"][name][window] if name in file.get("chroma", ()) else None
+            sample["chroma"] = torch.full((2, height, width), NEUTRAL, dtype=torch.uint8)
+            if stored is not None:
+                sample["chroma"] = torch.from_numpy(stored)
+        return sample
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples -> a batch: images stacked (N, 1, H, W), texts padded to (N, L, dim) with text_mask (N, L).
+
+    Raises:
+        InputError: images of different sizes.
+    """
+    sizes = {tuple(sample["image_a"].shape[-2:]) for sample in samples}
+    if len(sizes) > 1:
+        raise InputError(
+            f"images of different sizes {sorted(sizes)} cannot share a batch; set train.crop, "
+            "data.resize or train.batch_size=1"
+        )
+    batch = {
+        key: [sample[key] for sample in samples] if key == "name" else torch.stack([s[key] for s in samples])
+        for key in samples[0]
+        if key != "text"
+    }
+    batch["text"], batch["text_mask"] = pad_texts([sample["text"] for sample in samples])
+    return batch
+
+
+def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Texts of different lengths (L_i, dim) -> padded (N, L, dim) and mask (N, L), True where a token is."""
+    lengths = torch.tensor([len(text) for text in texts])
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def text_encoder_of(dataset: PairDataset) -> str:
+    """The text encoder recorded in the first H5 file; empty for a published file, which records none."""
+    with open_h5(dataset.samples[0][0]) as file:
+        return str(file.attrs.get("text_encoder", ""))
+
+
+def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
+    """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
+
+    A real feature of a real pair, so that a network sees what it was trained on. At most `look_at`
+    samples, evenly spaced, are compared by their mean token.
+    """
+    features = []
+    for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int):
+        path, name = dataset.samples[index]
+        with open_h5(path) as file:
+            features.append(torch.from_numpy(check_feature(file["text"][name][()])).float())
+    means = torch.stack([feature.mean(dim=0) for feature in features])
+    return features[(means - means.mean(dim=0)).norm(dim=1).argmin()].clone()

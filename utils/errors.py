@@ -1,0 +1,34 @@
+"""A user's mistake ends in one clear sentence and a non-zero exit, never in a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message says what, where, and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to say of an unknown name: the nearest known one, or all of them.
+
+    Args:
+        word: what the user wrote.
+        known: the names that would have been right.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main; print the sentence of an InputError or OSError and exit with 1."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {error.strerror or error}{where}; what was there before is untouched.")
+    except KeyboardInterrupt:
+        sys.exit("interrupted.")

@@ -1,0 +1,113 @@
+"""From a network and a set of pairs to fused 8-bit images and their metrics."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from utils.data import PairDataset, collate
+from utils.errors import InputError, nearest
+from utils.images import to_8bit
+from utils.metrics import METRICS
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """InputError if a name is not in METRICS."""
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
+
+
+def check_text(model: nn.Module, dataset: PairDataset) -> None:
+    """InputError if the network takes text of another width than the set has."""
+    wanted = model.config.get("text_dim", dataset.text_dim)
+    if wanted != dataset.text_dim:
+        raise InputError(
+            f"{dataset.samples[0][0]} has text {dataset.text_dim} wide and the network takes {wanted} (net.text_dim); "
+            "make the H5 with the text encoder the network is for, or change net.text_dim and train"
+        )
+
+
+def fuse(model: nn.Module, batch: dict, device: torch.device, precision: str = "fp32") -> Tensor:
+    """Run a network on a batch of `collate`: fused images (N, 1, H, W), float32 in [0, 1], on `device`."""
+    inputs = [batch[key].to(device, non_blocking=True) for key in ("image_a", "image_b", "text", "text_mask")]
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(*inputs).float()
+
+
+class Evaluator:
+    """Metrics of 8-bit images, computed in float64 in batches of one size.
+
+    Args:
+        metrics: names in METRICS.
+        device: where to compute.
+        batch_size: images of one size to wait for.
+    """
+
+    def __init__(self, metrics: list[str], device: torch.device, batch_size: int = 8):
+        check_metrics(metrics)
+        self.metrics, self.device, self.batch_size = metrics, device, batch_size
+        self._waiting: dict[tuple[int, int], list] = {}
+        self._results: dict[str, dict[str, float]] = {}
+
+    def add(self, name: str, fused: np.ndarray, image_a: np.ndarray, image_b: np.ndarray) -> None:
+        """One image: (H, W) uint8 each."""
+        self._results[name] = {}  # keeps the order of the calls
+        waiting = self._waiting.setdefault(fused.shape, [])
+        waiting.append((name, fused, image_a, image_b))
+        if len(waiting) == self.batch_size:
+            self._compute(self._waiting.pop(fused.shape))
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """{image name: {metric: value}} of all images so far."""
+        while self._waiting:
+            self._compute(self._waiting.popitem()[1])
+        return self._results
+
+    @torch.inference_mode()
+    def _compute(self, images: list) -> None:
+        names, *stacks = zip(*images)
+        tensors = [torch.from_numpy(np.stack(stack)[:, None]).to(self.device).double() for stack in stacks]
+        values = torch.stack([METRICS[metric](*tensors) for metric in self.metrics], dim=1).tolist()
+        for name, row in zip(names, values):
+            self._results[name] = dict(zip(self.metrics, row))
+
+
+def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Means over the images that have a value, and by metric the names of those left out (NaN or inf)."""
+    means, left_out = {}, {}
+    for metric in next(iter(results.values())):
+        values = {name: row[metric] for name, row in results.items()}
+        finite = [value for value in values.values() if math.isfinite(value)]
+        means[metric] = sum(finite) / len(finite) if finite else math.nan
+        if len(finite) < len(values):
+            left_out[metric] = [name for name, value in values.items() if not math.isfinite(value)]
+    return means, left_out
+
+
+def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Both sources of a batch of one pair as (H, W) uint8, as the metrics take them."""
+    return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))
+
+
+@torch.inference_mode()
+def fuse_set(
+    models: list[nn.Module],
+    dataset: PairDataset,
+    device: torch.device,
+    precision: str = "fp32",
+    num_workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[dict, list[np.ndarray]]]:
+    """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
+
+    `share` = (rank, ranks) takes every ranks-th pair, for several processes.
+    """
+    for model in models:
+        check_text(model, dataset)
+    part = Subset(dataset, range(share[0], len(dataset), share[1]))
+    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
+        yield batch, [fuse(model, batch, device, precision)[0, 0].cpu().numpy() for model in models]

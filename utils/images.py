@@ -1,0 +1,144 @@
+"""Images on disk: reading as gray and colour, the step to 8 bit, writing."""
+
+import io
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils.errors import InputError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".exr", ".hdr", ".jp2"}
+NEUTRAL = 128  # chroma of a gray pixel
+
+
+def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an image of any common format and bit depth.
+
+    Gray is OpenCV's BGR to gray on float32, rounded, as the published metrics read images. An alpha
+    channel is dropped and an EXIF rotation applied.
+
+    Returns:
+        gray: (H, W), uint8 or uint16 as the file, float32 in [0, 1] for a float file.
+        chroma: (2, H, W) uint8, Cr and Cb around 128; None for an image without colour.
+
+    Raises:
+        InputError: missing, unreadable or truncated file, NaN, or floats outside [0, 1].
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
+    try:  # OpenCV fills up a truncated file with gray and says nothing; Pillow refuses it
+        Image.open(io.BytesIO(data)).load()
+    except UnidentifiedImageError:
+        pass  # not one of Pillow's formats
+    except Exception as error:  # its decoders raise many kinds
+        raise InputError(f"{path} is truncated or damaged ({error})") from error
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        image = None
+    if image is None or image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"{path} is not an image that can be read")
+    if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(f"{path} holds floats outside [0, 1] or NaN; scale it to [0, 1] or save it as 16 bit")
+    if image.ndim == 2:
+        return image, None
+    gray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_BGR2GRAY)
+    if image.dtype != np.float32:
+        gray = gray.round().astype(image.dtype)
+    if (image == image[..., :1]).all():
+        return gray, None
+    scale = {np.uint8: 1, np.uint16: 1 / 257, np.float32: 255}[image.dtype.type]
+    ycrcb = cv2.cvtColor((image * scale).round().astype(np.uint8), cv2.COLOR_BGR2YCrCb)
+    return gray, ycrcb[..., 1:].transpose(2, 0, 1)
+
+
+def list_images(folder: Path) -> dict[str, list[Path]]:
+    """Image files of a folder by their names without extension; empty if there is no such folder."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in EXTENSIONS:
+            files.setdefault(path.stem, []).append(path)
+    return files
+
+
+def merge_chroma(sources: list[np.ndarray | None]) -> np.ndarray | None:
+    """One chroma (2, H, W) uint8 from those of several sources; None if none has colour.
+
+    Each source counts by how far it is from gray at a pixel (the rule of U2Fusion and others), so a
+    single coloured source keeps its own.
+    """
+    colored = [chroma.astype(np.float32) - NEUTRAL for chroma in sources if chroma is not None]
+    if not colored:
+        return None
+    weights = [np.abs(chroma) for chroma in colored]
+    total = sum(weights)
+    mixed = sum(w * c for w, c in zip(weights, colored)) / np.maximum(total, 1e-6)
+    return (mixed + NEUTRAL).round().astype(np.uint8)
+
+
+def as_unit(image: np.ndarray) -> np.ndarray:
+    """Pixels as float32 in [0, 1], by the range of their own depth; floats are taken to be in it already."""
+    if np.issubdtype(image.dtype, np.integer):
+        return image.astype(np.float32) / np.iinfo(image.dtype).max
+    return image.astype(np.float32)
+
+
+def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
+    """A fused image in [0, 1] as uint8.
+
+    Args:
+        fused: (H, W) float.
+        stretch: "minmax", the published way: the image's own range is stretched to 0..255 and
+            truncated, which moves EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round.
+            A constant image has no range and is always clamped.
+    """
+    low, high = fused.min(), fused.max()
+    if stretch == "minmax" and high > low:
+        return ((fused - low) / (high - low) * 255).astype(np.uint8)
+    return (fused.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:
+    """Gray (H, W) uint8 as luma and chroma (2, H, W) uint8 or None -> BGR (H, W, 3) uint8."""
+    if chroma is None:
+        return cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+    return cv2.cvtColor(np.dstack([gray, *chroma]), cv2.COLOR_YCrCb2BGR)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write (H, W) gray or (H, W, 3) BGR by the extension of `path`; a temporary name first, then renamed.
+
+    Raises:
+        InputError: an extension that no image format has.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in EXTENSIONS:
+        raise InputError(f"cannot write an image named {path}; give it an extension such as .png")
+    data = cv2.imencode(path.suffix, image)[1].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
+    """Images of one size, gray or BGR uint8, in a row with a white gap: BGR uint8. Labels stand above each."""
+    row = []
+    for i, image in enumerate(images):
+        image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        if labels:
+            scale = min(0.5, image.shape[1] / 260)
+            image = cv2.copyMakeBorder(image, 22, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+            place, font = (2, 16), cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(image, labels[i], place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        row.append(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
+    return np.hstack(row)
