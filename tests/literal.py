@@ -1,0 +1,245 @@
+"""Slow literal forms, kept as oracles: what the formulas say, before any rewriting.
+
+LiteralFILM carries the published names, so the published state dict loads into it as it is.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.signal import convolve2d
+from torch import Tensor, nn
+
+# --- FILM ---------------------------------------------------------------------------------------
+
+
+class WithBiasLayerNorm(nn.Module):
+    """Layer normalisation over channels by mean and variance of (N, HW, C)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.body = nn.Module()
+        self.body.weight = nn.Parameter(torch.ones(dim))
+        self.body.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        x = (x - mean) / torch.sqrt(variance + 1e-5) * self.body.weight + self.body.bias
+        return x.transpose(1, 2).reshape(n, c, h, w)
+
+
+class Restormer(nn.Module):
+    def __init__(self, dim: int, heads: int = 8, expansion: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = WithBiasLayerNorm(dim), WithBiasLayerNorm(dim)
+        self.attn, self.ffn = nn.Module(), nn.Module()
+        self.attn.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.attn.qkv = nn.Conv2d(dim, dim * 3, 1, bias=False)
+        self.attn.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=False)
+        self.attn.project_out = nn.Conv2d(dim, dim, 1, bias=False)
+        hidden = dim * expansion
+        self.ffn.project_in = nn.Conv2d(dim, hidden * 2, 1, bias=False)
+        self.ffn.dwconv = nn.Conv2d(hidden * 2, hidden * 2, 3, padding=1, groups=hidden * 2, bias=False)
+        self.ffn.project_out = nn.Conv2d(hidden, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        q, k, v = self.attn.qkv_dwconv(self.attn.qkv(self.norm1(x))).chunk(3, dim=1)
+        q, k, v = (t.reshape(n, self.heads, c // self.heads, h * w) for t in (q, k, v))
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        attention = (q @ k.transpose(-2, -1) * self.attn.temperature).softmax(dim=-1)
+        x = x + self.attn.project_out((attention @ v).reshape(n, c, h, w))
+        a, b = self.ffn.dwconv(self.ffn.project_in(self.norm2(x))).chunk(2, dim=1)
+        return x + self.ffn.project_out(F.gelu(a) * b)
+
+
+class Stage(nn.Module):
+    """A and B written out under the published names."""
+
+    def __init__(self, in_channels: int, dim: int = 32, hidden: int = 256, grid=(288, 384)):
+        super().__init__()
+        self.grid, self.hidden = grid, hidden
+        for source, attention in (("A", "cross_attentionA1"), ("B", "cross_attentionA2")):
+            setattr(self, f"conv{source}1", nn.Conv2d(in_channels, dim, 3, padding=1, bias=False))
+            setattr(self, f"prelu{source}1", nn.PReLU())
+            setattr(self, f"conv{source}2", nn.Conv2d(dim, dim, 1))
+            setattr(self, f"prelu{source}2", nn.PReLU())
+            setattr(self, f"conv{source}3", nn.Conv2d(2 * dim, dim, 1))
+            setattr(self, f"prelu{source}3", nn.PReLU())
+            setattr(self, f"restormer{source}1", Restormer(dim))
+            setattr(self, f"imagef2textf{source}1", nn.Module())
+            getattr(self, f"imagef2textf{source}1").conv = nn.Conv2d(dim, dim, 1)
+            setattr(self, attention, nn.Module())
+            getattr(self, attention).multihead_attn = nn.MultiheadAttention(hidden, 8, batch_first=True)
+
+    def one(self, x: Tensor, text: Tensor, source: str, attention: str) -> Tensor:
+        feature = getattr(self, f"restormer{source}1")(
+            getattr(self, f"prelu{source}1")(getattr(self, f"conv{source}1")(x))
+        )
+        grid = F.interpolate(getattr(self, f"imagef2textf{source}1").conv(feature), self.grid, mode="nearest")
+        tokens = grid.contiguous().view(len(x), -1, self.hidden)
+        out, _ = getattr(self, attention).multihead_attn(text, tokens, tokens)  # weights returned, unused
+        pooled = F.normalize(out.mean(dim=1, keepdim=True), p=1, dim=2)
+        gate = F.interpolate((tokens * pooled).view(grid.shape), feature.shape[-2:], mode="nearest")
+        guided = getattr(self, f"prelu{source}2")(getattr(self, f"conv{source}2")(gate)) + feature
+        both = torch.cat((feature, guided), 1)
+        return getattr(self, f"prelu{source}3")(getattr(self, f"conv{source}3")(both))
+
+    def forward(self, a: Tensor, b: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(a, text, "A", "cross_attentionA1"), self.one(b, text, "B", "cross_attentionA2")
+
+
+class LiteralFILM(nn.Module):
+    """The published network, value projection over all tokens and resizes that do nothing included."""
+
+    def __init__(self):
+        super().__init__()
+        self.text_process = nn.Module()
+        self.text_process.conv = nn.Conv1d(768, 256, 1)
+        self.restormerca1, self.restormerca2, self.restormerca3 = Stage(1), Stage(32), Stage(32)
+        self.restormer1, self.restormer2, self.restormer3 = Restormer(64), Restormer(32), Restormer(32)
+        self.conv1, self.conv2 = nn.Conv2d(64, 32, 1), nn.Conv2d(32, 1, 1)
+
+    def forward(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
+        text = self.text_process.conv(text.transpose(1, 2)).transpose(1, 2)
+        for stage in (self.restormerca1, self.restormerca2, self.restormerca3):
+            a, b = stage(a, b, text)
+        x = self.conv1(self.restormer1(torch.cat((a, b), 1)))
+        return torch.sigmoid(self.conv2(self.restormer3(self.restormer2(x))))
+
+
+# --- metrics, (H, W) float64 NumPy arrays in 0..255 -------------------------------------------------
+
+
+def entropy(f, a, b):
+    levels = np.rint(f).astype(np.uint8)
+    p = np.bincount(levels.ravel(), minlength=256) / levels.size
+    return -sum(q * math.log2(q) for q in p if q > 0)
+
+
+def standard_deviation(f, a, b):
+    return math.sqrt(((f - f.mean()) ** 2).mean())
+
+
+def spatial_frequency(f, a, b):
+    return math.sqrt(((f[:, 1:] - f[:, :-1]) ** 2).mean() + ((f[1:] - f[:-1]) ** 2).mean())
+
+
+def average_gradient(f, a, b):
+    gy, gx = np.gradient(f)
+    return np.sqrt((gx**2 + gy**2) / 2).mean()
+
+
+def mutual_information(f, a, b):
+    def information(x, y):
+        pairs, counts = np.unique(np.stack([x.ravel(), y.ravel()]), axis=1, return_counts=True)
+        px, py = (dict(zip(*np.unique(z, return_counts=True))) for z in (x, y))
+        n = x.size
+        return sum(c / n * math.log(c * n / (px[u] * py[v])) for (u, v), c in zip(pairs.T, counts))
+
+    return information(f, a) + information(f, b)
+
+
+def mean_squared_error(f, a, b):
+    return (((a - f) ** 2).mean() + ((b - f) ** 2).mean()) / 2
+
+
+def peak_signal_to_noise(f, a, b):
+    return 10 * math.log10(f.max() ** 2 / mean_squared_error(f, a, b))
+
+
+def correlation_coefficient(f, a, b):
+    return (np.corrcoef(a.ravel(), f.ravel())[0, 1] + np.corrcoef(b.ravel(), f.ravel())[0, 1]) / 2
+
+
+def sum_of_correlations_of_differences(f, a, b):
+    return np.corrcoef(a.ravel(), (f - b).ravel())[0, 1] + np.corrcoef(b.ravel(), (f - a).ravel())[0, 1]
+
+
+def vifp(reference, distorted):
+    numerator = denominator = 0.0
+    eps, noise = 1e-10, 2
+    for scale in range(1, 5):
+        size = 2 ** (4 - scale + 1) + 1
+        y, x = np.mgrid[:size, :size] - size // 2
+        window = np.exp(-(x**2 + y**2) / (2 * (size / 5) ** 2))
+        window /= window.sum()
+
+        def blur(image, window=window):
+            return convolve2d(image, window, mode="valid")
+
+        if scale > 1:
+            reference, distorted = blur(reference)[::2, ::2], blur(distorted)[::2, ::2]
+        mu1, mu2 = blur(reference), blur(distorted)
+        s1, s2 = blur(reference**2) - mu1**2, blur(distorted**2) - mu2**2
+        s12 = blur(reference * distorted) - mu1 * mu2
+        s1[s1 < 0] = 0
+        s2[s2 < 0] = 0
+        g = s12 / (s1 + eps)
+        sv = s2 - g * s12
+        g[s1 < eps] = 0
+        sv[s1 < eps] = s2[s1 < eps]
+        s1[s1 < eps] = 0
+        g[s2 < eps] = 0
+        sv[s2 < eps] = 0
+        sv[g < 0] = s2[g < 0]
+        g[g < 0] = 0
+        sv[sv <= eps] = eps
+        numerator += np.log10(1 + g**2 * s1 / (sv + noise)).sum()
+        denominator += np.log10(1 + s1 / noise).sum()
+    return numerator / denominator if denominator else 1.0
+
+
+def visual_information_fidelity(f, a, b):
+    return vifp(a, f) + vifp(b, f)
+
+
+def edge_preservation(f, a, b):
+    horizontal = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], float)
+    vertical = np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]], float)
+
+    def edges(image):
+        # convolve2d flips its kernel: flip it first
+        sx = convolve2d(image, horizontal[::-1, ::-1], mode="same")
+        sy = convolve2d(image, vertical[::-1, ::-1], mode="same")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.hypot(sx, sy), np.where(sx == 0, math.pi / 2, np.arctan(sy / sx))
+
+    gf, af = edges(f)
+    numerator = denominator = 0
+    for source in (a, b):
+        gs, angle = edges(source)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(gs > gf, gf / gs, np.where(gs == gf, gf, gs / gf))
+        alignment = 1 - np.abs(angle - af) / (math.pi / 2)
+        strength = 0.9994 / (1 + np.exp(-15 * (ratio - 0.5)))
+        orientation = 0.9879 / (1 + np.exp(-22 * (alignment - 0.8)))
+        numerator += (strength * orientation * gs).sum()
+        denominator += gs.sum()
+    return numerator / denominator
+
+
+def structural_similarity(f, a, b):
+    from skimage.metrics import structural_similarity as ssim
+
+    return ssim(f, a, data_range=255) + ssim(f, b, data_range=255)
+
+
+METRICS = {
+    "EN": entropy,
+    "SD": standard_deviation,
+    "SF": spatial_frequency,
+    "AG": average_gradient,
+    "VIFF": visual_information_fidelity,
+    "Qabf": edge_preservation,
+    "MI": mutual_information,
+    "MSE": mean_squared_error,
+    "CC": correlation_coefficient,
+    "PSNR": peak_signal_to_noise,
+    "SCD": sum_of_correlations_of_differences,
+    "SSIM": structural_similarity,
+}

@@ -1,0 +1,126 @@
+"""Metrics: the published evaluator's numbers, literal NumPy forms, and every edge the docstring defines."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests import literal
+from tests.bench import bench_metrics
+from utils.evaluate import average
+from utils.images import read_image
+from utils.metrics import LOWER_IS_BETTER, METRICS
+
+CASES = range(14)
+
+
+def picture(seed: int, h: int = 53, w: int = 61) -> np.ndarray:
+    """Something with edges, flat parts and texture, whole numbers in 0..255."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:h, :w]
+    image = 90 + 60 * np.sin(x / (5 + seed)) + 50 * ((y // 9 + x // 11) % 2) + rng.normal(0, 6, (h, w))
+    image[: h // 4, : w // 4] = 30
+    return image.clip(0, 255).round()
+
+
+def tensors(*images, dtype=torch.float64) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.asarray(image))[None, None].to(dtype) for image in images]
+
+
+@pytest.mark.parametrize("k", CASES)
+def test_published_evaluator(shared, k):
+    case = json.loads((shared / "reference" / "metrics_film.json").read_text())["cases"][k]
+    root = shared / "data" / "VLFDataset" / "Image" / case["dataset"]
+    a, b = (read_image(next((root / f).glob(f"{case['name']}.*")))[0].astype(np.float64) for f in case["folders"])
+    fused = np.round((a + b) / 2) if case["fused"] == "mean" else np.maximum(a, b)
+    assert list(fused.shape) == case["shape"]
+    assert set(case["values"]) == set(METRICS)
+    for name, expected in case["values"].items():
+        assert METRICS[name](*tensors(fused, a, b)).item() == pytest.approx(expected, rel=1e-6), name
+        single = METRICS[name](*tensors(fused, a, b, dtype=torch.float32))
+        assert single.dtype == torch.float32
+        assert single.item() == pytest.approx(expected, abs=5e-3), name
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_literal_form(name):
+    for f, a, b in ((1, 2, 3), (4, 1, 5)):
+        images = picture(f), picture(a), picture(b)
+        expected = literal.METRICS[name](*images)
+        assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-3)])
+def test_batch_of_n_is_n_singles(name, dtype, tolerance):
+    batch = [torch.cat(column) for column in zip(*(tensors(*map(picture, (i, i + 1, i + 2)), dtype=dtype) for i in (1, 4, 7)))]
+    together = METRICS[name](*batch)
+    assert together.shape == (3,) and together.dtype == dtype
+    for i in range(3):
+        alone = METRICS[name](*(x[i : i + 1] for x in batch))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance)
+
+
+def test_known_values():
+    half = np.zeros((64, 64))
+    half[:, 32:] = 255
+    zero = np.zeros((64, 64))
+    f, a, b = tensors(half, half, zero)
+    assert METRICS["EN"](f, a, b).item() == pytest.approx(1.0)
+    assert METRICS["SD"](f, a, b).item() == pytest.approx(127.5)
+    assert METRICS["SF"](f, a, b).item() == pytest.approx(math.sqrt(255**2 / 63))
+    assert METRICS["MI"](f, a, b).item() == pytest.approx(math.log(2))
+    assert METRICS["MSE"](f, a, b).item() == pytest.approx(255**2 / 4)
+    assert METRICS["PSNR"](f, a, b).item() == pytest.approx(10 * math.log10(4))
+
+
+def test_identical_images():
+    x = tensors(*[picture(1)] * 3)
+    values = {name: METRICS[name](*x).item() for name in METRICS}
+    assert values["MSE"] == 0 and values["PSNR"] == math.inf
+    assert values["CC"] == pytest.approx(1) and values["SSIM"] == pytest.approx(2) and values["VIFF"] == pytest.approx(2)
+    assert values["Qabf"] == pytest.approx(0.97533, abs=5e-3)
+    assert math.isnan(values["SCD"])
+
+
+def test_flat_images():
+    flat, other = np.full((50, 50), 100.0), picture(1, 50, 50)
+    constant_fused = {name: METRICS[name](*tensors(flat, other, picture(2, 50, 50))).item() for name in METRICS}
+    assert math.isnan(constant_fused["CC"])
+    assert constant_fused["EN"] == constant_fused["SD"] == constant_fused["SF"] == constant_fused["AG"] == 0
+    assert constant_fused["VIFF"] == pytest.approx(0, abs=1e-6)
+    black = {name: METRICS[name](*tensors(*[np.zeros((50, 50))] * 3)).item() for name in METRICS}
+    assert black["VIFF"] == 2
+    assert all(math.isnan(black[name]) for name in ("CC", "SCD", "PSNR", "Qabf"))
+    assert METRICS["PSNR"](*tensors(np.zeros((50, 50)), other, other)).item() == -math.inf
+
+
+def test_images_smaller_than_a_window():
+    small = [picture(i, 40, 60) for i in range(3)]
+    assert math.isnan(METRICS["VIFF"](*tensors(*small)).item())
+    assert math.isfinite(METRICS["VIFF"](*tensors(*[picture(i, 41, 41) for i in range(3)])).item())
+    tiny = [picture(i, 6, 60) for i in range(3)]
+    assert math.isnan(METRICS["SSIM"](*tensors(*tiny)).item())
+    assert math.isfinite(METRICS["SSIM"](*tensors(*[picture(i, 7, 7) for i in range(3)])).item())
+
+
+def test_one_bad_image_does_not_spoil_a_mean():
+    results = {"good": {"CC": 0.5}, "flat": {"CC": math.nan}, "fine": {"CC": 0.7}}
+    means, left_out = average(results)
+    assert means["CC"] == pytest.approx(0.6) and left_out == {"CC": ["flat"]}
+    assert math.isnan(average({"flat": {"CC": math.nan}})[0]["CC"])
+
+
+def test_better_image_scores_better():
+    a, b = picture(2), picture(3)
+    worse = np.random.default_rng(0).uniform(0, 255, a.shape)
+    for name in ("VIFF", "Qabf", "MI", "MSE", "CC", "SSIM"):
+        good, bad = (METRICS[name](*tensors(f, a, b)).item() for f in ((a + b) / 2, worse))
+        assert good < bad if name in LOWER_IS_BETTER else good > bad, name
+
+
+def test_viff_and_qabf_are_faster_than_the_literal_form():
+    fast, slow = bench_metrics(["VIFF", "Qabf"], rounds=3)
+    assert slow / fast > 5  # 10 and more on an idle machine; see python -m tests.bench
