@@ -10,7 +10,9 @@ listed at once, and nothing is written for it.
 """
 
 import hashlib
+import io
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +24,12 @@ from tqdm import tqdm
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import h5_path
 from utils.errors import InputError, nearest, run
+from utils.files import cannot_write, write_file
 from utils.images import EXTENSIONS, list_images, merge_chroma, read_image
 from utils.text import TextEncoder, check_feature, encoder_name
 
 CHUNK = 65536  # pixels in a chunk, a strip of rows: a crop reads few of them
+RESERVE = 1 << 20  # bytes of room for HDF5's own structures
 
 
 @dataclass
@@ -93,9 +97,8 @@ def process(source: Source, config: Config, training: bool) -> str:
     Raises:
         InputError: with every problem of the set on a line of its own; no file is left behind.
     """
-    names = read_split(source)
     problems: list[str] = []
-    check_names(names, problems)
+    names = read_split(source, problems)
     files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
     features = read_features(source, names, config, problems)
     path = h5_path(config.data.h5, source.name)
@@ -111,7 +114,7 @@ def process(source: Source, config: Config, training: bool) -> str:
                     problems += str(error).splitlines()
                     continue
                 if not problems:
-                    write_sample(file, name, pieces, features[name])
+                    write_sample(file, pieces, features[name])
             if problems:
                 raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
             file.attrs.update(
@@ -123,17 +126,20 @@ def process(source: Source, config: Config, training: bool) -> str:
                 text_dim=next(iter(features.values())).shape[-1],
             )
             count = len(file["imageA"])
+            file.flush()
+            size = file.id.get_filesize()
+        os.truncate(temporary, size)  # less what reserve() left over
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{source.name} was not made: cannot write {path} ({error}); is there space?") from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     cut = f" in {count} pieces" if count != len(names) else ""
     return f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
 
 
-def read_split(source: Source) -> list[str]:
-    """The names in <split>.txt, without their extensions.
+def read_split(source: Source, problems: list[str]) -> list[str]:
+    """The names in <split>.txt without their extensions; those listed twice or leaving the folder are problems.
 
     Raises:
         InputError: no such file, or no name in it.
@@ -143,17 +149,13 @@ def read_split(source: Source) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
-    names = [Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line]
-    if not names:
+    listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
+    if not listed:
         raise InputError(f"{source.name} was not made: the split file {path} is empty")
-    return names
-
-
-def check_names(names: list[str], problems: list[str]) -> None:
-    """Every name once, and none that leaves its folder."""
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"'{name}' is listed {names.count(name)} times")
-    problems += [f"'{name}' is not a plain file name" for name in names if "/" in name or "\0" in name or name == ".."]
+    plain = [name for name in listed if "/" not in name and "\0" not in name and name != ".."]
+    problems += [f"'{name}' is listed {count} times" for name, count in listed.items() if count > 1]
+    problems += [f"'{name}' is not a plain file name" for name in listed if name not in plain]
+    return plain
 
 
 def read_pair(source: Source, files: dict, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -224,7 +226,7 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
     caches: dict[str, Path] = {}
     encoder = encoder_name(config.text.encoder, config.text.path)
     cache = Path(config.data.h5) / "TextFeature" / encoder.replace("/", "--").replace(":", "--") / source.dataset
-    for name in dict.fromkeys(names):
+    for name in names:
         given = source.folder("TextFeature") / f"{name}.npy"
         if config.text.recompute or not given.is_file():
             try:
@@ -246,7 +248,9 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
         encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
         for name, feature in zip(paragraphs, encoded):
             features[name] = feature
-            save_npy(caches[name], feature)
+            buffer = io.BytesIO()
+            np.save(buffer, feature)
+            write_file(caches[name], buffer.getvalue())
         if model.truncated:
             print(f"{source.name}: {model.truncated} paragraphs were cut to {model.max_tokens} tokens")
     widths = [feature.shape[1] for feature in features.values()]
@@ -269,19 +273,18 @@ def read_paragraph(source: Source, folder: str, name: str) -> str:
     return paragraph
 
 
-def save_npy(path: Path, feature: np.ndarray) -> None:
-    """Cache a feature under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    try:
-        np.save(temporary, feature)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def reserve(file: h5py.File, size: int) -> None:
+    """Take room on the disk for `size` bytes more, and for HDF5's own: OSError now, while the file can be closed.
+
+    HDF5 itself notices a full disk too late to end well.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.id.get_vfd_handle(), file.id.get_filesize(), size + RESERVE)
 
 
-def write_sample(file: h5py.File, name: str, pieces: dict[str, list[np.ndarray]], feature: np.ndarray) -> None:
+def write_sample(file: h5py.File, pieces: dict[str, list[np.ndarray]], feature: np.ndarray) -> None:
     """Store the pieces of one pair; all of them link to one copy of its text feature."""
+    reserve(file, feature.nbytes + sum(image.nbytes for maps in pieces.values() for image in maps))
     text = None
     for piece, maps in pieces.items():
         for group, image in zip(("imageA", "imageB", "chroma"), maps):

@@ -146,7 +146,7 @@ def main() -> None:
                     record = {"epoch": epoch, "step": step, **means, "lr": lr, "pairs_per_s": pairs}
                     write_record(folder, writer, step, "train", record)
                     bar.set_postfix_str(
-                        f"loss {means['total']:.4f}, lr {lr:.1e}, {pairs:.1f} pairs/s, {tqdm.format_interval(left)} left"
+                        f"loss {means['total']:.4f}, lr {lr:.0e}, {pairs:.1f} pairs/s, {tqdm.format_interval(left)} left"
                     )
         scheduler.step()
 

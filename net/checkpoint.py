@@ -4,7 +4,7 @@ Ours is one dict: net (name and options), model (state dict of the bare network)
 dim and the default feature) and, for resuming, what train.py adds. Nothing in it needs pickle.
 """
 
-import os
+import io
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +15,14 @@ from torch import nn
 from net.published import is_published, translate
 from net.registry import build_model
 from utils.errors import InputError
+from utils.files import write_file
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write to a temporary name beside `path`, then rename: a checkpoint is whole or not there."""
-    temporary = f"{path}.tmp"
-    try:
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"could not write the checkpoint {path} ({error}); is the disk full?") from error
+    """Write a checkpoint; it is whole or not there."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def read_checkpoint(path: str | Path) -> dict:

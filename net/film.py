@@ -112,9 +112,7 @@ class TextGuidedStage(nn.Module):
         self.a = TextGuidedBranch(*args)
         self.b = TextGuidedBranch(*args)
 
-    def forward(
-        self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.a(a, text, text_mask), self.b(b, text, text_mask)
 
 
@@ -185,9 +183,7 @@ class FILM(nn.Module):
         )
         self.decoder = Decoder(channels, heads, blocks)
 
-    def forward(
-        self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim).
 
         `text_mask` (N, L) is True where there is a token; None means everywhere. Returns the fused

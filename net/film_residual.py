@@ -13,8 +13,6 @@ class FILMResidual(FILM):
 
     label = "FILM residual"
 
-    def forward(
-        self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         brighter = torch.maximum(image_a, image_b).clamp(1 / 512, 1 - 1 / 512)  # finite logits
         return torch.sigmoid(torch.logit(brighter) + self.logits(image_a, image_b, text, text_mask))

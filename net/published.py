@@ -70,6 +70,4 @@ def our_name(name: str) -> str:
 
 def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under our names. The text projection, a Conv1d of kernel 1 there, is a linear layer here."""
-    return {
-        our_name(name): tensor.squeeze(-1) if "text_process" in name else tensor for name, tensor in state.items()
-    }
+    return {our_name(name): tensor.squeeze(-1) if "text_process" in name else tensor for name, tensor in state.items()}

@@ -61,11 +61,7 @@ def build_model(name: str, **options) -> nn.Module:
 def _same_kind(value: object, default: object) -> bool:
     """True where `value` has the type of `default`; sequences by length and elements."""
     if isinstance(default, (list, tuple)):
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) == len(default)
-            and all(map(_same_kind, value, default))
-        )
+        return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_same_kind, value, default))
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is type(default)

@@ -55,7 +55,10 @@ def test_literal_form(name):
 @pytest.mark.parametrize("name", sorted(METRICS))
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-3)])
 def test_batch_of_n_is_n_singles(name, dtype, tolerance):
-    batch = [torch.cat(column) for column in zip(*(tensors(*map(picture, (i, i + 1, i + 2)), dtype=dtype) for i in (1, 4, 7)))]
+    batch = [
+        torch.cat(column)
+        for column in zip(*(tensors(*map(picture, (i, i + 1, i + 2)), dtype=dtype) for i in (1, 4, 7)))
+    ]
     together = METRICS[name](*batch)
     assert together.shape == (3,) and together.dtype == dtype
     for i in range(3):
@@ -80,7 +83,9 @@ def test_identical_images():
     x = tensors(*[picture(1)] * 3)
     values = {name: METRICS[name](*x).item() for name in METRICS}
     assert values["MSE"] == 0 and values["PSNR"] == math.inf
-    assert values["CC"] == pytest.approx(1) and values["SSIM"] == pytest.approx(2) and values["VIFF"] == pytest.approx(2)
+    assert (
+        values["CC"] == pytest.approx(1) and values["SSIM"] == pytest.approx(2) and values["VIFF"] == pytest.approx(2)
+    )
     assert values["Qabf"] == pytest.approx(0.97533, abs=5e-3)
     assert math.isnan(values["SCD"])
 

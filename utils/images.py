@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import InputError
+from utils.files import write_file
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".exr", ".hdr", ".jp2"}
 NEUTRAL = 128  # chroma of a gray pixel
@@ -112,7 +113,7 @@ def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR by the extension of `path`; a temporary name first, then renamed.
+    """Write (H, W) gray or (H, W, 3) BGR by the extension of `path`.
 
     Raises:
         InputError: an extension that no image format has.
@@ -120,14 +121,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in EXTENSIONS:
         raise InputError(f"cannot write an image named {path}; give it an extension such as .png")
-    data = cv2.imencode(path.suffix, image)[1].tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, cv2.imencode(path.suffix, image)[1].tobytes())
 
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:

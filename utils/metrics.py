@@ -56,9 +56,7 @@ def mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     """MI: I(F; A) + I(F; B) in nats, every distinct value a level of its own."""
 
     def information(x: Tensor, y: Tensor) -> Tensor:
-        (_, x, count_x), (_, y, count_y) = (
-            torch.unique(z, return_inverse=True, return_counts=True) for z in (x, y)
-        )
+        (_, x, count_x), (_, y, count_y) = (torch.unique(z, return_inverse=True, return_counts=True) for z in (x, y))
         pairs, joint = torch.unique(x * len(count_y) + y, return_counts=True)
         joint = joint.to(fused.dtype)
         independent = count_x[pairs // len(count_y)].to(fused.dtype) * count_y[pairs % len(count_y)]

@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-import os
 from pathlib import Path
 
 from utils.config import read_yaml
+from utils.files import write_file
 from utils.metrics import LOWER_IS_BETTER
 
 PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
@@ -39,7 +39,10 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     differences = []
     for title, others in [("", dict(list(rows.items())[1:])), *blocks]:
         if title:
-            lines += [f"-- {title}", *(format_row(label, [row.get(m) for m in metrics]) for label, row in others.items())]
+            lines += [
+                f"-- {title}",
+                *(format_row(label, [row.get(m) for m in metrics]) for label, row in others.items()),
+            ]
         differences += [
             format_row(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], sign="+")
             for label, row in others.items()
@@ -72,14 +75,5 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
     for label, images in per_image.items():
         for name, row in [*images.items(), ("mean", summary["mean"][label])]:
             table.writerow([label, name, *(row[metric] for metric in metrics), summary["stretch"]])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("metrics.csv", text.getvalue()),
-        ("metrics.json", json.dumps(summary | {"per_image": per_image}, indent=1)),
-    ):
-        temporary = folder / f".{name}.tmp"
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_file(folder / "metrics.csv", text.getvalue())
+    write_file(folder / "metrics.json", json.dumps(summary | {"per_image": per_image}, indent=1))

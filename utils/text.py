@@ -72,9 +72,7 @@ class TextEncoder:
         tokens = self.tokenizer(
             paragraphs, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
-        features = self.model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).last_hidden_state
+        features = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         return [f[m.bool()].cpu().numpy() for f, m in zip(features, tokens["attention_mask"])]
 
     def encode_pairs(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> list[np.ndarray]:

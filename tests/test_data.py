@@ -1,0 +1,244 @@
+"""data_process.py and the H5 dataset: what goes in comes out, and every bad input is one sentence."""
+
+import re
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_pairs, script
+from utils.data import PairDataset, collate, default_text, pad_texts
+from utils.errors import InputError
+from utils.images import colorize, merge_chroma, read_image, to_8bit
+
+PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
+
+
+def gray_of(path) -> np.ndarray:
+    """Gray as the published metrics read it."""
+    return np.round(cv2.cvtColor(cv2.imread(str(path)).astype(np.float32), cv2.COLOR_BGR2GRAY))
+
+
+def test_h5_holds_the_images_text_and_colour(toy, tmp_path):
+    output = script(*PROCESS, *toy)
+    assert "Toy_train.h5: 4 pairs" in output and "Toy_test.h5: 2 pairs" in output
+    assert sorted(p.name for p in (tmp_path / "h5").iterdir()) == ["Toy_test.h5", "Toy_train.h5"]
+    source = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        assert file.attrs["text_dim"] == 12 and file.attrs["dataset"] == "Toy"
+        assert file.attrs["text_encoder"].startswith("blip2:")
+        assert file["imageA/b1"].dtype == np.uint8 and file["imageA/b1"].chunks
+    sample = PairDataset([tmp_path / "h5" / "Toy_test.h5"], chroma=True)[0]
+    assert sample["name"] == "b1" and sample["image_a"].shape == (1, 45, 53)
+    for key, folder in (("image_a", "IR"), ("image_b", "VI")):
+        np.testing.assert_array_equal((sample[key][0] * 255).round(), gray_of(source / folder / "b1.png"))
+    feature = np.load(tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "b1.npy")
+    np.testing.assert_array_equal(sample["text"], feature)
+    # gray and chroma together are the colour source again, up to 8-bit rounding
+    visible = cv2.imread(str(source / "VI" / "b1.png"))
+    again = colorize(gray_of(source / "VI" / "b1.png").astype(np.uint8), sample["chroma"].numpy())
+    assert np.abs(again.astype(int) - visible).mean() < 1.5
+
+
+def test_training_resize_transposes_portraits(toy, tmp_path):
+    make_pairs(tmp_path / "VLF", ["p1", "p2"], "train", size=(60, 40))
+    script(*PROCESS, *toy, "data.resize=[30,48]", "Toy_train")
+    source = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "p1.png"
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5") as file:
+        expected = cv2.resize(gray_of(source).astype(np.uint8).T, (48, 30))
+        np.testing.assert_array_equal(file["imageA/p1"][0], expected)
+
+
+def test_patches_cover_the_image_and_share_one_text(toy, tmp_path):
+    script(*PROCESS, *toy, "data.patch_size=16", "data.stride=14", "Toy_train")
+    whole = gray_of(tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "a1.png")
+    seen = np.zeros_like(whole)
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5") as file:
+        names = [name for name in file["imageA"] if name.startswith("a1_")]
+        for name in names:
+            y, x = map(int, re.fullmatch(r"a1_y(\d+)_x(\d+)", name).groups())
+            np.testing.assert_array_equal(file["imageA"][name][0], whole[y : y + 16, x : x + 16])
+            seen[y : y + 16, x : x + 16] = 1
+        addresses = {h5py.h5o.get_info(file["text"][name].id).addr for name in names}
+    assert seen.all() and len(names) == 3 * 4 and len(addresses) == 1
+
+
+def test_bit_depths(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, image in {
+        "gray16.png": rng.integers(0, 65536, (20, 30), dtype=np.uint16),
+        "color16.png": rng.integers(0, 65536, (20, 30, 3), dtype=np.uint16),
+        "alpha.png": rng.integers(0, 256, (20, 30, 4), dtype=np.uint8),
+        "float.tiff": rng.random((20, 30), dtype=np.float32),
+        "gray.jpg": rng.integers(0, 256, (20, 30), dtype=np.uint8),
+    }.items():
+        cv2.imwrite(str(tmp_path / name), image)
+        gray, chroma = read_image(tmp_path / name)
+        assert gray.shape == (20, 30) and gray.dtype == image.dtype
+        assert (chroma is not None) == (image.ndim == 3)
+    np.testing.assert_array_equal(read_image(tmp_path / "gray16.png")[0], cv2.imread(str(tmp_path / "gray16.png"), -1))
+
+
+def test_published_h5_opens(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 1, 24, 32), dtype=np.float32)
+    with h5py.File(tmp_path / "MSRS_train.h5", "w") as file:
+        for i, name in enumerate(("00001D", "00002N")):
+            file[f"imageA/{name}"], file[f"imageB/{name}"] = images[i], images[i] / 2
+            file[f"text/{name}"] = rng.normal(size=(1, 3 + i, 768)).astype(np.float32)
+    dataset = PairDataset([tmp_path / "MSRS_train.h5"], chroma=True)
+    batch = collate([dataset[0], dataset[1]])
+    torch.testing.assert_close(batch["image_a"], torch.from_numpy(images))
+    assert batch["text"].shape == (2, 4, 768) and batch["text_mask"].sum(1).tolist() == [3, 4]
+    assert (batch["chroma"] == 128).all()
+
+
+def damage(kind: str, base) -> str:
+    """Break the toy training set in one way; what the message must say."""
+    image, text = base / "Image" / "IVF" / "Toy", base / "TextFeature" / "IVF" / "Toy"
+    if kind == "missing partner":
+        (image / "VI" / "a2.png").unlink()
+        return "'a2' has no image in .*VI"
+    if kind == "unequal sizes":
+        cv2.imwrite(str(image / "VI" / "a2.png"), np.zeros((40, 50), np.uint8))
+        return "'a2' has sources of unequal sizes: 40 x 48 and 40 x 50"
+    if kind == "unreadable":
+        (image / "IR" / "a3.png").write_bytes(b"not an image")
+        return "a3.png is not an image"
+    if kind == "truncated":
+        data = (image / "IR" / "a3.png").read_bytes()
+        (image / "IR" / "a3.png").write_bytes(data[: len(data) // 2])
+        return "a3.png is truncated"
+    if kind == "listed twice":
+        (image / "train.txt").write_text("a1\na2\na1\n")
+        return "'a1' is listed 2 times"
+    if kind == "missing text":
+        (text / "a4.npy").unlink()
+        return "'a4' has no text"
+    if kind == "other width":
+        np.save(text / "a4.npy", np.zeros((3, 13), np.float32))
+        return "'a4' is 13 wide, the rest 12"
+    if kind == "nan":
+        np.save(text / "a4.npy", np.full((3, 12), np.nan, np.float32))
+        return "a4.npy holds NaN"
+    if kind == "not an array":
+        (text / "a4.npy").write_bytes(b"nothing")
+        return "a4.npy"
+    if kind == "empty split":
+        (image / "train.txt").write_text("\n\n")
+        return "train.txt is empty"
+    if kind == "no split":
+        (image / "train.txt").unlink()
+        return "cannot read the split file"
+    if kind == "climbing name":
+        (image / "train.txt").write_text("a1\n../a2\n")
+        return "is not a plain file name"
+    raise AssertionError(kind)
+
+
+KINDS = ["missing partner", "unequal sizes", "unreadable", "truncated", "listed twice", "missing text", "other width"]
+KINDS += ["nan", "not an array", "empty split", "no split", "climbing name"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_sentence(kind, toy, tmp_path, capsys, monkeypatch):
+    import data_process
+
+    (tmp_path / "h5").mkdir()
+    (tmp_path / "h5" / "Toy_train.h5").write_bytes(b"what was there before")
+    expected = damage(kind, tmp_path / "VLF")
+    monkeypatch.setattr("sys.argv", [*PROCESS, *toy, "Toy_train"])
+    with pytest.raises(InputError, match=expected) as caught:
+        data_process.main()
+    assert len(str(caught.value).splitlines()) <= 3
+    assert [p.name for p in (tmp_path / "h5").iterdir()] == ["Toy_train.h5"]  # and nothing half done
+    assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == b"what was there before"
+
+
+def test_everything_wrong_is_listed_at_once(toy, tmp_path):
+    expected = [damage(kind, tmp_path / "VLF") for kind in ("missing partner", "truncated", "missing text")]
+    output = script(*PROCESS, *toy, code=1)
+    assert all(re.search(words, output) for words in expected), output
+    assert "Traceback" not in output and "Toy_test.h5: 2 pairs" in output  # the good set is made
+
+
+def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    script(*PROCESS, *toy, "Toy_train")
+    before = (tmp_path / "h5" / "Toy_train.h5").read_bytes()
+    limited = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    output = script("-c", limited, *PROCESS, *toy, "Toy_train", code=1)
+    assert "cannot write" in output and "is there space?" in output and "Traceback" not in output
+    assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == before
+    assert len(list((tmp_path / "h5").iterdir())) == 1
+
+
+def test_unknown_sets_are_named(toy, monkeypatch):
+    import data_process
+
+    monkeypatch.setattr("sys.argv", [*PROCESS, *toy, "Tyo_train"])
+    with pytest.raises(InputError, match="did you mean 'Toy'"):
+        data_process.main()
+
+
+def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
+    script(*PROCESS, *toy, "Toy_train")
+    path = tmp_path / "h5" / "Toy_train.h5"
+    make = lambda **options: PairDataset([path], crop=16, augment=True, **options)  # noqa: E731
+    with h5py.File(path, "r+") as file:  # B is A: whatever is drawn must keep them equal
+        for name in file["imageA"]:
+            file["imageB"][name][...] = file["imageA"][name][...]
+    seen = set()
+    for epoch in range(6):
+        dataset, again = make(seed=3), make(seed=3)
+        dataset.set_epoch(epoch)
+        again.set_epoch(epoch)
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            assert torch.equal(sample["image_a"], sample["image_b"])
+            assert torch.equal(sample["image_a"], again[i]["image_a"])
+            seen.add(sample["image_a"].numpy().tobytes())
+    assert len(seen) == 24  # every epoch and sample another draw
+    assert not torch.equal(make(seed=3)[0]["image_a"], make(seed=4)[0]["image_a"])
+
+
+def test_workers_read_the_same(toy, tmp_path):
+    script(*PROCESS, *toy, "Toy_train")
+    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"], crop=16, augment=True)
+    dataset[0]  # a handle of the parent must not reach the workers
+    loaders = [torch.utils.data.DataLoader(dataset, 2, num_workers=n, collate_fn=collate) for n in (0, 2)]
+    for alone, worker in zip(*loaders):
+        assert alone["name"] == worker["name"] and torch.equal(alone["image_a"], worker["image_a"])
+
+
+def test_crop_larger_than_image(toy, tmp_path):
+    script(*PROCESS, *toy, "Toy_train")
+    with pytest.raises(InputError, match="smaller than train.crop"):
+        PairDataset([tmp_path / "h5" / "Toy_train.h5"], crop=64)[0]
+
+
+def test_default_text_is_the_one_nearest_the_mean(toy, tmp_path):
+    script(*PROCESS, *toy, "Toy_train")
+    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"])
+    means = torch.stack([dataset[i]["text"].mean(0) for i in range(4)])
+    nearest = (means - means.mean(0)).norm(dim=1).argmin().item()
+    assert torch.equal(default_text(dataset), dataset[nearest]["text"])
+
+
+def test_small_things():
+    padded, mask = pad_texts([torch.ones(2, 3), torch.ones(4, 3)])
+    assert padded.shape == (2, 4, 3) and mask.tolist() == [[True, True, False, False], [True] * 4]
+    stretched = to_8bit(np.array([[0.25, 0.5, 0.75]]), "minmax")
+    assert stretched.tolist() == [[0, 127, 255]]  # truncated
+    assert to_8bit(np.array([[0.25, 0.5, 1.2]]), "clamp").tolist() == [[64, 128, 255]]
+    assert to_8bit(np.full((2, 2), 0.5), "minmax").tolist() == [[128, 128]] * 2
+    one = np.random.default_rng(0).integers(0, 256, (2, 5, 5), dtype=np.uint8)
+    np.testing.assert_array_equal(merge_chroma([one, None]), one)
+    np.testing.assert_array_equal(merge_chroma([one, np.full_like(one, 128)]), one)
+    assert merge_chroma([None, None]) is None

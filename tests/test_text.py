@@ -1,0 +1,130 @@
+"""Text encoders through the real loading code: tiny random models of the same classes, saved to a folder."""
+
+import importlib.util
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_pairs, script
+from utils.errors import InputError
+from utils.text import MINILM, TextEncoder, check_feature, encoder_name
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
+
+
+def save_tokenizer(folder) -> None:
+    from transformers import BertTokenizerFast
+
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    """A tiny AutoModel."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    save_tokenizer(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory) -> str:
+    """A tiny BLIP-2 with a Q-Former that takes text."""
+    from transformers import Blip2Config, Blip2TextModelWithProjection
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-blip2"
+    save_tokenizer(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    qformer = sizes | dict(
+        vocab_size=len(WORDS), max_position_embeddings=16, use_qformer_text_input=True, encoder_hidden_size=12
+    )
+    vision = sizes | dict(image_size=8, patch_size=4)
+    text = dict(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=20, word_embed_proj_dim=12
+    )
+    config = Blip2Config(vision_config=vision, qformer_config=qformer, text_config={"model_type": "opt", **text})
+    Blip2TextModelWithProjection(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["auto", "blip2"])
+def test_tokens_of_both_paragraphs_in_order(kind, request):
+    path = request.getfixturevalue({"auto": "bert", "blip2": "blip2"}[kind])
+    encoder = TextEncoder(kind, path)
+    assert encoder.dim == 12 and encoder.name == f"{kind}:tiny-{'bert' if kind == 'auto' else 'blip2'}"
+    a, b = "a warm car stands at the road", "dark trees"
+    (feature,) = encoder.encode_pairs([(a, b)])
+    alone = [encoder.encode([text])[0] for text in (a, b)]
+    assert [len(x) for x in alone] == [9, 4]  # words, [CLS] and [SEP]
+    assert feature.shape == (13, 12) and feature.dtype == np.float32
+    np.testing.assert_allclose(feature, np.concatenate(alone), atol=1e-5)  # padding changes nothing
+    many = encoder.encode_pairs([(a, b), (b, a), (b, b)], batch_size=2)
+    np.testing.assert_allclose(many[0], feature, atol=1e-5)
+    np.testing.assert_allclose(many[1], np.concatenate(alone[::-1]), atol=1e-5)
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+
+
+def test_long_paragraphs_are_cut_and_counted(bert):
+    encoder = TextEncoder("auto", bert)
+    features = encoder.encode(["car " * 40, "a car"])
+    assert len(features[0]) == 16 and encoder.truncated == 1
+
+
+def test_weights_that_cannot_be_had(tmp_path):
+    for encoder in ("auto", "blip2"):
+        with pytest.raises(InputError, match="cannot be loaded from .* give text.path"):
+            TextEncoder(encoder, str(tmp_path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec(MINILM) is None, reason="needs the MiniLM package")
+def test_minilm_knows_what_texts_mean():
+    encoder = TextEncoder("auto")
+    assert encoder.dim == 384 and encoder.name == encoder_name("auto", None)
+    near, like, far = (f.mean(0) for f in encoder.encode(["a warm car", "a hot vehicle", "theorems of algebra"]))
+    cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
+    assert cosine(near, like) > cosine(near, far) + 0.2
+
+
+def test_data_process_encodes_and_caches(tmp_path, toy, bert):
+    """Text/ where TextFeature/ has nothing; cached; made again only if the text changes."""
+    base = tmp_path / "VLF"
+    make_pairs(base, ["b1", "b2"], "test", size=(45, 53))
+    (base / "TextFeature" / "IVF" / "Toy" / "b1.npy").unlink()
+    for folder, text in (("IR", "a warm car"), ("VI", "the dark road")):
+        (base / "Text" / "IVF" / "Toy" / folder).mkdir(parents=True)
+        (base / "Text" / "IVF" / "Toy" / folder / "b1.txt").write_text(text)
+    command = ["data_process.py", "--config", "configs/film_ivf.yaml", *toy, "Toy_test", "text.encoder=auto"]
+    script(*command, f"text.path={bert}")
+    expected = TextEncoder("auto", bert).encode_pairs([("a warm car", "the dark road")])[0]
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        np.testing.assert_allclose(file["text/b1"][()], expected, atol=1e-5)
+        np.testing.assert_array_equal(file["text/b2"][()], np.load(base / "TextFeature/IVF/Toy/b2.npy"))
+        assert file.attrs["text_encoder"] == "auto:tiny-bert"
+    cached = list((tmp_path / "h5" / "TextFeature").rglob("*.npy"))
+    assert len(cached) == 1
+    np.save(cached[0], expected + 1)  # the cache is read
+    script(*command, f"text.path={bert}")
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        np.testing.assert_allclose(file["text/b1"][()], expected + 1, atol=1e-5)
+    (base / "Text" / "IVF" / "Toy" / "IR" / "b1.txt").write_text("dark trees")
+    script(*command, f"text.path={bert}")
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        assert file["text/b1"].shape == (4 + 5, 12)
+    # an encoder of another width than the features that are there is refused
+    assert not list(base.rglob("*.tmp"))
+
+
+def test_features_of_wrong_shape():
+    assert check_feature(np.zeros((1, 3, 4), np.float32)).shape == (3, 4)
+    for bad in (np.zeros(3), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.zeros((3, 4), int), np.full((2, 2), np.inf)):
+        with pytest.raises(ValueError):
+            check_feature(bad)
