@@ -145,9 +145,8 @@ def main() -> None:
                     lr = optimizer.param_groups[0]["lr"]
                     record = {"epoch": epoch, "step": step, **means, "lr": lr, "pairs_per_s": pairs}
                     write_record(folder, writer, step, "train", record)
-                    bar.set_postfix_str(
-                        f"loss {means['total']:.4f}, lr {lr:.0e}, {pairs:.1f} pairs/s, {tqdm.format_interval(left)} left"
-                    )
+                    speed = f"{pairs:.1f} pairs/s, {tqdm.format_interval(left)} left"
+                    bar.set_postfix_str(f"loss {means['total']:.4f}, lr {lr:.1e}, {speed}")
         scheduler.step()
 
         # validation on whole images, shared by the processes
@@ -218,6 +217,7 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
         level=logging.INFO,
         format="%(asctime)s %(message)s",
         handlers=[logging.FileHandler(folder / "log.txt"), logging.StreamHandler()],
+        force=True,
     )
     return folder
 
@@ -268,7 +268,7 @@ def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, reco
 
 def save_pictures(folder: Path, batch: dict, fused: torch.Tensor) -> None:
     """A | B | fused of every pair of a batch."""
-    for name, *images in zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().cpu()):
+    for name, *images in zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().nan_to_num().cpu()):
         row = side_by_side([to_8bit(image[0].numpy(), "clamp") for image in images], ["A", "B", "fused"])
         write_image(folder / f"{name}.png", row)
 

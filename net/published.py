@@ -69,5 +69,5 @@ def our_name(name: str) -> str:
 
 
 def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under our names. The text projection, a Conv1d of kernel 1 there, is a linear layer here."""
+    """A published state dict under our names. The text projection, a Conv1d of kernel 1, becomes a linear layer."""
     return {our_name(name): tensor.squeeze(-1) if "text_process" in name else tensor for name, tensor in state.items()}

@@ -43,7 +43,8 @@ def bench_metrics(names: list[str], height: int = 480, width: int = 640, rounds:
     )
     print(
         f"{'+'.join(names)} at {height} x {width}, float64, {torch.get_num_threads()} threads: "
-        f"{fast * 1e3:.0f} ms, literal {slow * 1e3:.0f} ms, ratio {slow / fast:.1f}, largest relative difference {worst:.1e}"
+        f"{fast * 1e3:.0f} ms, literal {slow * 1e3:.0f} ms, ratio {slow / fast:.1f}, "
+        f"largest relative difference {worst:.1e}"
     )
     return fast, slow
 

@@ -1,5 +1,8 @@
 """What the tests share: the reference data beside the repository, and small generated pairs."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -10,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from utils.errors import run
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 TINY_NET = ["net.text_dim=12", "net.hidden_dim=16", "net.channels=8", "net.heads=2", "net.stages=1"]
 TINY_NET += ["net.token_grid=[8,8]"]
+CONFIG = ["--config", "configs/film_ivf.yaml"]
+FAST = [*TINY_NET, "train.crop=16", "train.augment=true", "train.lr=1e-3", "train.num_workers=0", "train.log_every=1"]
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +71,34 @@ def toy(tmp_path: Path) -> list[str]:
     ]
 
 
-def script(*words, launcher: tuple = (), code: int = 0, threads: int = 1) -> str:
-    """Run a script of the repository as a user does; its output, both streams. Fails on another exit code."""
-    command = [sys.executable, *launcher, *map(str, words)]
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+@pytest.fixture
+def prepared(toy, tmp_path) -> list[str]:
+    """The toy sets as H5, and what a quick training takes."""
+    script("data_process.py", *CONFIG, *toy)
+    return [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+
+
+def script(name: str, *words, code: int = 0) -> str:
+    """Run a script of the repository in this process; what it prints. Fails on another exit code."""
+    printed = io.StringIO()
+    argv, sys.argv = sys.argv, [name, *map(str, words)]
+    exit_code = 0
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            run(importlib.import_module(name.removesuffix(".py")).main)
+    except SystemExit as stopped:
+        exit_code = 0 if not stopped.code else 1
+        printed.write(str(stopped.code or ""))
+    finally:
+        sys.argv = argv
+    assert exit_code == code, printed.getvalue()
+    return printed.getvalue()
+
+
+def process(*words, code: int = 0) -> str:
+    """Run Python in a process of its own, as a user does; both streams. Fails on another exit code."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *map(str, words)]
     call = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
     output = call.stdout + call.stderr
     assert call.returncode == code, output

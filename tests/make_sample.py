@@ -12,6 +12,7 @@
 Text features are MiniLM's (384), in half precision.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -155,7 +156,7 @@ def refocus(image: np.ndarray, disparity: np.ndarray, focus: float, layers: int 
     """A thin lens by layers: each is blurred by its distance from `focus` (disparity), far to near."""
     edges = np.linspace(disparity.min(), disparity.max() + 1e-3, layers + 1)
     result = np.zeros_like(image)
-    for low, high in zip(edges, edges[1:]):
+    for low, high in pairwise(edges):
         # everything behind the layer's far edge is filled from the layer, so that no dark seams show
         mask = (disparity >= low).astype(np.float32)
         radius = 0.11 * abs((low + high) / 2 - focus)

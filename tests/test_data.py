@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_pairs, script
+from tests.conftest import make_pairs, process, script
 from utils.data import PairDataset, collate, default_text, pad_texts
 from utils.errors import InputError
 from utils.images import colorize, merge_chroma, read_image, to_8bit
@@ -173,8 +173,8 @@ def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    output = script("-c", limited, *PROCESS, *toy, "Toy_train", code=1)
-    assert "cannot write" in output and "is there space?" in output and "Traceback" not in output
+    output = process("-c", limited, *PROCESS, *toy, "Toy_train", code=1)
+    assert "cannot write" in output and "is there space" in output and "Traceback" not in output
     assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == before
     assert len(list((tmp_path / "h5").iterdir())) == 1
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from tests.conftest import make_pairs, script
 from utils.errors import InputError
 from utils.text import MINILM, TextEncoder, check_feature, encoder_name
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS += ["a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
 
 
 def save_tokenizer(folder) -> None:
@@ -121,6 +123,20 @@ def test_data_process_encodes_and_caches(tmp_path, toy, bert):
         assert file["text/b1"].shape == (4 + 5, 12)
     # an encoder of another width than the features that are there is refused
     assert not list(base.rglob("*.tmp"))
+
+
+def test_own_pair_with_text_of_ones_own(prepared, tmp_path, bert):
+    """test.py encodes --text-a and --text-b with the encoder that the checkpoint was trained with."""
+    script("train.py", *prepared, "train.epochs=1", "text.encoder=auto", f"text.path={bert}")
+    (ckpt,) = (tmp_path / "exp").glob("*/model/last.pth")
+    images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    pair = ["--a", images / "IR" / "b1.png", "--b", images / "VI" / "b1.png"]
+    (tmp_path / "a.txt").write_text("a warm car")
+    words = ["--text-a", tmp_path / "a.txt", "--text-b", "the dark road", f"ckpt={ckpt}"]
+    output = script("test.py", *pair, "--out", tmp_path / "x.png", *words)
+    assert "default text" not in output and cv2.imread(str(tmp_path / "x.png")) is not None
+    output = script("test.py", *pair, "--out", tmp_path / "y.png", *words, "text.path=/no/such", code=1)
+    assert "cannot be loaded" in output and not (tmp_path / "y.png").exists()
 
 
 def test_features_of_wrong_shape():

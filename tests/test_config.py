@@ -1,0 +1,88 @@
+"""The configuration: what is read, what is refused, and that no key is dead."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from net import build_model
+from tests.conftest import ROOT
+from utils.config import Config, _all_keys, load_config
+from utils.errors import InputError
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in ("datasets", "paper_tables"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_and_builds(path):
+    config = load_config(path)
+    build_model(**config.net)
+    table = yaml.safe_load((ROOT / config.data.datasets).read_text())
+    for name in [*config.data.train, *config.data.val, *config.data.test]:
+        assert name.rpartition("_")[0] in table
+
+
+def test_every_key_is_used():
+    source = "".join(p.read_text() for p in [*ROOT.glob("*.py"), *ROOT.glob("net/*.py"), *ROOT.glob("utils/*.py")])
+    for key in _all_keys():
+        assert re.search(rf"\b(config|data|train|test|text)\.{key.split('.')[-1]}\b", source), f"nothing reads {key}"
+
+
+def test_numbers_that_pyyaml_reads_as_strings(tmp_path):
+    (tmp_path / "c.yaml").write_text("train:\n  lr: 1e-4\nloss:\n  grad_weight: 2e1\n")
+    config = load_config(tmp_path / "c.yaml", ["train.clip_grad=5e-1"])
+    assert config.train.lr == 1e-4 and config.train.clip_grad == 0.5 and config.loss["grad_weight"] == 20.0
+
+
+def test_command_line_wins_over_file_wins_over_default(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 3\nname: a\n")
+    config = load_config(tmp_path / "c.yaml", ["seed=4", "data.resize=[32,48]", "net.channels=16"])
+    assert (config.seed, config.name, config.precision) == (4, "a", "fp32")
+    assert config.data.resize == [32, 48] and config.net == {"name": "film", "channels": 16}
+    assert load_config(None, ["net.name=mean"]).net == {"name": "mean"}
+
+
+def test_resolved_config_reads_back(tmp_path):
+    config = load_config(CONFIGS[0])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.as_dict()))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.learning_rate=1", "unknown key 'train.learning_rate' in the command line"),
+        ("train.epoch=1", "did you mean 'train.epochs'"),
+        ("epochs=1", "did you mean 'train.epochs'"),
+        ("train.epochs=many", "train.epochs in the command line must be int, not 'many'"),
+        ("train.epochs=1.5", "must be int"),
+        ("train.augment=1", "must be bool"),
+        ("train.lr=true", "must be float"),
+        ("data.train=MSRS_train", "must be a list of str"),
+        ("train=5", "train in the command line must hold keys of its own"),
+        ("net=film", "must hold keys of its own"),
+        ("precision=fp16", "must be one of fp32, bf16"),
+        ("train.batch_size=0", "above 0"),
+        ("data.resize=[8,8]", "16 pixels or more"),
+        ("seed=[", "not valid YAML"),
+        ("seed", "not of the form key=value"),
+    ],
+)
+def test_wrong_keys_and_types_are_named(override, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "trian:\n  lr: 1\n", "\x00"])
+def test_broken_files_are_named(tmp_path, content):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="missing"):
+        load_config(Path(tmp_path / "missing.yaml"))
+
+
+def test_defaults_are_the_papers():
+    train = Config().train
+    assert (train.epochs, train.batch_size, train.lr, train.lr_step, train.lr_gamma) == (150, 2, 1e-5, 50, 0.6)

@@ -1,0 +1,220 @@
+"""The scripts end to end, on generated pairs and on real ones."""
+
+import csv
+import json
+import re
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from net import load_model
+from tests.conftest import CONFIG, SHARED, process, script
+from utils.table import PAPER_HEADER, format_table
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "exp").iterdir()
+    return folder
+
+
+def losses(folder) -> list[float]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record["total"] for record in records if record["kind"] == "train"]
+
+
+def test_train_then_test(prepared, tmp_path):
+    """The whole way: run folder, validation, best checkpoint, fused images in gray and colour, tables."""
+    script("train.py", *prepared, "data.val=[Toy_test]", "train.epochs=2", "train.val_every=1", "train.num_workers=2")
+    folder = only_run(tmp_path)
+    assert re.fullmatch(r"\d{8}-\d{6}_film_ivf", folder.name)
+    expected = ["code/film.py", "code/train.py", "code/git.txt", "model/last.pth", "model/best.pth", "log.txt"]
+    for name in [*expected, "param.json", "config.yaml", "metrics.jsonl", "pic_fusion/ckpt_1", "pic_fusion/ckpt_2"]:
+        assert (folder / name).exists(), name
+    assert list(folder.glob("events.out.tfevents.*"))
+    picture = cv2.imread(str(next((folder / "pic_fusion" / "ckpt_2").glob("a*.png"))))
+    assert picture.shape[1] == 3 * (16 + 4)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["kind"] for r in records].count("val") == 2
+    assert {"total", "intensity", "gradient", "grad_norm", "lr", "pairs_per_s"} <= set(records[0])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["epochs"] == 2
+    assert load_model(folder / "model" / "best.pth").config["channels"] == 8
+
+    output = script("test.py", *prepared, f"ckpt={tmp_path}/exp/*/model/best.pth", "--compare")
+    assert "The test result of Toy:\n" + PAPER_HEADER + "\nFILM            " in output
+    assert "measured: 2 images of Toy_test (b1 ... b2), 8 bit by minmax" in output
+    out = tmp_path / "out" / "Toy"
+    for name in ("b1", "b2"):
+        gray, color = (cv2.imread(str(out / kind / f"{name}.png"), -1) for kind in ("Gray", "RGB"))
+        assert gray.shape == (45, 53) and (gray.min(), gray.max()) == (0, 255)  # stretched
+        assert color.shape == (45, 53, 3) and np.ptp(color, axis=2).max() > 10  # coloured
+        luma = cv2.cvtColor(color, cv2.COLOR_BGR2GRAY).astype(int)
+        assert np.median(np.abs(luma - gray)) <= 12  # clipped colours may move the luma
+    assert cv2.imread(str(out / "comparison.png")) is not None
+    summary = json.loads((out / "metrics.json").read_text())
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert len(rows) == 4 * 3 and summary["stretch"] == rows[0]["stretch"] == "minmax" and summary["images"] == 2
+    per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM" and row["image"] != "mean"]
+    assert summary["mean"]["FILM"]["SF"] == pytest.approx(np.mean(per_image))
+
+    script("test.py", *prepared, f"ckpt={folder}/model/last.pth", "test.stretch=clamp", "precision=bf16")
+    assert json.loads((out / "metrics.json").read_text())["stretch"] == "clamp"
+    assert cv2.imread(str(out / "Gray" / "b1.png"), -1).max() < 255
+
+
+def test_resume_is_bit_for_bit(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=4", "name=whole")
+    whole = only_run(tmp_path)
+    script("train.py", *prepared, "train.epochs=2", "name=parts")
+    (parts,) = set((tmp_path / "exp").iterdir()) - {whole}
+    script("train.py", *prepared, "train.epochs=4", "name=parts", f"train.resume={parts}/model/last.pth")
+    one, two = (torch.load(f / "model" / "last.pth", weights_only=True) for f in (whole, parts))
+    assert one["epoch"] == two["epoch"] == 4 and one["step"] == two["step"] == 8
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, two["model"][name]), name
+    for key, state in one["optimizer"]["state"].items():
+        assert all(torch.equal(value, two["optimizer"]["state"][key][name]) for name, value in state.items())
+    assert losses(whole) == losses(parts) and len(losses(whole)) == 8
+    output = script("train.py", *prepared, "train.epochs=4", f"train.resume={parts}/model/last.pth", code=1)
+    assert "has 4 epochs already" in output and "Traceback" not in output
+
+
+def test_two_processes_train_as_one(prepared, tmp_path):
+    """torchrun with gloo: the same global batch gives the same losses, metrics and weights."""
+    more = ["train.epochs=2", "data.val=[Toy_test]", "train.val_every=2", "train.batch_size=2"]
+    script("train.py", *prepared, *more, "name=one")
+    one = only_run(tmp_path)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    process(*launcher, "train.py", *prepared, *more, "name=two")
+    (two,) = set((tmp_path / "exp").iterdir()) - {one}
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    weights = [load_model(f / "model" / "last.pth").state_dict() for f in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=1e-4)
+    scores = [torch.load(f / "model" / "last.pth", weights_only=True)["scores"] for f in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
+def test_loss_that_is_not_finite_stops_the_run(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1", "name=nan")
+    folder = only_run(tmp_path)
+    before = (folder / "model" / "last.pth").read_bytes()
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
+        image = np.full(file["imageA/a3"].shape, np.nan, np.float32)
+        del file["imageA/a3"]
+        file["imageA/a3"] = image
+    resume = ["train.epochs=3", f"train.resume={folder}/model/last.pth"]
+    output = script("train.py", *prepared, *resume, code=1)
+    assert re.search(r"the loss is not finite at step [34], samples .*a3", output), output
+    assert "Traceback" not in output and (folder / "model" / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train.batch_size=9"], "at most the 4 training pairs"),
+        (["net.text_dim=13"], "has text 12 wide and the network takes 13"),
+        (["net.name=mean"], "net.name 'mean' has no weights to train"),
+        (["data.train=[]"], "data.train names no set"),
+        (["data.train=[None_train]"], "None_train.h5; make it with"),
+        (["train.crop=64"], "smaller than train.crop"),
+        (["loss.grad=3"], "loss.grad=3 is not an option"),
+        (["train.best=Quality"], "no metric 'Quality'"),
+        (["device=cuda:9"], "device 'cuda:9' is not to be had"),
+    ],
+)
+def test_wrong_training_settings_are_one_sentence(prepared, words, message):
+    output = script("train.py", *prepared, *words, code=1)
+    assert message in output and "Traceback" not in output
+
+
+def test_own_pairs(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    (tmp_path / "in" / "A").mkdir(parents=True)
+    (tmp_path / "in" / "B").mkdir()
+    for name in ("b1", "b2"):
+        shutil.copy(images / "IR" / f"{name}.png", tmp_path / "in" / "A")
+        shutil.copy(images / "VI" / f"{name}.png", tmp_path / "in" / "B")
+    a, b = images / "IR" / "b1.png", images / "VI" / "b1.png"
+
+    output = script("test.py", "--a", a, "--b", b, "--out", tmp_path / "one.png", ckpt)
+    assert "default text feature" in output and "minmax" in output
+    assert cv2.imread(str(tmp_path / "one.png"), -1).shape == (45, 53, 3)
+    script("test.py", "--a", tmp_path / "in" / "A", "--b", tmp_path / "in" / "B", "--out", tmp_path / "many", ckpt)
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["b1.png", "b2.png"]
+    assert (tmp_path / "many" / "b1.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((20, 20), np.uint8))
+    for words, message in (
+        (["--a", a, "--b", tmp_path / "small.png", "--out", tmp_path / "x.png"], "unequal sizes, 45 x 53 and 20 x 20"),
+        (["--a", a, "--b", b], "needs all of --a, --b and --out"),
+        (["--a", a, "--b", images / "VI", "--out", tmp_path / "x"], "must be two images or two folders"),
+        (["--a", a, "--b", b, "--out", tmp_path / "x.png", "--text-a", "a car"], "give both --text-a and --text-b"),
+    ):
+        output = script("test.py", *words, ckpt, code=1)
+        assert message in output and "Traceback" not in output and not (tmp_path / "x.png").exists()
+
+
+def test_published_weights_fuse_a_set(shared, prepared, tmp_path):
+    """A published checkpoint and text of its width; and text of another width is refused in a sentence."""
+    with h5py.File(tmp_path / "h5" / "Wide_test.h5", "w") as file:
+        rng = np.random.default_rng(0)
+        for group in ("imageA", "imageB"):
+            file[f"{group}/x"] = rng.random((1, 64, 64), dtype=np.float32)
+        file["text/x"] = rng.normal(size=(1, 4, 768)).astype(np.float32)
+    ckpt = f"ckpt={shared / 'reference' / 'film_official_layout.pth'}"
+    output = script("test.py", *prepared, ckpt, "data.test=[Wide_test]")
+    assert "The test result of Wide:" in output
+    output = script("test.py", *prepared, ckpt, code=1)
+    assert "has text 12 wide and the network takes 768" in output and "Traceback" not in output
+
+
+def test_real_pairs(shared, tmp_path):
+    """Four RoadScene pairs: real files, real sizes, published gray; mean and max by the published evaluator."""
+    root = tmp_path / "VLF"
+    names = ["FLIR_00006", "FLIR_04269"]
+    for kind in ("Image", "Text"):
+        source = SHARED / "data" / "VLFDataset" / kind / "IVF" / "RoadScene"
+        for folder in ("IR", "VI"):
+            (root / kind / "IVF" / "RoadScene" / folder).mkdir(parents=True)
+            for name in names:
+                (path,) = (source / folder).glob(f"{name}.*")
+                shutil.copy(path, root / kind / "IVF" / "RoadScene" / folder)
+    (root / "Image" / "IVF" / "RoadScene" / "test.txt").write_text("\n".join(names))
+    options = [f"data.root={root}", f"data.h5={tmp_path / 'h5'}", "data.test=[RoadScene_test]", "data.train=[]"]
+    options += ["text.encoder=auto", f"test.output={tmp_path / 'out'}", "ckpt=null", "net={name: max}"]
+    options += ["test.stretch=clamp", "test.metrics=[EN,SD,SF,AG,VIFF,Qabf,MI,SSIM]"]
+    script("data_process.py", *CONFIG, *options)
+    output = script("test.py", *CONFIG, *options, "--compare")
+    assert "CDDFuse, CVPR 2023: the 50 pairs of RoadScene_test" in output
+    ours = json.loads((tmp_path / "out" / "RoadScene" / "metrics.json").read_text())["per_image"]["max"]
+    cases = json.loads((SHARED / "reference" / "metrics_film.json").read_text())["cases"]
+    for case in cases:
+        if case["dataset"] == "IVF/RoadScene" and case["fused"] == "max":
+            for metric, value in ours[case["name"]].items():
+                assert value == pytest.approx(case["values"][metric], rel=1e-6), metric
+
+
+def test_table_has_the_papers_form():
+    row = dict(zip(["EN", "SD", "SF", "AG", "VIFF", "Qabf"], [6.72, 43.64, 11.55, 3.72, 1.06, 0.70]))
+    lines = [
+        "=" * 80,
+        "The test result of MSRS:",
+        "                 EN      SD      SF      AG     VIFF     Qabf",
+        "FILM            6.72    43.64   11.55   3.72    1.06    0.70",
+        "=" * 80,
+    ]
+    assert format_table("MSRS", list(row), {"FILM": row}) == "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])
+def test_scripts_explain_themselves_and_mistakes(name):
+    assert f"python {name} --config" in process(name, "--help")
+    output = process(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
+    assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
