@@ -22,7 +22,7 @@ from net import build_model, load_model
 from utils.config import Config, parse_args, pick_device
 from utils.data import PairDataset, h5_path, open_h5
 from utils.errors import InputError, run
-from utils.evaluate import Evaluator, average, check_metrics, fuse, fuse_set, sources_8bit
+from utils.evaluate import Evaluator, average, check_metrics, fuse, fuse_set, sources_8bit, to_device
 from utils.images import as_unit, colorize, list_images, merge_chroma, read_image, side_by_side, to_8bit, write_image
 from utils.table import format_table, published_rows, write_results
 from utils.text import TextEncoder
@@ -166,7 +166,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
             batch = {"image_a": images[0], "image_b": images[1], "text": texts[name][None]}
             batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
             with torch.inference_mode():
-                fused = fuse(model, batch, device, config.precision)[0, 0].cpu().numpy()
+                fused = fuse(model, to_device(batch, device), config.precision)[0, 0].cpu().numpy()
             chroma = merge_chroma([chroma_a, chroma_b])
             result = to_8bit(fused, config.test.stretch)
             write_image(path_out, result if chroma is None else colorize(result, chroma))

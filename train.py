@@ -33,7 +33,8 @@ from utils import distributed
 from utils.config import Config, parse_args, pick_device
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
 from utils.errors import InputError, run
-from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit
+from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit, to_device
+from utils.files import write_file
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
 from utils.metrics import LOWER_IS_BETTER
@@ -70,15 +71,14 @@ def main() -> None:
         drop_last=True,
         pin_memory=device.type == "cuda",
     )
-    val_set = None
-    if config.data.val:
-        val_set = PairDataset([h5_path(config.data.h5, name) for name in config.data.val])
+    val_set = PairDataset([h5_path(config.data.h5, name) for name in config.data.val]) if config.data.val else None
 
     # network, loss, optimiser
     model = build_model(**config.net).to(device)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"net.name '{config.net['name']}' has no weights to train")
-    check_text(model, dataset)
+    for used in filter(None, (dataset, val_set)):
+        check_text(model, used)
     criterion = build_loss(config.loss).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, train.lr_step, train.lr_gamma)
@@ -121,9 +121,9 @@ def main() -> None:
         pending, window = [], time.monotonic()  # what has not been logged yet
         bar = tqdm(loader, desc=f"epoch {epoch}/{train.epochs}", unit="step", disable=not main_process)
         for i, batch in enumerate(bar):
-            fused = fuse(net, batch, device, config.precision)
-            image_a, image_b = batch["image_a"].to(device), batch["image_b"].to(device)
-            terms = criterion(fused, image_a, image_b)
+            batch = to_device(batch, device)
+            fused = fuse(net, batch, config.precision)
+            terms = criterion(fused, batch["image_a"], batch["image_b"])
             optimizer.zero_grad(set_to_none=True)
             terms["total"].backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
@@ -133,7 +133,7 @@ def main() -> None:
             values = torch.stack([*terms.values(), norm]).detach()
             pending.append((step, batch["name"], values))
             if main_process and i < train.pictures:
-                save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}", batch, fused)
+                save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}" / str(i), batch, fused)
             if len(pending) == train.log_every or i + 1 == len(loader):  # the only place that waits for the device
                 means = log_values(pending, [*terms, "grad_norm"])
                 seconds, window = time.monotonic() - window, time.monotonic()
@@ -178,7 +178,8 @@ def main() -> None:
                 "rng": rng,
             }
             kept = [f"epoch_{epoch}.pth"] if epoch % train.save_every == 0 else []
-            for name in ["last.pth", *kept, *(["best.pth"] if better else [])]:
+            # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
+            for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:
                 save_checkpoint(folder / "model" / name, checkpoint)
 
     if main_process:
@@ -206,13 +207,14 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
         folder.mkdir(parents=True)
     for name in ("code", "model", "pic_fusion"):
         (folder / name).mkdir(exist_ok=True)
-    for source in (__file__, inspect.getsourcefile(type(model))):
+    ancestors = [kind for kind in type(model).__mro__ if kind.__module__.startswith("net.")]  # a variant and its base
+    for source in (__file__, *map(inspect.getsourcefile, ancestors)):
         shutil.copy(source, folder / "code")
-    (folder / "code" / "git.txt").write_text(f"{git('rev-parse', 'HEAD')}\n\n{git('diff', 'HEAD')}\n")
+    write_file(folder / "code" / "git.txt", f"{git('rev-parse', 'HEAD')}\n\n{git('diff', 'HEAD')}\n")
     settings = config.as_dict()
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_file(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     settings["parameters"] = sum(p.numel() for p in model.parameters())
-    (folder / "param.json").write_text(json.dumps(settings, indent=1))
+    write_file(folder / "param.json", json.dumps(settings, indent=1))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -225,8 +227,8 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
 def drop_records_after(path: Path, epoch: int) -> None:
     """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines(True) if json.loads(line)["epoch"] <= epoch]
-        path.write_text("".join(lines))
+        whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+        write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
 
 
 def git(*command: str) -> str:
@@ -266,27 +268,28 @@ def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, reco
             writer.add_scalar(f"{kind}/{key}", value, step)
 
 
-def save_pictures(folder: Path, batch: dict, fused: torch.Tensor) -> None:
-    """A | B | fused of every pair of a batch."""
-    for name, *images in zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().nan_to_num().cpu()):
-        row = side_by_side([to_8bit(image[0].numpy(), "clamp") for image in images], ["A", "B", "fused"])
-        write_image(folder / f"{name}.png", row)
+def save_pictures(prefix: Path, batch: dict, fused: torch.Tensor) -> None:
+    """A | B | fused of every pair of a batch, as <prefix>_<place in the batch>_<name>.png."""
+    pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().nan_to_num())
+    for i, (name, *images) in enumerate(pairs):  # numbered: two sets may have images of one name
+        row = side_by_side([to_8bit(image[0].cpu().numpy(), "clamp") for image in images], ["A", "B", "fused"])
+        write_image(f"{prefix}_{i}_{name}.png", row)
 
 
 def validate(model, dataset: PairDataset, metrics: list[str], config: Config, device, share: tuple) -> dict[str, float]:
     """Mean metrics over a set of whole images, 8 bit by test.stretch."""
     model.eval()
     evaluator = Evaluator(metrics, device)
-    for batch, (fused,) in fuse_set([model], dataset, device, config.precision, config.train.num_workers, share):
-        evaluator.add(batch["name"][0], to_8bit(fused, config.test.stretch), *sources_8bit(batch))
-    results = {name: row for part in distributed.gather(evaluator.results()) for name, row in part.items()}
-    return average(results)[0]
+    pairs = fuse_set([model], dataset, device, config.precision, config.train.num_workers, share)
+    for i, (batch, (fused,)) in enumerate(pairs):  # numbered by rank and place: two sets may have images of one name
+        evaluator.add(f"{share[0]}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
+    return average({key: row for part in distributed.gather(evaluator.results()) for key, row in part.items()})[0]
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:
     """True if a validation score beats the best so far."""
     if best is None or math.isnan(score):
-        return best is None
+        return not math.isnan(score)
     return score < best if metric in LOWER_IS_BETTER else score > best
 
 

@@ -36,7 +36,7 @@ def test_train_then_test(prepared, tmp_path):
     for name in [*expected, "param.json", "config.yaml", "metrics.jsonl", "pic_fusion/ckpt_1", "pic_fusion/ckpt_2"]:
         assert (folder / name).exists(), name
     assert list(folder.glob("events.out.tfevents.*"))
-    picture = cv2.imread(str(next((folder / "pic_fusion" / "ckpt_2").glob("a*.png"))))
+    picture = cv2.imread(str(next((folder / "pic_fusion" / "ckpt_2").glob("0_0_a*.png"))))
     assert picture.shape[1] == 3 * (16 + 4)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["kind"] for r in records].count("val") == 2

@@ -31,11 +31,18 @@ def check_text(model: nn.Module, dataset: PairDataset) -> None:
         )
 
 
-def fuse(model: nn.Module, batch: dict, device: torch.device, precision: str = "fp32") -> Tensor:
-    """Run a network on a batch of `collate`: fused images (N, 1, H, W), float32 in [0, 1], on `device`."""
-    inputs = [batch[key].to(device, non_blocking=True) for key in ("image_a", "image_b", "text", "text_mask")]
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(*inputs).float()
+INPUTS = ("image_a", "image_b", "text", "text_mask")
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """A batch of `collate` with what networks take moved to `device`."""
+    return batch | {key: batch[key].to(device, non_blocking=True) for key in INPUTS}
+
+
+def fuse(model: nn.Module, batch: dict, precision: str = "fp32") -> Tensor:
+    """Run a network on a batch of `to_device`: fused images (N, 1, H, W), float32 in [0, 1]."""
+    with torch.autocast(batch["image_a"].device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(*(batch[key] for key in INPUTS)).float()
 
 
 class Evaluator:
@@ -110,4 +117,5 @@ def fuse_set(
         check_text(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        yield batch, [fuse(model, batch, device, precision)[0, 0].cpu().numpy() for model in models]
+        moved = to_device(batch, device)
+        yield batch, [fuse(model, moved, precision)[0, 0].cpu().numpy() for model in models]
