@@ -12,6 +12,7 @@ processes, so the number of processes does not change the training.
 """
 
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -203,8 +204,7 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
         folder = Path(config.train.resume).parent.parent
         drop_records_after(folder / "metrics.jsonl", first_epoch)
     else:
-        folder = Path(config.train.exp) / f"{time.strftime('%Y%m%d-%H%M%S')}_{config.name}"
-        folder.mkdir(parents=True)
+        folder = new_folder(Path(config.train.exp), time.strftime("%Y%m%d-%H%M%S"), config.name)
     for name in ("code", "model", "pic_fusion"):
         (folder / name).mkdir(exist_ok=True)
     ancestors = [kind for kind in type(model).__mro__ if kind.__module__.startswith("net.")]  # a variant and its base
@@ -222,6 +222,17 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
         force=True,
     )
     return folder
+
+
+def new_folder(parent: Path, start: str, name: str) -> Path:
+    """Make <parent>/<start>_<name>; a second run of the same second gets <start>-2, and so on."""
+    for count in itertools.count(1):
+        folder = parent / f"{start}{f'-{count}' if count > 1 else ''}_{name}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
 
 
 def drop_records_after(path: Path, epoch: int) -> None:

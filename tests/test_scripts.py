@@ -100,17 +100,32 @@ def test_two_processes_train_as_one(prepared, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_the_run(prepared, tmp_path):
-    script("train.py", *prepared, "train.epochs=1", "name=nan")
+    script("train.py", *prepared, "train.epochs=1")
     folder = only_run(tmp_path)
     before = (folder / "model" / "last.pth").read_bytes()
-    with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
-        image = np.full(file["imageA/a3"].shape, np.nan, np.float32)
-        del file["imageA/a3"]
-        file["imageA/a3"] = image
-    resume = ["train.epochs=3", f"train.resume={folder}/model/last.pth"]
+    checkpoint = torch.load(folder / "model" / "last.pth", weights_only=True)
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group["lr"] = 1e38  # the first step goes well, the second meets its weights
+    torch.save(checkpoint, tmp_path / "wild.pth")
+    resume = ["train.epochs=3", "train.batch_size=2", f"train.resume={tmp_path / 'wild.pth'}"]
     output = script("train.py", *prepared, *resume, code=1)
-    assert re.search(r"the loss is not finite at step [34], samples .*a3", output), output
+    assert re.search(r"the loss is not finite at step [34], samples a\d, a\d; training stopped", output), output
     assert "Traceback" not in output and (folder / "model" / "last.pth").read_bytes() == before
+
+
+def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
+    for name in ("Toy_train", "Toy_test"):
+        with h5py.File(tmp_path / "h5" / f"{name}.h5", "r+") as file:
+            key = f"imageA/{max(file['imageA'])}"
+            image = np.full(file[key].shape, np.nan, np.float32)
+            del file[key]
+            file[key] = image
+    for num_workers in (0, 1):
+        workers = [f"{part}.num_workers={num_workers}" for part in ("train", "test")]
+        output = script("train.py", *prepared, *workers, "train.epochs=1", f"name=w{num_workers}", code=1)
+        assert "sample 'a4'" in output and "NaN or inf" in output and "Traceback" not in output
+        output = script("test.py", *prepared, *workers, "ckpt=null", "net={name: mean}", code=1)
+        assert "sample 'b2'" in output and "NaN or inf" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(

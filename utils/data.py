@@ -120,6 +120,8 @@ class PairDataset(Dataset):
             height = width = self.crop
         window = np.s_[..., top : top + height, left : left + width]
         maps = [as_unit(source[window]) for source in sources]
+        if not all(np.isfinite(m).all() for m in maps):
+            raise ValueError("NaN or inf in an image")
         if self.augment:
             flip_y, flip_x = rng.integers(2, size=2)
             turns = rng.integers(4) if height == width else 0

@@ -26,7 +26,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        sys.exit(f"error: {error}")
+        message = str(error)
+        if "Original Traceback" in message:  # raised in a worker of a DataLoader: its own words come last
+            message = message.strip().splitlines()[-1].partition("InputError: ")[2]
+        sys.exit(f"error: {message}")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(f"error: {error.strerror or error}{where}; what was there before is untouched.")

@@ -112,10 +112,16 @@ def fuse_set(
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
     `share` = (rank, ranks) takes every ranks-th pair, for several processes.
+
+    Raises:
+        InputError: text of the wrong width, a damaged sample, a network that returns NaN.
     """
     for model in models:
         check_text(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
         moved = to_device(batch, device)
-        yield batch, [fuse(model, moved, precision)[0, 0].cpu().numpy() for model in models]
+        fused = [fuse(model, moved, precision)[0, 0].cpu().numpy() for model in models]
+        if not np.isfinite(fused).all():
+            raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
+        yield batch, fused
