@@ -12,9 +12,11 @@ listed at once, and nothing is written for it.
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -57,7 +59,8 @@ def main() -> None:
     config, args = parse_args(__doc__, words="sets to make, <dataset>_<split> or <dataset>; default: the config's")
     problems = []
     for source in find_sources(config, args.words):
-        training = source.name in config.data.train or source.split == "train"
+        whole = source.name in (*config.data.val, *config.data.test)
+        training = source.name in config.data.train or (source.split == "train" and not whole)
         try:
             print(process(source, config, training))
         except InputError as error:
@@ -78,10 +81,7 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
         dataset, split = (word, None) if word in table else (word.rpartition("_")[0], word.rpartition("_")[2])
         if dataset not in table:
             raise InputError(f"{data.datasets} has no dataset for the set '{word}'; {nearest(dataset or word, table)}")
-        try:
-            row = Source(dataset, "", root=Path(data.root), **table[dataset])
-        except TypeError as error:
-            raise InputError(f"the row {dataset} of {data.datasets} must hold task, a, b and color") from error
+        row = Source(dataset, "", root=Path(data.root), **check_row(dataset, table[dataset], data.datasets))
         splits = [split] if split else sorted(path.stem for path in row.folder("Image").glob("*.txt"))
         if not splits:
             raise InputError(f"there is no <split>.txt in {row.folder('Image')}")
@@ -89,6 +89,22 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
     if not sources:
         raise InputError("the config names no set under data.train, data.val or data.test")
     return sources
+
+
+def check_row(dataset: str, row: Any, path: str) -> dict:
+    """A row of the table of datasets; InputError if it is not {task, a, b: words, color: list of folders}."""
+    words = row if isinstance(row, dict) else {}
+    color = words.get("color")
+    if (
+        set(words) != {"task", "a", "b", "color"}
+        or not all(isinstance(words[key], str) for key in ("task", "a", "b"))
+        or not (isinstance(color, list) and all(folder in (words["a"], words["b"]) for folder in color))
+    ):
+        raise InputError(
+            f"the row {dataset} of {path} must be like {{task: IVF, a: IR, b: VI, color: [VI]}}, with color "
+            f"a list of none, one or both of the folders; it is {row}"
+        )
+    return row
 
 
 def process(source: Source, config: Config, training: bool) -> str:
@@ -124,6 +140,8 @@ def process(source: Source, config: Config, training: bool) -> str:
                 sources=f"{source.a},{source.b}",
                 text_encoder=encoder_name(config.text.encoder, config.text.path),
                 text_dim=next(iter(features.values())).shape[-1],
+                resize=config.data.resize or [] if training else [],
+                patch_size=config.data.patch_size or 0 if training else 0,
             )
             count = len(file["imageA"])
             file.flush()
@@ -146,7 +164,7 @@ def read_split(source: Source, problems: list[str]) -> list[str]:
     """
     path = source.folder("Image") / f"{source.split}.txt"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
@@ -162,7 +180,7 @@ def read_pair(source: Source, files: dict, name: str) -> tuple[list[np.ndarray],
     """Both gray images (H, W), and a list of their chroma (2, H, W), empty without colour.
 
     Raises:
-        InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes or depths.
+        InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes.
     """
     problems, grays, chromas = [], [], []
     for folder in (source.a, source.b):
@@ -225,7 +243,9 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
     paragraphs: dict[str, tuple[str, str]] = {}  # still to encode
     caches: dict[str, Path] = {}
     encoder = encoder_name(config.text.encoder, config.text.path)
-    cache = Path(config.data.h5) / "TextFeature" / encoder.replace("/", "--").replace(":", "--") / source.dataset
+    # two local encoders may have folders of one name
+    where = hashlib.sha256(str(Path(config.text.path or "").resolve()).encode()).hexdigest()[:8]
+    cache = Path(config.data.h5) / "TextFeature" / f"{re.sub('[/:]', '-', encoder)}-{where}" / source.dataset
     for name in names:
         given = source.folder("TextFeature") / f"{name}.npy"
         if config.text.recompute or not given.is_file():
@@ -240,12 +260,17 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
                 paragraphs[name] = pair
                 continue
         try:
-            features[name] = check_feature(np.load(given, allow_pickle=False))
+            with open(given, "rb") as stored:
+                features[name] = check_feature(np.lib.format.read_array(stored, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
-            problems.append(f"{given} {error if isinstance(error, ValueError) else 'cannot be read'}")
+            problems.append(f"the text feature {given} cannot be used: it {error}")
     if paragraphs and not problems:
-        model = TextEncoder(config.text.encoder, config.text.path, pick_device(config.device))
-        encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
+        try:
+            model = TextEncoder(config.text.encoder, config.text.path, pick_device(config.device))
+            encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
+        except InputError as error:
+            problems.append(str(error))
+            return features
         for name, feature in zip(paragraphs, encoded):
             features[name] = feature
             buffer = io.BytesIO()

@@ -22,8 +22,18 @@ from net import build_model, load_model
 from utils.config import Config, parse_args, pick_device
 from utils.data import PairDataset, h5_path, open_h5
 from utils.errors import InputError, run
-from utils.evaluate import Evaluator, average, check_metrics, fuse, fuse_set, sources_8bit, to_device
-from utils.images import as_unit, colorize, list_images, merge_chroma, read_image, side_by_side, to_8bit, write_image
+from utils.evaluate import Evaluator, average, check_metrics, fuse_one, fuse_set, sources_8bit
+from utils.images import (
+    as_unit,
+    check_writable,
+    colorize,
+    list_images,
+    merge_chroma,
+    read_image,
+    side_by_side,
+    to_8bit,
+    write_image,
+)
 from utils.table import format_table, published_rows, write_results
 from utils.text import TextEncoder
 
@@ -82,9 +92,13 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     dataset = PairDataset([path], chroma=True)
     with open_h5(path) as file:
         dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
-        encoder = str(file.attrs.get("text_encoder", "not recorded"))
+        encoder = str(file.attrs.get("text_encoder", ""))
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
+
+    if model.text and encoder not in ("", model.text.name):
+        print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
+    blocks = published_rows(PUBLISHED, dataset_name) if compare else []
 
     models = [model, *(build_model(rule).to(device).eval() for rule in BASELINES if compare)]
     labels = [m.label for m in models]
@@ -107,7 +121,6 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     means, left_out = {}, {}
     for label, results in per_image.items():
         means[label], left_out[label] = average(results)
-    blocks = published_rows(PUBLISHED, dataset_name) if compare else []
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
     names = list(per_image[labels[0]])
     print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
@@ -119,7 +132,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         "dataset": dataset_name,
         "network": labels[0],
         "ckpt": config.ckpt,
-        "text_encoder": encoder,
+        "text_encoder": encoder or None,
         "stretch": config.test.stretch,
         "precision": config.precision,
         "images": len(names),
@@ -149,10 +162,15 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     pairs = {a.stem: (a, b, out)}
     if a.is_dir():
         found = [list_images(folder) for folder in (a, b)]
-        alone = sorted(found[0].keys() ^ found[1].keys())
+        alone = sorted(
+            found[0].keys() ^ found[1].keys() | {n for f in found for n, paths in f.items() if len(paths) > 1}
+        )
         if alone or not found[0]:
-            raise InputError(f"the folders {a} and {b} hold no pairs or images without a partner: {', '.join(alone)}")
+            names = ", ".join(alone) or "no images at all"
+            raise InputError(f"the folders {a} and {b} must hold one image of each name; they do not for: {names}")
         pairs = {name: (paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()}
+    else:
+        check_writable(out)
     texts = own_texts(model, config, args, list(pairs), device)
     problems = []
     for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
@@ -163,10 +181,9 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
                 sizes = " and ".join("{} x {}".format(*image.shape) for image in (image_a, image_b))
                 raise InputError(f"{path_a} and {path_b} have unequal sizes, {sizes} pixels; register them first")
             images = [torch.from_numpy(as_unit(image))[None, None] for image in (image_a, image_b)]
-            batch = {"image_a": images[0], "image_b": images[1], "text": texts[name][None]}
+            batch = {"name": [name], "image_a": images[0], "image_b": images[1], "text": texts[name][None]}
             batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
-            with torch.inference_mode():
-                fused = fuse(model, to_device(batch, device), config.precision)[0, 0].cpu().numpy()
+            (fused,) = fuse_one([model], batch, device, config.precision)
             chroma = merge_chroma([chroma_a, chroma_b])
             result = to_8bit(fused, config.test.stretch)
             write_image(path_out, result if chroma is None else colorize(result, chroma))
@@ -193,7 +210,7 @@ def own_texts(model: nn.Module, config: Config, args, names: list[str], device) 
     if encoder.dim != model.config["text_dim"]:
         raise InputError(
             f"the text encoder {encoder.name} is {encoder.dim} wide and {config.ckpt} takes "
-            f"{model.config['text_dim']}; set text.encoder and text.path to the one it was trained with"
+            f"{model.config['text_dim']}; set text.path to the one it was trained with"
         )
     pairs = [tuple(own_paragraph(text, name) for text in (args.text_a, args.text_b)) for name in names]
     return dict(zip(names, map(torch.from_numpy, encoder.encode_pairs(pairs, config.text.batch_size))))

@@ -11,6 +11,7 @@ TensorBoard events, config.yaml and param.json. train.batch_size counts the pair
 processes, so the number of processes does not change the training.
 """
 
+import functools
 import inspect
 import itertools
 import json
@@ -31,14 +32,19 @@ from tqdm import tqdm
 from net import build_model
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
-from utils.config import Config, parse_args, pick_device
+from utils.config import Config, parse_args
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
 from utils.errors import InputError, run
 from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit, to_device
-from utils.files import write_file
+from utils.files import to_json, write_file
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
 from utils.metrics import LOWER_IS_BETTER
+from utils.text import encoder_name
+
+# what decides a training, and so must not change where it is resumed
+SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "train.batch_size", "train.lr", "train.lr_step"]
+SAME_TO_RESUME += ["train.lr_gamma", "train.clip_grad", "train.crop", "train.augment"]
 
 log = logging.getLogger("train")
 
@@ -46,7 +52,7 @@ log = logging.getLogger("train")
 def main() -> None:
     config, _ = parse_args(__doc__)
     train = config.train
-    rank, world, device = distributed.start(pick_device(config.device))
+    rank, world, device = distributed.start(config.device)
     main_process = rank == 0
     torch.manual_seed(config.seed + rank)
     check_metrics([train.best, *config.test.metrics])
@@ -80,6 +86,8 @@ def main() -> None:
         raise InputError(f"net.name '{config.net['name']}' has no weights to train")
     for used in filter(None, (dataset, val_set)):
         check_text(model, used)
+    for name in config.data.train:
+        check_encoder(h5_path(config.data.h5, name), config)
     criterion = build_loss(config.loss).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, train.lr_step, train.lr_gamma)
@@ -87,7 +95,7 @@ def main() -> None:
     text = {
         "encoder": config.text.encoder,
         "path": config.text.path,
-        "name": text_encoder_of(dataset),
+        "name": encoder_name(config.text.encoder, config.text.path),
         "dim": dataset.text_dim,
         "default": default_text(dataset),
     }
@@ -97,6 +105,7 @@ def main() -> None:
         checkpoint = read_checkpoint(train.resume)
         if "optimizer" not in checkpoint:
             raise InputError(f"{train.resume} holds weights only; train.resume needs a checkpoint of train.py")
+        check_same_run(checkpoint["config"], config)
         load_weights(model, checkpoint["model"], train.resume)
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
@@ -107,7 +116,7 @@ def main() -> None:
 
     net = DistributedDataParallel(model) if world > 1 else model
     folder = open_run_folder(config, model, first_epoch) if main_process else None
-    writer = SummaryWriter(folder, purge_step=step) if main_process else None
+    writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
     log.info(
         f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
         f"{config.precision}; {len(dataset)} pairs, {train.batch_size} a step "
@@ -152,7 +161,7 @@ def main() -> None:
 
         # validation on whole images, shared by the processes
         scores = {}
-        if val_set and (epoch % train.val_every == 0 or epoch == train.epochs):
+        if val_set and epoch % train.val_every == 0:
             metrics = list(dict.fromkeys([train.best, *config.test.metrics]))
             scores = validate(model, val_set, metrics, config, device, (rank, world))
         better = bool(scores) and is_better(scores[train.best], best, train.best)
@@ -189,6 +198,25 @@ def main() -> None:
     distributed.stop()
 
 
+def check_encoder(path: Path, config: Config) -> None:
+    """InputError if a training set was made with another text encoder than the config names."""
+    named, recorded = encoder_name(config.text.encoder, config.text.path), text_encoder_of(path)
+    if recorded not in ("", named):
+        raise InputError(
+            f"{path} has text of the encoder {recorded}, the config names {named}; set text.encoder and text.path "
+            "as for data_process.py, so that the checkpoint records the right one"
+        )
+
+
+def check_same_run(before: dict, config: Config) -> None:
+    """InputError if a setting that decides the training differs from that of the checkpoint to resume."""
+    now = config.as_dict()
+    for key in SAME_TO_RESUME:
+        old, new = (functools.reduce(dict.get, key.split("."), settings) for settings in (before, now))
+        if old != new:
+            raise InputError(f"{key} is {new} and was {old} in the run to resume; leave it, or start a new run")
+
+
 def build_loss(options: dict) -> FusionLoss:
     """The loss of the config; InputError for an option it does not have."""
     known = inspect.signature(FusionLoss).parameters
@@ -214,7 +242,7 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
     settings = config.as_dict()
     write_file(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     settings["parameters"] = sum(p.numel() for p in model.parameters())
-    write_file(folder / "param.json", json.dumps(settings, indent=1))
+    write_file(folder / "param.json", to_json(settings, indent=1))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -245,7 +273,9 @@ def drop_records_after(path: Path, epoch: int) -> None:
 def git(*command: str) -> str:
     """What git says of the folder of this script; a note where there is no repository."""
     try:
-        call = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+        call = subprocess.run(
+            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace"
+        )
     except OSError:
         return "git is not installed"
     return call.stdout.strip() if call.returncode == 0 else "not in a git repository"
@@ -258,8 +288,14 @@ def log_values(pending: list[tuple], keys: list[str]) -> dict[str, float]:
         InputError: a loss or gradient that is not finite, on any rank; names the first such step.
     """
     values = torch.stack([v for _, _, v in pending]).float()
-    bad = [(step, names) for (step, names, _), row in zip(pending, values.tolist()) if not all(map(math.isfinite, row))]
-    found = [(step, name) for of_rank in distributed.gather(bad[:1]) for step, names in of_rank for name in names]
+    finite = values.isfinite().tolist()
+    # the gradient is that of all ranks: look at it only where every rank's loss is finite
+    found = []
+    for check in (lambda row: all(row[:-1]), lambda row: row[-1]):
+        bad = [(step, names) for (step, names, _), row in zip(pending, finite) if not check(row)]
+        found += [(step, name) for of_rank in distributed.gather(bad[:1]) for step, names in of_rank for name in names]
+        if found:
+            break
     if found:
         first = min(step for step, _ in found)
         names = ", ".join(name for step, name in found if step == first)
@@ -273,7 +309,7 @@ def log_values(pending: list[tuple], keys: list[str]) -> dict[str, float]:
 def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, record: dict) -> None:
     """One line in metrics.jsonl, and the same to TensorBoard."""
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"kind": kind, **record}) + "\n")
+        file.write(to_json({"kind": kind, **record}) + "\n")
     for key, value in record.items():
         if key not in ("epoch", "step"):
             writer.add_scalar(f"{kind}/{key}", value, step)

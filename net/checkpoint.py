@@ -37,11 +37,12 @@ def read_checkpoint(path: str | Path) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
         raise InputError(f"{path} holds no 'model' with the weights of a network")
     if is_published(checkpoint["model"]):
         checkpoint = {"net": {"name": "film"}, "model": translate(checkpoint["model"]), "text": None}
-    if "net" not in checkpoint:
+    if not isinstance(checkpoint.get("net"), dict) or "name" not in checkpoint["net"]:
         raise InputError(f"{path} holds weights but not which network they belong to ('net')")
     return checkpoint
 

@@ -14,7 +14,8 @@ NETWORKS: dict[str, type[nn.Module]] = {}
 def register(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make a network known to `build_model` and to the configs under `name`.
 
-    Every argument of its constructor needs a default; the defaults give the types of the options.
+    Every argument of its constructor needs a default; the defaults give the types of the options. A
+    class attribute `label` is what tables call it, `name` if there is none.
     """
 
     def add(network: type[nn.Module]) -> type[nn.Module]:
@@ -55,6 +56,7 @@ def build_model(name: str, **options) -> nn.Module:
     options = defaults | options
     model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
     model.config = {"name": name, **options}
+    model.label = getattr(model, "label", name)  # what tables call it
     return model
 
 

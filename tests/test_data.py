@@ -1,6 +1,7 @@
 """data_process.py and the H5 dataset: what goes in comes out, and every bad input is one sentence."""
 
 import re
+import shutil
 
 import cv2
 import h5py
@@ -122,7 +123,11 @@ def damage(kind: str, base) -> str:
         return "'a4' is 13 wide, the rest 12"
     if kind == "nan":
         np.save(text / "a4.npy", np.full((3, 12), np.nan, np.float32))
-        return "a4.npy holds NaN"
+        return "a4.npy cannot be used: it holds NaN"
+    if kind == "npz":
+        np.savez(text / "a4.npz", np.zeros((3, 12)))
+        (text / "a4.npz").rename(text / "a4.npy")
+        return "a4.npy cannot be used"
     if kind == "not an array":
         (text / "a4.npy").write_bytes(b"nothing")
         return "a4.npy"
@@ -139,7 +144,7 @@ def damage(kind: str, base) -> str:
 
 
 KINDS = ["missing partner", "unequal sizes", "unreadable", "truncated", "listed twice", "missing text", "other width"]
-KINDS += ["nan", "not an array", "empty split", "no split", "climbing name"]
+KINDS += ["nan", "not an array", "npz", "empty split", "no split", "climbing name"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,6 +182,31 @@ def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
     assert "cannot write" in output and "is there space" in output and "Traceback" not in output
     assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == before
     assert len(list((tmp_path / "h5").iterdir())) == 1
+
+
+@pytest.mark.parametrize("row", ["{task: IVF, a: 5, b: VI, color: [VI]}", "{task: IVF, a: IR, b: VI, color: VI}", "7"])
+def test_wrong_rows_of_the_table_are_named(row, toy, tmp_path):
+    (tmp_path / "datasets.yaml").write_text(f"Toy: {row}\n")
+    output = script(*PROCESS, *toy, code=1)
+    assert "the row Toy" in output and "must be like" in output
+
+
+def test_damaged_h5_is_named(toy, tmp_path):
+    script(*PROCESS, *toy, "Toy_train")
+    path = tmp_path / "h5" / "Toy_train.h5"
+    for damage_h5 in (
+        lambda file: file["text"].pop("a1"),
+        lambda file: file["text/a1"].write_direct(np.full(file["text/a1"].shape, np.nan, np.float32)),
+        lambda file: (file.pop("imageA"), file.create_dataset("imageA", data=1)),
+    ):
+        broken = shutil.copy(path, tmp_path / "broken.h5")
+        with h5py.File(broken, "r+") as file:
+            damage_h5(file)
+        with pytest.raises(InputError, match=r"broken\.h5"):
+            PairDataset([broken])
+    (tmp_path / "broken.h5").write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match="damaged"):
+        PairDataset([tmp_path / "broken.h5"])
 
 
 def test_unknown_sets_are_named(toy, monkeypatch):

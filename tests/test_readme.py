@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from net import NETWORKS
+from net import NETWORKS, build_model
 from tests.conftest import ROOT
 from utils.config import load_config
 
@@ -21,7 +21,8 @@ def test_configs_and_keys_of_every_command_exist(name, words):
     assert (ROOT / name).is_file()
     words = words.split("#")[0]
     for config in re.findall(r"--config (\S+)", words):
-        load_config(ROOT / config, re.findall(r"(?<=\s)[a-z_.]+=[^\s\"\\]+", words))
+        loaded = load_config(ROOT / config, re.findall(r"(?<=\s)[a-z_.]+=[^\s\"\\]+", words))
+        build_model(**loaded.net)
     for flag in re.findall(r"--[a-z-]+", words):
         assert flag == "--config" or f'"{flag}"' in (ROOT / name).read_text()
 

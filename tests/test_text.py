@@ -1,6 +1,7 @@
 """Text encoders through the real loading code: tiny random models of the same classes, saved to a folder."""
 
 import importlib.util
+import shutil
 
 import cv2
 import h5py
@@ -121,13 +122,15 @@ def test_data_process_encodes_and_caches(tmp_path, toy, bert):
     script(*command, f"text.path={bert}")
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         assert file["text/b1"].shape == (4 + 5, 12)
-    # an encoder of another width than the features that are there is refused
-    assert not list(base.rglob("*.tmp"))
+    np.save(base / "TextFeature/IVF/Toy/b2.npy", np.zeros((3, 13), np.float32))
+    assert "13 wide" in script(*command, f"text.path={bert}", code=1)
 
 
 def test_own_pair_with_text_of_ones_own(prepared, tmp_path, bert):
     """test.py encodes --text-a and --text-b with the encoder that the checkpoint was trained with."""
-    script("train.py", *prepared, "train.epochs=1", "text.encoder=auto", f"text.path={bert}")
+    encoder = ["text.encoder=auto", f"text.path={bert}"]
+    script("data_process.py", *prepared, *encoder, "Toy_train")
+    script("train.py", *prepared, *encoder, "train.epochs=1")
     (ckpt,) = (tmp_path / "exp").glob("*/model/last.pth")
     images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     pair = ["--a", images / "IR" / "b1.png", "--b", images / "VI" / "b1.png"]
@@ -137,6 +140,17 @@ def test_own_pair_with_text_of_ones_own(prepared, tmp_path, bert):
     assert "default text" not in output and cv2.imread(str(tmp_path / "x.png")) is not None
     output = script("test.py", *pair, "--out", tmp_path / "y.png", *words, "text.path=/no/such", code=1)
     assert "cannot be loaded" in output and not (tmp_path / "y.png").exists()
+
+
+def test_weights_of_another_model_are_refused(bert, blip2, tmp_path):
+    """Not filled up with random numbers, and no traceback."""
+    for encoder, path in (("blip2", bert), ("auto", blip2)):
+        with pytest.raises(InputError, match="cannot be loaded from"):
+            TextEncoder(encoder, path)
+    damaged = shutil.copytree(bert, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(InputError, match="cannot be loaded from"):
+        TextEncoder("auto", str(damaged))
 
 
 def test_features_of_wrong_shape():

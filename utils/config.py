@@ -127,6 +127,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
+        if key in ("net", "loss") and isinstance(value, dict):
+            setattr(config, key, {})  # given as a whole, it replaces what the file says
         for part in reversed(key.split(".")):
             value = {part: value}
         _update(config, value, "", "the command line")
@@ -157,16 +159,16 @@ def _update(target: Any, values: Any, prefix: str, source: str) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise InputError(f"unknown key '{name}' in {source}; {nearest(name, _all_keys())}")
+            raise InputError(f"unknown key '{name}' in {source}; {nearest(name, all_keys())}")
         current = getattr(target, key)
         if is_dataclass(current):
             _update(current, value, f"{name}.", source)
         elif isinstance(current, dict):  # options of a network or a loss: checked where they are used
             if not isinstance(value, dict):
                 raise InputError(f"{name} in {source} must hold keys of its own, not {value!r}")
-            if "name" in value and value["name"] != current.get("name"):
-                current = {}  # options of another network mean nothing here
-            setattr(target, key, current | {k: _number(v) for k, v in value.items()})
+            if not all(isinstance(option, str) for option in value):
+                raise InputError(f"the keys of {name} in {source} must be words, not {list(value)}")
+            setattr(target, key, current | {option: _number(v) for option, v in value.items()})
         else:
             setattr(target, key, _convert(value, hints[key], name, source))
 
@@ -200,13 +202,13 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
     raise InputError(f"{name} in {source} must be {wanted}, not {value!r}")
 
 
-def _all_keys(kind: type = Config, prefix: str = "") -> list[str]:
+def all_keys(kind: type = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the configuration."""
     hints = get_type_hints(kind)
     keys = []
     for f in fields(kind):
         nested = is_dataclass(hints[f.name])
-        keys += _all_keys(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
+        keys += all_keys(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
     return keys
 
 
@@ -225,6 +227,10 @@ def _check(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if value(key) < 0:
             raise InputError(f"{key} must be 0 or more, not {value(key)}")
+    if not isinstance(config.net.get("name"), str):
+        raise InputError("net.name must be the name of a network, e.g. net.name=film")
+    if not config.test.metrics:
+        raise InputError("test.metrics names no metric, e.g. test.metrics=[EN,VIFF,Qabf]")
     resize = config.data.resize
     if resize is not None and (len(resize) != 2 or min(resize) < 16):
         raise InputError(f"data.resize must be [height, width], 16 pixels or more, not {resize}")

@@ -6,8 +6,9 @@ a rule) and chroma where a source has colour; attributes record where it all cam
 file (floats in [0, 1], text (1, L, dim), no chroma, no attributes) opens as well.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -34,11 +35,27 @@ def open_h5(path: str | Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    missing = [group for group in ("imageA", "imageB", "text") if group not in file]
+    missing = [group for group in ("imageA", "imageB", "text") if not isinstance(file.get(group), h5py.Group)]
     if missing or not len(file["imageA"]):
         file.close()
         raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
     return file
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, name: str) -> Iterator[None]:
+    """Whatever goes wrong in reading a sample becomes an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
+
+
+def read_text(file: h5py.File, name: str) -> Tensor:
+    """The text feature of a sample, (L, dim) float32."""
+    return torch.from_numpy(check_feature(file["text"][name][()])).float()
 
 
 class PairDataset(Dataset):
@@ -72,7 +89,8 @@ class PairDataset(Dataset):
         for path in map(str, paths):
             with open_h5(path) as file:
                 names = sorted(file["imageA"])
-                dim = file["text"][names[0]].shape[-1]
+                with reading(path, names[0]):
+                    dim = read_text(file, names[0]).shape[-1]
             if self.text_dim not in (0, dim):
                 raise InputError(f"{path} has text {dim} wide, the sets before it {self.text_dim}")
             self.text_dim = dim
@@ -100,12 +118,8 @@ class PairDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
-        try:
+        with reading(path, name):
             return self._read(self._open(path), name, np.random.default_rng((self.seed, self.epoch, index)))
-        except InputError:
-            raise
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
 
     def _read(self, file: h5py.File, name: str, rng: np.random.Generator) -> dict:
         sources = [file["imageA"][name], file["imageB"][name]]
@@ -120,8 +134,8 @@ class PairDataset(Dataset):
             height = width = self.crop
         window = np.s_[..., top : top + height, left : left + width]
         maps = [as_unit(source[window]) for source in sources]
-        if not all(np.isfinite(m).all() for m in maps):
-            raise ValueError("NaN or inf in an image")
+        if not all(m.min() >= 0 and m.max() <= 1 for m in maps):  # false for NaN, too
+            raise ValueError("an image holds NaN or floats outside [0, 1]")
         if self.augment:
             flip_y, flip_x = rng.integers(2, size=2)
             turns = rng.integers(4) if height == width else 0
@@ -130,7 +144,7 @@ class PairDataset(Dataset):
             "name": name,
             "image_a": torch.from_numpy(maps[0].copy()),
             "image_b": torch.from_numpy(maps[1].copy()),
-            "text": torch.from_numpy(check_feature(file["text"][name][()])).float(),
+            "text": read_text(file, name),
         }
         if self.chroma:
             stored = file["chroma"][name][window] if name in file.get("chroma", ()) else None
@@ -144,9 +158,11 @@ def collate(samples: list[dict]) -> dict:
     """Samples -> a batch: images stacked (N, 1, H, W), texts padded to (N, L, dim) with text_mask (N, L).
 
     Raises:
-        InputError: images of different sizes.
+        InputError: images of different sizes, texts of different widths.
     """
     sizes = {tuple(sample["image_a"].shape[-2:]) for sample in samples}
+    if len({sample["text"].shape[1] for sample in samples}) > 1:
+        raise InputError(f"the texts of {[sample['name'] for sample in samples]} have different widths")
     if len(sizes) > 1:
         raise InputError(
             f"images of different sizes {sorted(sizes)} cannot share a batch; set train.crop, "
@@ -168,9 +184,9 @@ def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def text_encoder_of(dataset: PairDataset) -> str:
-    """The text encoder recorded in the first H5 file; empty for a published file, which records none."""
-    with open_h5(dataset.samples[0][0]) as file:
+def text_encoder_of(path: str | Path) -> str:
+    """The text encoder recorded in an H5 file; empty for a published file, which records none."""
+    with open_h5(path) as file:
         return str(file.attrs.get("text_encoder", ""))
 
 
@@ -183,7 +199,7 @@ def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     features = []
     for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int):
         path, name = dataset.samples[index]
-        with open_h5(path) as file:
-            features.append(torch.from_numpy(check_feature(file["text"][name][()])).float())
+        with open_h5(path) as file, reading(path, name):
+            features.append(read_text(file, name))
     means = torch.stack([feature.mean(dim=0) for feature in features])
     return features[(means - means.mean(dim=0)).norm(dim=1).argmin()].clone()

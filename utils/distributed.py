@@ -6,17 +6,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from utils.config import pick_device
 
-def start(device: torch.device) -> tuple[int, int, torch.device]:
-    """Join the group that torchrun started, if it did: (rank, number of processes, this process's device)."""
+
+def start(device: str) -> tuple[int, int, torch.device]:
+    """Join the group that torchrun started, if it did: (rank, number of processes, this process's device).
+
+    Raises:
+        InputError: a device that is not here, e.g. for more processes than there are GPUs.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        return 0, 1, device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return dist.get_rank(), world, device
+        return 0, 1, pick_device(device)
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return dist.get_rank(), world, chosen
 
 
 def stop() -> None:

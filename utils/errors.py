@@ -17,7 +17,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
         known: the names that would have been right.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
 
 
@@ -32,6 +32,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {message}")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}; what was there before is untouched.")
+        sys.exit(f"error: {error.strerror or error}{where}")
     except KeyboardInterrupt:
         sys.exit("interrupted.")

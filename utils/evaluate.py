@@ -100,7 +100,6 @@ def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
     return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))
 
 
-@torch.inference_mode()
 def fuse_set(
     models: list[nn.Module],
     dataset: PairDataset,
@@ -120,8 +119,18 @@ def fuse_set(
         check_text(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        moved = to_device(batch, device)
-        fused = [fuse(model, moved, precision)[0, 0].cpu().numpy() for model in models]
-        if not np.isfinite(fused).all():
-            raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
-        yield batch, fused
+        yield batch, fuse_one(models, batch, device, precision)
+
+
+@torch.inference_mode()
+def fuse_one(models: list[nn.Module], batch: dict, device: torch.device, precision: str) -> list[np.ndarray]:
+    """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
+
+    Raises:
+        InputError: a network returns NaN.
+    """
+    batch = to_device(batch, device)
+    fused = [fuse(model, batch, precision)[0, 0].cpu().numpy() for model in models]
+    if not np.isfinite(fused).all():
+        raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
+    return fused

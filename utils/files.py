@@ -1,7 +1,10 @@
 """Writing files so that nothing is ever half there."""
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from utils.errors import InputError
 
@@ -23,6 +26,19 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text; NaN and inf, which JSON does not have, become null."""
+
+    def clean(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: clean(v) for key, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [clean(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(clean(value), indent=indent)
 
 
 def cannot_write(path: str | Path, error: OSError) -> InputError:

@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from utils.errors import InputError
 from utils.files import write_file
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".exr", ".hdr", ".jp2"}
+WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+EXTENSIONS = WRITABLE | {".pgm", ".ppm", ".jp2"}
 NEUTRAL = 128  # chroma of a gray pixel
 
 
@@ -112,15 +113,20 @@ def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:
     return cv2.cvtColor(np.dstack([gray, *chroma]), cv2.COLOR_YCrCb2BGR)
 
 
+def check_writable(path: Path) -> None:
+    """InputError if an image cannot be written under this name."""
+    if path.suffix.lower() not in WRITABLE:
+        raise InputError(f"cannot write an image named {path}; use one of {', '.join(sorted(WRITABLE))}")
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR by the extension of `path`.
+    """Write (H, W) gray or (H, W, 3) BGR uint8 by the extension of `path`, one of WRITABLE.
 
     Raises:
-        InputError: an extension that no image format has.
+        InputError: another extension, or it cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in EXTENSIONS:
-        raise InputError(f"cannot write an image named {path}; give it an extension such as .png")
+    check_writable(path)
     write_file(path, cv2.imencode(path.suffix, image)[1].tobytes())
 
 

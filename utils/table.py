@@ -2,11 +2,10 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
 from utils.config import read_yaml
-from utils.files import write_file
+from utils.files import to_json, write_file
 from utils.metrics import LOWER_IS_BETTER
 
 PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
@@ -76,4 +75,4 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
         for name, row in [*images.items(), ("mean", summary["mean"][label])]:
             table.writerow([label, name, *(row[metric] for metric in metrics), summary["stretch"]])
     write_file(folder / "metrics.csv", text.getvalue())
-    write_file(folder / "metrics.json", json.dumps(summary | {"per_image": per_image}, indent=1))
+    write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))

@@ -29,7 +29,8 @@ class TextEncoder:
     """A frozen text encoder; every token of its last layer is kept.
 
     Args:
-        encoder: "blip2" (the Q-Former's text features, 768, as FILM uses them) or "auto" (any AutoModel).
+        encoder: "blip2" (the Q-Former's text features, 768, as FILM uses them) or "auto" (an AutoModel
+            that turns input_ids into last_hidden_state: BERT and its kin, encoders of T5 or BART).
         path: hub name or local folder; None is BLIP-2's hub name, or MiniLM (384) if it is installed.
         device: where to run.
 
@@ -52,17 +53,30 @@ class TextEncoder:
         model_class = {"blip2": Blip2TextModelWithProjection, "auto": AutoModel}[encoder]
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = model_class.from_pretrained(path).to(device).float().eval().requires_grad_(False)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"the text encoder {self.name} cannot be loaded from '{path}' ({reason}); "
-                "give text.path a hub name that can be reached or a local folder"
-            ) from error
-        config = getattr(self.model.config, "qformer_config", self.model.config)
+            model, report = model_class.from_pretrained(path, output_loading_info=True)
+        except Exception as error:  # damaged files and unreachable hubs raise many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self._unusable(path, reason) from error
+        absent = [key for key in report["missing_keys"] if "pooler" not in key]  # the pooler is not used
+        if absent or report["mismatched_keys"]:
+            raise self._unusable(path, f"its weights are not those of a {type(model).__name__}")
+        config = getattr(model.config, "qformer_config", model.config)
+        if getattr(config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        if not hasattr(config, "hidden_size"):
+            raise self._unusable(path, "it is no text encoder")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model = model.to(device).float().eval().requires_grad_(False)
         self.dim = config.hidden_size
         self.max_tokens = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
         self.truncated = 0  # paragraphs that were longer than the encoder takes
+
+    def _unusable(self, path: str, reason: str) -> InputError:
+        return InputError(
+            f"the text encoder {self.name} cannot be loaded from '{path}' ({reason}); "
+            "give text.path a hub name that can be reached or a local folder"
+        )
 
     @torch.inference_mode()
     def encode(self, paragraphs: list[str]) -> list[np.ndarray]:
@@ -90,6 +104,8 @@ class TextEncoder:
 
 def check_feature(feature: np.ndarray) -> np.ndarray:
     """A stored text feature as (L, dim); raises ValueError with what is wrong with it."""
+    if not isinstance(feature, np.ndarray):
+        raise ValueError("is not an array")
     if feature.ndim == 3 and len(feature) == 1:
         feature = feature[0]
     if feature.ndim != 2 or 0 in feature.shape or not np.issubdtype(feature.dtype, np.floating):
