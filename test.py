@@ -1,7 +1,7 @@
 """Test a fusion network: fused images, and the paper's tables.
 
     python test.py --config configs/film_ivf.yaml                      every test set of the config
-    python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/best.pth --compare
+    python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
     python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..."
     python test.py --a folder_a --b folder_b --out folder              pairs of equal names
 
