@@ -263,7 +263,7 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
             with open(given, "rb") as stored:
                 features[name] = check_feature(np.lib.format.read_array(stored, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
-            problems.append(f"the text feature {given} cannot be used: it {error}")
+            problems.append(f"the text feature {given} cannot be used ({error})")
     if paragraphs and not problems:
         try:
             model = TextEncoder(config.text.encoder, config.text.path, pick_device(config.device))
@@ -276,8 +276,6 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
             buffer = io.BytesIO()
             np.save(buffer, feature)
             write_file(caches[name], buffer.getvalue())
-        if model.truncated:
-            print(f"{source.name}: {model.truncated} paragraphs were cut to {model.max_tokens} tokens")
     widths = [feature.shape[1] for feature in features.values()]
     usual = max(set(widths), key=widths.count, default=0)
     for name, feature in features.items():

@@ -123,7 +123,7 @@ def damage(kind: str, base) -> str:
         return "'a4' is 13 wide, the rest 12"
     if kind == "nan":
         np.save(text / "a4.npy", np.full((3, 12), np.nan, np.float32))
-        return "a4.npy cannot be used: it holds NaN"
+        return "a4.npy cannot be used .it holds NaN"
     if kind == "npz":
         np.savez(text / "a4.npz", np.zeros((3, 12)))
         (text / "a4.npz").rename(text / "a4.npy")

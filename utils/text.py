@@ -99,17 +99,19 @@ class TextEncoder:
         for start in tqdm(starts, desc=f"text by {self.name}", unit="batch", disable=len(starts) < 2):
             batch = order[start : start + batch_size]
             encoded |= zip(batch, self.encode([paragraphs[i] for i in batch]))
+        if self.truncated:
+            print(f"warning: {self.truncated} paragraphs were cut to the {self.max_tokens} tokens {self.name} takes")
         return [np.concatenate([encoded[i], encoded[i + 1]]) for i in range(0, len(paragraphs), 2)]
 
 
 def check_feature(feature: np.ndarray) -> np.ndarray:
     """A stored text feature as (L, dim); raises ValueError with what is wrong with it."""
     if not isinstance(feature, np.ndarray):
-        raise ValueError("is not an array")
+        raise ValueError("it is not an array")
     if feature.ndim == 3 and len(feature) == 1:
         feature = feature[0]
     if feature.ndim != 2 or 0 in feature.shape or not np.issubdtype(feature.dtype, np.floating):
-        raise ValueError(f"is not a float array (L, dim) or (1, L, dim) but {feature.dtype} {feature.shape}")
+        raise ValueError(f"it is not a float array (L, dim) or (1, L, dim) but {feature.dtype} {feature.shape}")
     if not np.isfinite(feature).all():
-        raise ValueError("holds NaN or inf")
+        raise ValueError("it holds NaN or inf")
     return feature
