@@ -328,7 +328,8 @@ def validate(model, dataset: PairDataset, metrics: list[str], config: Config, de
     model.eval()
     evaluator = Evaluator(metrics, device)
     pairs = fuse_set([model], dataset, device, config.precision, config.train.num_workers, share)
-    for i, (batch, (fused,)) in enumerate(pairs):  # numbered by rank and place: two sets may have images of one name
+    bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // share[1], disable=share[0] > 0, leave=False)
+    for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{share[0]}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
     return average({key: row for part in distributed.gather(evaluator.results()) for key, row in part.items()})[0]
 
