@@ -100,7 +100,8 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
     blocks = published_rows(PUBLISHED, dataset_name) if compare else []
 
-    models = [model, *(build_model(rule).to(device).eval() for rule in BASELINES if compare)]
+    rules = [rule for rule in BASELINES if compare and rule != model.config["name"]]
+    models = [model, *(build_model(rule).to(device).eval() for rule in rules)]
     labels = [m.label for m in models]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]
     pictures = []

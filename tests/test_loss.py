@@ -15,6 +15,8 @@ def test_published_values(shared, k):
     expected = json.loads((shared / "reference" / "film_loss.json").read_text())[f"case{k}"]
     fused, a, b = (torch.from_numpy(arrays[f"case{k}_{key}"]) for key in ("fused", "imageA", "imageB"))
     terms = FusionLoss()(fused, a, b)
+    difference = terms["total"].item() / expected["fusion_total"] - 1
+    print(f"loss, case {k}: relative difference {abs(difference):.1e}")
     assert terms["total"].item() == pytest.approx(expected["fusion_total"], rel=1e-5)
     assert terms["intensity"].item() == pytest.approx(expected["intensity"], rel=1e-5)
     assert terms["gradient"].item() == pytest.approx(expected["gradient"], rel=1e-5)

@@ -25,11 +25,17 @@ def case(reference, k: int, dtype=torch.float32) -> list[torch.Tensor]:
     return [torch.from_numpy(reference[f"case{k}_{key}"]).to(dtype) for key in ("imageA", "imageB", "text")]
 
 
+def show(what: str, ours: torch.Tensor, expected: np.ndarray) -> None:
+    """For `pytest -rP -k published`."""
+    print(f"network, {what}: largest difference {np.abs(ours.numpy() - expected).max():.1e}")
+
+
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_published_layout_gives_published_numbers(shared, reference, k):
     model = load_model(shared / "reference" / "film_official_layout.pth")
     with torch.no_grad():
         fused = model(*case(reference, k))
+    show(f"float32, case {k}", fused, reference[f"case{k}_fused"])
     torch.testing.assert_close(fused, torch.from_numpy(reference[f"case{k}_fused"]), atol=1e-4, rtol=0)
 
 
@@ -37,6 +43,7 @@ def test_published_numbers_in_float64(shared, reference):
     model = load_model(shared / "reference" / "film_official_layout.pth").double()
     with torch.no_grad():
         fused = model(*case(reference, 0, torch.float64))
+    show("float64, case 0", fused, reference["case0_fused_float64"])
     torch.testing.assert_close(fused, torch.from_numpy(reference["case0_fused_float64"]), atol=1e-6, rtol=0)
 
 
