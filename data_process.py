@@ -243,9 +243,10 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
     paragraphs: dict[str, tuple[str, str]] = {}  # still to encode
     caches: dict[str, Path] = {}
     encoder = encoder_name(config.text.encoder, config.text.path)
-    # two local encoders may have folders of one name
-    where = hashlib.sha256(str(Path(config.text.path or "").resolve()).encode()).hexdigest()[:8]
-    cache = Path(config.data.h5) / "TextFeature" / f"{re.sub('[/:]', '-', encoder)}-{where}" / source.dataset
+    folder = re.sub("[/:]", "-", encoder)
+    if config.text.path and Path(config.text.path).is_dir():  # two local encoders may have folders of one name
+        folder += "-" + hashlib.sha256(str(Path(config.text.path).resolve()).encode()).hexdigest()[:8]
+    cache = Path(config.data.h5) / "TextFeature" / folder / source.dataset
     for name in names:
         given = source.folder("TextFeature") / f"{name}.npy"
         if config.text.recompute or not given.is_file():
