@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from net import build_model, load_model
 from utils.config import Config, parse_args, pick_device
-from utils.data import PairDataset, h5_path, open_h5
+from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
 from utils.errors import InputError, run
 from utils.evaluate import Evaluator, average, check_metrics, fuse_one, fuse_set, sources_8bit
 from utils.images import (
@@ -92,7 +92,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     dataset = PairDataset([path], chroma=True)
     with open_h5(path) as file:
         dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
-        encoder = str(file.attrs.get("text_encoder", ""))
+    encoder = text_encoder_of(path)
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
 

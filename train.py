@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -96,7 +95,6 @@ def main() -> None:
         "encoder": config.text.encoder,
         "path": config.text.path,
         "name": encoder_name(config.text.encoder, config.text.path),
-        "dim": dataset.text_dim,
         "default": default_text(dataset),
     }
 
@@ -144,7 +142,7 @@ def main() -> None:
             pending.append((step, batch["name"], values))
             if main_process and i < train.pictures:
                 save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}" / str(i), batch, fused)
-            if len(pending) == train.log_every or i + 1 == len(loader):  # the only place that waits for the device
+            if len(pending) == train.log_every or i + 1 == len(loader):  # waits for the device, as pictures do
                 means = log_values(pending, [*terms, "grad_norm"])
                 seconds, window = time.monotonic() - window, time.monotonic()
                 pairs = train.batch_size * len(pending) / seconds
@@ -237,7 +235,7 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
         (folder / name).mkdir(exist_ok=True)
     ancestors = [kind for kind in type(model).__mro__ if kind.__module__.startswith("net.")]  # a variant and its base
     for source in (__file__, *map(inspect.getsourcefile, ancestors)):
-        shutil.copy(source, folder / "code")
+        write_file(folder / "code" / Path(source).name, Path(source).read_bytes())
     write_file(folder / "code" / "git.txt", f"{git('rev-parse', 'HEAD')}\n\n{git('diff', 'HEAD')}\n")
     settings = config.as_dict()
     write_file(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))

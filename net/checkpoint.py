@@ -1,7 +1,7 @@
 """Checkpoints on disk: ours, and the published FILM layout.
 
 Ours is one dict: net (name and options), model (state dict of the bare network), text (encoder, path,
-dim and the default feature) and, for resuming, what train.py adds. Nothing in it needs pickle.
+name and the default feature) and, for resuming, what train.py adds. Nothing in it needs pickle.
 """
 
 import io
@@ -57,7 +57,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     Returns:
         The network. `.config` is its name and options, for `build_model(**config)`. `.text` is None
         for the published layout, else what the network was trained with: a namespace of `encoder`,
-        `path`, `name`, `dim` and `default`, the feature (L, dim) to use where there is no text.
+        `path`, `name` and `default`, the feature (L, dim) to use where there is no text.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.

@@ -173,7 +173,7 @@ def test_wrong_options_are_named(name, options, words):
 
 def test_checkpoint_round_trip(tmp_path):
     model = build_model("film", **SMALL)
-    text = {"encoder": "auto", "path": None, "name": "x", "dim": 12, "default": torch.randn(3, 12)}
+    text = {"encoder": "auto", "path": None, "name": "x", "default": torch.randn(3, 12)}
     save_checkpoint(tmp_path / "x.pth", {"net": model.config, "model": model.state_dict(), "text": text})
     loaded = load_model(tmp_path / "x.pth")
     assert loaded.config == model.config and not loaded.training
