@@ -26,6 +26,7 @@ def test_h5_holds_the_images_text_and_colour(toy, tmp_path):
     output = script(*PROCESS, *toy)
     assert "Toy_train.h5: 4 pairs" in output and "Toy_test.h5: 2 pairs" in output
     assert sorted(p.name for p in (tmp_path / "h5").iterdir()) == ["Toy_test.h5", "Toy_train.h5"]
+    assert (tmp_path / "h5" / "Toy_test.h5").stat().st_size < 200_000  # no room that was only reserved
     source = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         assert file.attrs["text_dim"] == 12 and file.attrs["dataset"] == "Toy"

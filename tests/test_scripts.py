@@ -38,6 +38,12 @@ def test_train_then_test(prepared, tmp_path):
     assert list(folder.glob("events.out.tfevents.*"))
     picture = cv2.imread(str(next((folder / "pic_fusion" / "ckpt_2").glob("0_0_a*.png"))))
     assert picture.shape[1] == 3 * (16 + 4)
+    crops = [
+        {p.name[4:]: p.read_bytes() for p in (folder / "pic_fusion" / f"ckpt_{epoch}").iterdir()} for epoch in (1, 2)
+    ]
+    first, second = ({name: cv2.imdecode(np.frombuffer(c[name], np.uint8), 0)[-18:, :20] for name in c} for c in crops)
+    assert first.keys() == second.keys()  # all four pairs, and another crop of each in every epoch
+    assert all((first[name] != second[name]).any() for name in first)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["kind"] for r in records].count("val") == 2
     assert {"total", "intensity", "gradient", "grad_norm", "lr", "pairs_per_s"} <= set(records[0])

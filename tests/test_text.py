@@ -16,6 +16,8 @@ from utils.text import MINILM, TextEncoder, check_feature, encoder_name
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
 
+SIZES = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
 
 def save_tokenizer(folder) -> None:
     from transformers import BertTokenizerFast
@@ -33,8 +35,7 @@ def bert(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     save_tokenizer(folder)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **SIZES)).save_pretrained(folder)
     return str(folder)
 
 
@@ -46,11 +47,10 @@ def blip2(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny-blip2"
     save_tokenizer(folder)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    qformer = sizes | dict(
+    qformer = SIZES | dict(
         vocab_size=len(WORDS), max_position_embeddings=16, use_qformer_text_input=True, encoder_hidden_size=12
     )
-    vision = sizes | dict(image_size=8, patch_size=4)
+    vision = SIZES | dict(image_size=8, patch_size=4)
     text = dict(
         hidden_size=12, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=20, word_embed_proj_dim=12
     )
