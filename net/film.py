@@ -5,19 +5,28 @@ projection, the text-guided stages (cross-attention, gate), the decoder. Sizes a
 (batch), H x W (image), C (channels), L (text tokens), D (hidden width), T (image tokens).
 """
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from net.registry import register
-from net.restormer import RestormerBlock
+from net.restormer import RestormerBlock, Striped, pointwise, recomputed
 from utils.errors import InputError
 
 
 def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of (N, C, H, W) to `size` = (H, W); a map of that size is returned as it is."""
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="nearest")
+
+
+def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
+    """Which of `source` places each of `size` places takes in a nearest-neighbour resize, (size)."""
+    places = torch.arange(source, dtype=torch.float32, device=device)[None, None]
+    return F.interpolate(places, size=size, mode="nearest").flatten().long()
 
 
 class TextGuidance(nn.Module):
@@ -46,19 +55,24 @@ class TextGuidance(nn.Module):
         (wq, wk, wv), (bq, bk, bv) = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         q = rearrange(F.linear(text, wq, bq), "n l (head d) -> n head l d", head=self.heads)
         k = rearrange(F.linear(tokens, wk, bk), "n t (head d) -> n head d t", head=self.heads)
-        weights = (q * q.shape[-1] ** -0.5 @ k).softmax(dim=-1)  # (N, heads, L, T)
-        if text_mask is None:
-            weights = weights.mean(dim=2)  # (N, heads, T)
-        else:  # the mean over the tokens that are there, so padding changes nothing
-            share = text_mask / text_mask.sum(dim=1, keepdim=True)
-            weights = torch.einsum("nhlt,nl->nht", weights, share.to(weights.dtype))
+        # the mean over the text tokens that are there, so padding changes nothing
+        mask = torch.ones_like(text[:, :, 0]) if text_mask is None else text_mask.to(text.dtype)
+        share = (mask / mask.sum(dim=1, keepdim=True))[:, None, None]  # (N, 1, 1, L)
+        step = 1 if q.device.type == "cpu" else self.heads  # heads at a time
+        parts = zip((q * q.shape[-1] ** -0.5).split(step, dim=1), k.split(step, dim=1))
+        weights = torch.cat([recomputed(self.mean_weights, *part, share) for part in parts], dim=1).squeeze(2)
         pooled = weights @ tokens  # (N, heads, D)
         wv = rearrange(wv, "(head d) c -> head d c", head=self.heads)
         value = rearrange(torch.einsum("nhc,hdc->nhd", pooled, wv), "n head d -> n 1 (head d)") + bv
         return F.normalize(self.out_proj(value), p=1, dim=-1)
 
+    @staticmethod
+    def mean_weights(q: Tensor, k: Tensor, share: Tensor) -> Tensor:
+        """Attention weights of q (N, heads, L, d) on k (N, heads, d, T), averaged over L -> (N, heads, 1, T)."""
+        return share @ (q @ k).softmax(dim=-1)
 
-class TextGuidedBranch(nn.Module):
+
+class TextGuidedBranch(Striped):
     """One source image's way through one stage: features, tokens, text gate, stage output.
 
     Args:
@@ -96,12 +110,31 @@ class TextGuidedBranch(nn.Module):
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Map (N, in_channels, H, W) and text (N, L, D) -> (N, C, H, W)."""
         feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
-        grid = resize_nearest(self.to_tokens(feature), self.token_grid)  # (N, C, 288, 384)
-        tokens = rearrange(grid, "n c h w -> n (c h w)").unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
-        gated = tokens * self.guidance(text, tokens, text_mask)  # every token by the same D weights
-        gate = resize_nearest(gated.reshape(grid.shape), feature.shape[-2:])  # (N, C, H, W)
-        guided = self.act_gate(self.conv_gate(gate)) + feature
-        return self.act_out(self.conv_out(torch.cat([feature, guided], dim=1)))
+        grid = self.resized_tokens(feature)  # (N, C, 288, 384)
+        tokens = grid.flatten(1).unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
+        gated = (tokens * self.guidance(text, tokens, text_mask)).view(grid.shape)  # every token by the same D weights
+        # the resize of the gate to H x W: columns at once, rows strip by strip, so that it is never whole
+        gate = resize_nearest(gated, (grid.shape[2], x.shape[3]))  # (N, C, 288, W)
+        rows = nearest_index(grid.shape[2], x.shape[2], x.device)
+        return self.by_strips(partial(self.merge, gate), feature, rows[None, None, :, None])  # (N, C, H, W)
+
+    def resized_tokens(self, feature: Tensor) -> Tensor:
+        """to_tokens and the resize to the grid, which commute: first the one that leaves less to do."""
+        weight, bias = self.to_tokens.weight.flatten(1), self.to_tokens.bias[:, None]
+        if feature[0, 0].numel() > math.prod(self.token_grid):
+            feature = resize_nearest(feature, self.token_grid)
+        # channel-major at once, as tokens are cut
+        x = torch.baddbmm(bias, weight.expand(len(feature), -1, -1), feature.flatten(2))
+        return resize_nearest(x.view(feature.shape), self.token_grid)
+
+    def merge(self, gate: Tensor, feature: Tensor, rows: Tensor, _: slice) -> Tensor:
+        """Stage output of a strip (N, C, h, W) of the feature map; `rows` says which rows of the gate are its own."""
+        gate = gate.index_select(2, rows.flatten())
+        guided = self.act_gate(pointwise(gate, self.conv_gate.weight, self.conv_gate.bias))
+        of_feature, of_guided = self.conv_out.weight.chunk(2, dim=1)  # of concat(feature, guided + feature)
+        out = pointwise(feature, of_feature + of_guided, self.conv_out.bias)
+        out += pointwise(guided, of_guided)
+        return self.act_out(out)
 
 
 class TextGuidedStage(nn.Module):
@@ -193,8 +226,12 @@ class FILM(nn.Module):
 
     def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """All of `forward` before the sigmoid, so that a variant can end in another way."""
+        return self.decoder(self.features(image_a, image_b, text, text_mask))  # (N, 1, H, W)
+
+    def features(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Both sources' features after all stages, concatenated (N, 2C, H, W)."""
         text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
-        a, b = image_a, image_b
-        for stage in self.stages:
-            a, b = stage(a, b, text, text_mask)  # (N, C, H, W) each
-        return self.decoder(torch.cat([a, b], dim=1))  # (N, 1, H, W)
+        for stage in self.stages:  # one source after the other, so that what a source was can be let go
+            a = stage.a(a, text, text_mask)  # (N, C, H, W)
+            b = stage.b(b, text, text_mask)
+        return torch.cat([a, b], dim=1)

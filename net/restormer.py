@@ -1,13 +1,111 @@
 """Restormer block: multi-Dconv head transposed attention and gated-Dconv feed-forward network.
 
 Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration", CVPR 2022,
-section 3 and figure 2. All maps are (N, C, H, W); H and W are free.
+section 3 and figure 2. All maps are (N, C, H, W), channels last in memory; H and W are free.
+
+Almost all of the time of a fusion network is spent here, on maps that are many times wider than C and
+leave every cache. Three exact rewritings keep them small; the literal form stands in tests/literal.py:
+
+- Attention across channels is one C x C matrix per image, output projection included, so v is
+  multiplied once. The matrix needs of the whole image only sums over pixels (q k^T and |q|^2, |k|^2).
+- Without gradients a block therefore runs twice over strips of rows, once for the sums and once for the
+  rest, and no map wider than C is ever whole: memory is bounded at any image size.
+- The feed-forward network is a sum over its hidden channels, and runs over groups of them.
 """
+
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+STRIP_PIXELS = 32768  # of a strip on the CPU: its widest map fits the cache
+STRIP_ROWS = 24  # at least, or the halo costs more than the cache gives
+GROUP = 64  # hidden channels of the feed-forward network at a time, on the CPU
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution as a matrix product over the channels of every pixel, (N, C, H, W) -> (N, C', H, W)."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, HW, C), a view of a map that is channels last in memory."""
+    return rearrange(x, "n c h w -> n (h w) c")
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution of every channel by itself, zero padding, (N, C, H, W) -> (N, C, H, W)."""
+    return F.conv2d(x, weight, padding=1, groups=len(weight))
+
+
+def strips(height: int, rows: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Strips of `rows` rows: where each lies in the map, with its halo in the map, and within its halo.
+
+    A function that sees up to `halo` rows around a row is exact on a strip once the halo is cut off: at
+    an inner edge the rows that saw zero padding are cut, at the border of the map there is none to cut.
+    """
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first = max(top - halo, 0)
+        yield slice(top, bottom), slice(first, bottom + halo), slice(top - first, bottom - first)
+
+
+def recomputed(function: Callable[..., Tensor], *args) -> Tensor:
+    """function(*args); the backward pass computes it again instead of keeping what lies inside."""
+    if not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class Striped(nn.Module):
+    """A module that runs over strips of rows where no gradients are wanted. `limit_memory` sets its attributes."""
+
+    tile: int | None = None  # rows of a strip; None: by the cache on the CPU, the whole map on the GPU
+    checkpointing = False  # keep nothing inside for the backward pass, compute it again
+
+    def strips(self, x: Tensor, halo: int) -> list[tuple[slice, slice, slice]]:
+        """The `strips` of x (N, C, H, W); one of all rows where gradients are wanted."""
+        n, _, height, width = x.shape
+        rows = self.tile or (max(STRIP_ROWS, STRIP_PIXELS // (n * width)) if x.device.type == "cpu" else height)
+        return list(strips(height, height if torch.is_grad_enabled() else rows, halo))
+
+    def by_strips(self, function: Callable[..., Tensor], *maps: Tensor, halo: int = 0) -> Tensor:
+        """function(*maps, rows), its result on `rows` of the maps, strip by strip. All have equal H."""
+        out, parts = None, self.strips(maps[0], halo)
+        for place, seen, inner in parts:
+            part = function(*(x[:, :, seen] for x in maps), inner)
+            if len(parts) == 1:
+                return part
+            if out is None:
+                size = (*part.shape[:2], maps[0].shape[2], part.shape[3])
+                out = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+            out[:, :, place] = part
+        return out
+
+
+def limit_memory(model: nn.Module, tile: int | None = None, checkpointing: bool = False) -> None:
+    """Let a network trade time for memory; its results stay the same.
+
+    Args:
+        model: any network made of `Striped` modules, such as RestormerBlock.
+        tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
+            likes, all on a GPU.
+        checkpointing: in training, compute the inside of every block again in the backward pass.
+    """
+    for module in model.modules():
+        if isinstance(module, Striped):
+            module.tile, module.checkpointing = tile, checkpointing
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile every Restormer block: nearly all of the time, and one graph serves all of equal width."""
+    for module in model.modules():
+        if isinstance(module, RestormerBlock):
+            module.compile()
 
 
 class LayerNorm(nn.LayerNorm):
@@ -20,24 +118,41 @@ class LayerNorm(nn.LayerNorm):
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention (Restormer, section 3.1): attention across channels.
 
-    The map of one head is C/heads x C/heads whatever the image size, and is global over the pixels.
+    The map of one head is C/heads x C/heads whatever the image size, and is global over the pixels:
+    `sums` over any parts of the image, added, give `mixing`, which `mix` applies to any part.
     """
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
-        self.heads = heads
+        self.channels, self.heads = channels, heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.qkv_depthwise = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        qkv = self.qkv_depthwise(self.qkv(x))  # (N, 3C, H, W)
-        q, k, v = rearrange(qkv, "n (three head c) h w -> three n head c (h w)", three=3, head=self.heads)
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)  # (N, heads, C/heads, C/heads)
-        out = (scores * self.temperature).softmax(dim=-1) @ v  # (N, heads, C/heads, HW)
-        return self.project(rearrange(out, "n head c (h w) -> n (head c) h w", h=h, w=w))
+    def sums(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """q k^T (N, C, C) and the squared norms of q and k (N, 2C), over `rows` of x (N, C, H, W)."""
+        part = slice(2 * self.channels)
+        qk = depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])[:, :, rows]
+        qk = pixels(qk)
+        q, k = qk.chunk(2, dim=-1)
+        return q.transpose(1, 2) @ k, qk.square().sum(dim=1)
+
+    def mixing(self, products: Tensor, squares: Tensor) -> Tensor:
+        """Project(softmax(normalised q k^T * temperature)) as one matrix (N, C, C), from the `sums` of an image."""
+        norm_q, norm_k = squares.sqrt().clamp_min(1e-12).chunk(2, dim=-1)  # (N, C) each, as F.normalize
+        scores = products / norm_q[:, :, None] / norm_k[:, None, :]
+        scores = rearrange(scores, "n (a i) (b j) -> n i j a b", a=self.heads, b=self.heads)
+        scores = rearrange(scores.diagonal(dim1=-2, dim2=-1), "n i j head -> n head i j")  # each head with itself
+        attention = (scores * self.temperature).softmax(dim=-1)
+        project = rearrange(self.project.weight, "o (head i) 1 1 -> head o i", head=self.heads)
+        return rearrange(project @ attention, "n head o j -> n o (head j)")
+
+    def mix(self, x: Tensor, mixing: Tensor) -> Tensor:
+        """Apply `mixing` (N, C, C) to the values of x (N, C, H, W)."""
+        part = slice(2 * self.channels, None)
+        v = depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])
+        return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class GDFN(nn.Module):
@@ -45,17 +160,29 @@ class GDFN(nn.Module):
 
     def __init__(self, channels: int, expansion: int):
         super().__init__()
-        hidden = channels * expansion
-        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
-        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.hidden = channels * expansion
+        self.expand = nn.Conv2d(channels, 2 * self.hidden, 1, bias=False)
+        self.depthwise = nn.Conv2d(2 * self.hidden, 2 * self.hidden, 3, padding=1, groups=2 * self.hidden, bias=False)
+        self.project = nn.Conv2d(self.hidden, channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.depthwise(self.expand(x)).chunk(2, dim=1)  # (N, C * expansion, H, W) each
-        return self.project(F.gelu(a) * b)
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The output on `rows` of x (N, C, H, W)."""
+        step = GROUP if x.device.type == "cpu" else self.hidden
+        out = None
+        for first in range(0, self.hidden, step):
+            last = min(first + step, self.hidden)
+            a, b = (self.expanded(x, slice(i + first, i + last))[:, rows] for i in (0, self.hidden))
+            part = F.linear(F.gelu(a) * b, self.project.weight.flatten(1)[:, first:last])
+            out = part if out is None else out.add_(part)
+        return out.permute(0, 3, 1, 2)
+
+    def expanded(self, x: Tensor, channels: slice) -> Tensor:
+        """Some of the 2 * hidden channels before the gate, (N, H, W, channels): gelu is twice as fast so."""
+        wide = depthwise(pointwise(x, self.expand.weight[channels]), self.depthwise.weight[channels])
+        return wide.permute(0, 2, 3, 1)
 
 
-class RestormerBlock(nn.Module):
+class RestormerBlock(Striped):
     """x + MDTA(LN(x)), then x + GDFN(LN(x)); (N, C, H, W) -> (N, C, H, W).
 
     Args:
@@ -72,5 +199,14 @@ class RestormerBlock(nn.Module):
         self.feed_forward = GDFN(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.feed_forward(self.norm2(x))
+        return recomputed(self.block, x) if self.checkpointing else self.block(x)
+
+    def block(self, x: Tensor) -> Tensor:
+        sums = [self.attention.sums(self.norm1(x[:, :, seen]), inner) for _, seen, inner in self.strips(x, halo=1)]
+        mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*sums)))
+        return self.by_strips(partial(self.local, mixing), x, halo=2)
+
+    def local(self, mixing: Tensor, x: Tensor, rows: slice) -> Tensor:
+        """The block's output on `rows` of x, which need no more than two rows around them."""
+        x = x + self.attention.mix(self.norm1(x), mixing)
+        return x[:, :, rows] + self.feed_forward(self.norm2(x), rows)

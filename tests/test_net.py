@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from net import NETWORKS, build_model, load_model
+from net import NETWORKS, build_model, limit_memory, load_model, restormer
 from net.checkpoint import save_checkpoint
 from net.published import MODULES, our_name, translate
 from tests.literal import LiteralFILM
@@ -30,11 +30,13 @@ def show(what: str, ours: torch.Tensor, expected: np.ndarray) -> None:
     print(f"network, {what}: largest difference {np.abs(ours.numpy() - expected).max():.1e}")
 
 
+@pytest.mark.parametrize("mode", ["no gradients", "gradients", "checkpointing", "tile"])
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_published_layout_gives_published_numbers(shared, reference, k):
+def test_published_layout_gives_published_numbers(shared, reference, k, mode):
     model = load_model(shared / "reference" / "film_official_layout.pth")
-    with torch.no_grad():
-        fused = model(*case(reference, k))
+    limit_memory(model, tile=7 if mode == "tile" else None, checkpointing=mode == "checkpointing")
+    with torch.set_grad_enabled(mode in ("gradients", "checkpointing")):
+        fused = model(*case(reference, k)).detach()
     show(f"float32, case {k}", fused, reference[f"case{k}_fused"])
     torch.testing.assert_close(fused, torch.from_numpy(reference[f"case{k}_fused"]), atol=1e-4, rtol=0)
 
@@ -64,6 +66,53 @@ def test_literal_form_agrees():
     a, b, text = torch.rand(2, 1, 33, 47).double(), torch.rand(2, 1, 33, 47).double(), torch.randn(2, 6, 768).double()
     with torch.no_grad():
         torch.testing.assert_close(model(a, b, text), literal(a, b, text), atol=1e-10, rtol=0)
+
+
+def test_gradients_agree_with_the_literal_form():
+    """Value projection, attention sums and feed-forward groups are rewritten; their gradients are the same."""
+    literal = LiteralFILM().double()
+    models = [build_model("film").double() for _ in range(2)]
+    a, b = torch.rand(2, 2, 1, 20, 24).double()
+    text = torch.randn(2, 4, 768).double()
+    literal(a, b, text).square().sum().backward()
+    expected = translate({name: parameter.grad for name, parameter in literal.named_parameters()})
+    for model, checkpointing in zip(models, (False, True)):
+        model.load_state_dict(translate(literal.state_dict()))
+        limit_memory(model, checkpointing=checkpointing)
+        model(a, b, text).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-10, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 20), (1, 90)])
+@pytest.mark.parametrize("tile", [1, 5, 16, 100])
+def test_tiles_do_not_change_the_result(size, tile):
+    model = build_model("film", **SMALL).double()
+    a, b, text = torch.rand(1, 1, *size).double(), torch.rand(1, 1, *size).double(), torch.randn(1, 3, 12).double()
+    with torch.no_grad():
+        whole = model(a, b, text)  # smaller than a strip of the cache
+        limit_memory(model, tile=tile)
+        torch.testing.assert_close(model(a, b, text), whole, atol=1e-10, rtol=0)
+
+
+def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):
+    """With a tile, no map inside a block is larger than a strip of it."""
+    model, sizes = build_model("film", **SMALL), []
+    limit_memory(model, tile=8)
+    plain = restormer.depthwise
+    monkeypatch.setattr(restormer, "depthwise", lambda x, weight: sizes.append(x.shape[2]) or plain(x, weight))
+    with torch.no_grad():
+        model(*torch.rand(2, 1, 1, 50, 20), torch.randn(1, 3, 12))
+    assert max(sizes) == 8 + 2 * 2
+
+
+def test_bf16_runs_and_stays_near():
+    model = build_model("film", **SMALL)
+    a, b, text = *torch.rand(2, 1, 1, 50, 20), torch.randn(1, 3, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = model(a, b, text)
+        near.float().mean().backward()
+    torch.testing.assert_close(near.float(), model(a, b, text), atol=2e-2, rtol=0)
 
 
 def test_literal_oracle_is_the_published_network(shared, reference):
