@@ -53,9 +53,9 @@ def reading(path: str | Path, name: str) -> Iterator[None]:
         raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
 
 
-def read_text(file: h5py.File, name: str) -> Tensor:
+def read_text(groups: h5py.File | dict[str, h5py.Group], name: str) -> Tensor:
     """The text feature of a sample, (L, dim) float32."""
-    return torch.from_numpy(check_feature(file["text"][name][()])).float()
+    return torch.from_numpy(check_feature(groups["text"][name][()])).float()
 
 
 class PairDataset(Dataset):
@@ -95,7 +95,7 @@ class PairDataset(Dataset):
                 raise InputError(f"{path} has text {dim} wide, the sets before it {self.text_dim}")
             self.text_dim = dim
             self.samples += [(path, name) for name in names]
-        self._files: dict[str, h5py.File] = {}
+        self._groups: dict[str, dict[str, h5py.Group]] = {}
         self._owner = None
 
     def __len__(self) -> int:
@@ -106,23 +106,23 @@ class PairDataset(Dataset):
         self.epoch = epoch
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}, "_owner": None}  # open files stay with their process
+        return self.__dict__ | {"_groups": {}, "_owner": None}  # open files stay with their process
 
-    def _open(self, path: str) -> h5py.File:
-        """The file, opened once per process: HDF5 handles do not survive a fork."""
+    def _open(self, path: str) -> dict[str, h5py.Group]:
+        """The groups of a file, opened once per process: HDF5 handles do not survive a fork."""
         if self._owner != os.getpid():
-            self._files, self._owner = {}, os.getpid()
-        if path not in self._files:
-            self._files[path] = open_h5(path)
-        return self._files[path]
+            self._groups, self._owner = {}, os.getpid()
+        if path not in self._groups:
+            self._groups[path] = dict(open_h5(path))
+        return self._groups[path]
 
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
         with reading(path, name):
             return self._read(self._open(path), name, np.random.default_rng((self.seed, self.epoch, index)))
 
-    def _read(self, file: h5py.File, name: str, rng: np.random.Generator) -> dict:
-        sources = [file["imageA"][name], file["imageB"][name]]
+    def _read(self, groups: dict[str, h5py.Group], name: str, rng: np.random.Generator) -> dict:
+        sources = [groups["imageA"][name], groups["imageB"][name]]
         h, w = sources[0].shape[-2:]
         if sources[1].shape[-2:] != (h, w):
             raise ValueError(f"unequal sizes {(h, w)} and {sources[1].shape[-2:]}")
@@ -134,7 +134,8 @@ class PairDataset(Dataset):
             height = width = self.crop
         window = np.s_[..., top : top + height, left : left + width]
         maps = [as_unit(source[window]) for source in sources]
-        if not all(m.min() > -1e-3 and m.max() < 1.001 for m in maps):  # false for NaN, too; rounding may pass 1
+        floats = [m for m, source in zip(maps, sources) if source.dtype.kind == "f"]
+        if not all(m.min() > -1e-3 and m.max() < 1.001 for m in floats):  # false for NaN, too; rounding may pass 1
             raise ValueError("an image holds NaN or floats outside [0, 1]")
         if self.augment:
             flip_y, flip_x = rng.integers(2, size=2)
@@ -142,12 +143,12 @@ class PairDataset(Dataset):
             maps = [np.rot90(m[..., :: 1 - 2 * flip_y, :: 1 - 2 * flip_x], turns, (-2, -1)) for m in maps]
         sample = {
             "name": name,
-            "image_a": torch.from_numpy(maps[0].copy()),
-            "image_b": torch.from_numpy(maps[1].copy()),
-            "text": read_text(file, name),
+            "image_a": torch.from_numpy(np.ascontiguousarray(maps[0])),
+            "image_b": torch.from_numpy(np.ascontiguousarray(maps[1])),
+            "text": read_text(groups, name),
         }
         if self.chroma:
-            stored = file["chroma"][name][window] if name in file.get("chroma", ()) else None
+            stored = groups["chroma"][name][window] if name in groups.get("chroma", ()) else None
             sample["chroma"] = torch.full((2, height, width), NEUTRAL, dtype=torch.uint8)
             if stored is not None:
                 sample["chroma"] = torch.from_numpy(stored)

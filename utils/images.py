@@ -87,7 +87,9 @@ def merge_chroma(sources: list[np.ndarray | None]) -> np.ndarray | None:
 def as_unit(image: np.ndarray) -> np.ndarray:
     """Pixels as float32 in [0, 1], by the range of their own depth; floats are taken to be in it already."""
     if np.issubdtype(image.dtype, np.integer):
-        return image.astype(np.float32) / np.iinfo(image.dtype).max
+        unit = image.astype(np.float32)
+        unit /= np.iinfo(image.dtype).max
+        return unit
     return image.astype(np.float32)
 
 
