@@ -11,31 +11,19 @@ comparison.png shows some pairs. test.stretch says how the network's output beco
 published stretch of every image to its own range, or clamp.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from net import build_model, load_model
 from utils.config import Config, parse_args, pick_device
-from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
 from utils.errors import InputError, run
-from utils.evaluate import Evaluator, average, check_metrics, fuse_one, fuse_set, sources_8bit
-from utils.images import (
-    as_unit,
-    check_writable,
-    colorize,
-    list_images,
-    merge_chroma,
-    read_image,
-    side_by_side,
-    to_8bit,
-    write_image,
-)
-from utils.table import format_table, published_rows, write_results
-from utils.text import TextEncoder
+
+# what takes seconds to import is imported where it is used, so that --help and mistakes are answered at once
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
 
 BASELINES = ["mean", "max", "laplacian"]
 PUBLISHED = "configs/paper_tables.yaml"
@@ -53,14 +41,20 @@ ARGUMENTS = {
 
 def main() -> None:
     config, args = parse_args(__doc__, arguments=ARGUMENTS, default="configs/film_ivf.yaml")
-    device = pick_device(config.device)
     own = [args.a, args.b, args.out]
     if any(own) and not all(own):
         raise InputError("a pair of your own needs all of --a, --b and --out")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
+    from net import compile_blocks, limit_memory
+    from utils.evaluate import check_metrics
+
+    device = pick_device(config.device)
     check_metrics(config.test.metrics)
     model = open_model(config, device)
+    limit_memory(model, config.test.tile)
+    if config.compile:
+        compile_blocks(model)
     if any(own):
         fuse_own(model, config, args, device)
     else:
@@ -70,6 +64,8 @@ def main() -> None:
 
 def open_model(config: Config, device: torch.device) -> nn.Module:
     """The network of `ckpt`, or one without weights that the config names with ckpt=null."""
+    from net import build_model, load_model
+
     if config.ckpt is None:
         model = build_model(**config.net)
         if any(True for _ in model.parameters()):
@@ -88,6 +84,14 @@ def open_model(config: Config, device: torch.device) -> nn.Module:
 
 def test_set(model: nn.Module, name: str, config: Config, device: torch.device, compare: bool) -> None:
     """Fuse one set, save the images and the numbers, print the table."""
+    from tqdm import tqdm
+
+    from net import build_model
+    from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
+    from utils.evaluate import Evaluator, average, fuse_set, sources_8bit
+    from utils.images import colorize, side_by_side, to_8bit, write_image
+    from utils.table import format_table, published_rows, write_results
+
     path = h5_path(config.data.h5, name)
     dataset = PairDataset([path], chroma=True)
     with open_h5(path) as file:
@@ -150,6 +154,8 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
 
 def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
     """Pictures (H, W, 3) of any width under each other, on white."""
+    import numpy as np
+
     width = max(row.shape[1] for row in rows)
     padding = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
     return np.vstack([np.pad(row, p, constant_values=255) for row, p in zip(rows, padding)])
@@ -157,6 +163,21 @@ def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
 
 def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> None:
     """Fuse one pair, or all pairs of two folders; results have colour where a source has."""
+    import torch
+    from tqdm import tqdm
+
+    from utils.evaluate import fuse_one
+    from utils.images import (
+        as_unit,
+        check_writable,
+        colorize,
+        list_images,
+        merge_chroma,
+        read_image,
+        to_8bit,
+        write_image,
+    )
+
     a, b, out = Path(args.a), Path(args.b), Path(args.out)
     if a.is_dir() != b.is_dir():
         raise InputError(f"--a {a} and --b {b} must be two images or two folders")
@@ -197,6 +218,10 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
 
 def own_texts(model: nn.Module, config: Config, args, names: list[str], device) -> dict[str, torch.Tensor]:
     """The text feature (L, dim) of each pair: encoded from --text-a and --text-b, else the checkpoint's default."""
+    import torch
+
+    from utils.text import TextEncoder
+
     if "text_dim" not in model.config:
         return dict.fromkeys(names, torch.zeros(1, 1))  # a network that reads no text
     if not (args.text_a and args.text_b):

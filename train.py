@@ -19,6 +19,7 @@ import logging
 import math
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,13 +29,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from net import build_model
+from net import build_model, compile_blocks, limit_memory
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
 from utils.config import Config, parse_args
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
-from utils.errors import InputError, run
-from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit, to_device
+from utils.errors import InputError, enough_memory, run
+from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit, split, to_device
 from utils.files import to_json, write_file
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
@@ -44,6 +45,8 @@ from utils.text import encoder_name
 # what decides a training, and so must not change where it is resumed
 SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "train.batch_size", "train.lr", "train.lr_step"]
 SAME_TO_RESUME += ["train.lr_gamma", "train.clip_grad", "train.crop", "train.augment"]
+
+LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
 
 log = logging.getLogger("train")
 
@@ -62,10 +65,10 @@ def main() -> None:
     dataset = PairDataset(
         [h5_path(config.data.h5, name) for name in config.data.train], train.crop, train.augment, config.seed
     )
-    if train.batch_size % world or len(dataset) < train.batch_size:
+    if train.batch_size % (world * train.accumulate) or len(dataset) < train.batch_size:
         raise InputError(
-            f"train.batch_size={train.batch_size} must be a multiple of the {world} processes "
-            f"and at most the {len(dataset)} training pairs"
+            f"train.batch_size={train.batch_size} must be a multiple of the {world} processes times "
+            f"train.accumulate={train.accumulate}, and at most the {len(dataset)} training pairs"
         )
     sampler = DistributedSampler(dataset, world, rank, shuffle=True, seed=config.seed, drop_last=True)
     loader = DataLoader(
@@ -112,13 +115,17 @@ def main() -> None:
         if first_epoch >= train.epochs:
             raise InputError(f"{train.resume} has {first_epoch} epochs already; raise train.epochs")
 
+    limit_memory(model, config.test.tile, train.checkpointing)
+    if config.compile:
+        compile_blocks(model)
     net = DistributedDataParallel(model) if world > 1 else model
     folder = open_run_folder(config, model, first_epoch) if main_process else None
     writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
     log.info(
         f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-        f"{config.precision}; {len(dataset)} pairs, {train.batch_size} a step "
-        f"({train.batch_size // world} x {world} processes), {len(loader)} steps an epoch, {train.epochs} epochs"
+        f"{config.precision}; {len(dataset)} pairs, {train.batch_size} a step ({world} processes x "
+        f"{train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
+        f"{len(loader)} steps an epoch, {train.epochs} epochs"
     )
 
     started = time.monotonic()
@@ -129,19 +136,25 @@ def main() -> None:
         pending, window = [], time.monotonic()  # what has not been logged yet
         bar = tqdm(loader, desc=f"epoch {epoch}/{train.epochs}", unit="step", disable=not main_process)
         for i, batch in enumerate(bar):
-            batch = to_device(batch, device)
-            fused = fuse(net, batch, config.precision)
-            terms = criterion(fused, batch["image_a"], batch["image_b"])
             optimizer.zero_grad(set_to_none=True)
-            terms["total"].backward()
+            fused, losses = [], []
+            for part in split(batch, train.accumulate):
+                more = len(losses) + 1 < train.accumulate  # the processes add their gradients with the last part
+                with net.no_sync() if more and world > 1 else nullcontext(), enough_memory("train", LESS_MEMORY):
+                    part = to_device(part, device)
+                    fused.append(fuse(net, part, config.precision))
+                    terms = criterion(fused[-1], part["image_a"], part["image_b"])
+                    (terms["total"] / train.accumulate).backward()
+                fused[-1] = fused[-1].detach()
+                losses.append(torch.stack([*terms.values()]).detach())
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
             optimizer.step()
             step += 1
 
-            values = torch.stack([*terms.values(), norm]).detach()
+            values = torch.cat([torch.stack(losses).mean(dim=0), norm[None]])
             pending.append((step, batch["name"], values))
             if main_process and i < train.pictures:
-                save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}" / str(i), batch, fused)
+                save_pictures(folder / "pic_fusion" / f"ckpt_{epoch}" / str(i), batch, torch.cat(fused))
             if len(pending) == train.log_every or i + 1 == len(loader):  # waits for the device, as pictures do
                 means = log_values(pending, [*terms, "grad_norm"])
                 seconds, window = time.monotonic() - window, time.monotonic()
@@ -315,7 +328,7 @@ def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, reco
 
 def save_pictures(prefix: Path, batch: dict, fused: torch.Tensor) -> None:
     """A | B | fused of every pair of a batch, as <prefix>_<place in the batch>_<name>.png."""
-    pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.detach().nan_to_num())
+    pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.nan_to_num())
     for i, (name, *images) in enumerate(pairs):  # numbered: two sets may have images of one name
         row = side_by_side([to_8bit(image[0].cpu().numpy(), "clamp") for image in images], ["A", "B", "fused"])
         write_image(f"{prefix}_{i}_{name}.png", row)

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from net import load_model
+from net.film import FILM
 from tests.conftest import CONFIG, SHARED, process, script
 from utils.table import PAPER_HEADER, format_table
 
@@ -111,6 +112,28 @@ def test_two_processes_train_as_one(prepared, tmp_path):
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=1e-4)
     scores = [torch.load(f / "model" / "last.pth", weights_only=True)["scores"] for f in (one, two)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
+def test_saving_memory_does_not_change_the_training(prepared, tmp_path):
+    more = ["train.epochs=2", "train.batch_size=4"]
+    script("train.py", *prepared, *more, "name=whole")
+    whole = only_run(tmp_path)
+    script("train.py", *prepared, *more, "name=parts", "train.accumulate=2", "train.checkpointing=true")
+    (parts,) = set((tmp_path / "exp").iterdir()) - {whole}
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    assert len(list((parts / "pic_fusion").glob("*/*.png"))) == len(list((whole / "pic_fusion").glob("*/*.png")))
+
+
+def test_too_little_memory_is_one_sentence(prepared, tmp_path, monkeypatch):
+    def forward(self, *inputs):
+        return torch.empty(10**15)  # the allocator's own error
+
+    script("train.py", *prepared, "train.epochs=1")
+    checkpoint = f"ckpt={only_run(tmp_path) / 'model' / 'last.pth'}"
+    monkeypatch.setattr(FILM, "forward", forward)
+    assert "not enough memory to train; compute" in script("train.py", *prepared, "train.epochs=1", code=1)
+    printed = script("test.py", *prepared, checkpoint, code=1)
+    assert "not enough memory to fuse 'b1' (45 x 53 pixels); limit it" in printed and "test.tile=32" in printed
 
 
 def test_loss_that_is_not_finite_stops_the_run(prepared, tmp_path):

@@ -52,6 +52,8 @@ class Train:
 
     epochs: int = 150
     batch_size: int = 2  # pairs per step, over all processes
+    accumulate: int = 1  # parts that the pairs of a step are computed in, one after the other; saves memory
+    checkpointing: bool = False  # compute Restormer blocks again in the backward pass; saves memory
     lr: float = 1e-5  # Adam
     lr_step: int = 50  # epochs between two drops of the learning rate
     lr_gamma: float = 0.6  # factor of a drop
@@ -75,6 +77,7 @@ class Test:
     stretch: str = "minmax"  # minmax: the published per-image stretch, truncated; clamp: clamp and round
     metrics: list[str] = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     output: str = "test_output"
+    tile: int | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
     num_workers: int = 2
 
 
@@ -86,6 +89,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
     precision: str = "fp32"  # fp32 or bf16 (autocast)
+    compile: bool = False  # torch.compile the Restormer blocks: slow at first, then fewer kernels (GPU)
     ckpt: str | None = None  # weights to test; the newest file where it has a * in it
     net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
     loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
@@ -102,7 +106,7 @@ class Config:
 CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
 POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
 POSITIVE += ["train.lr_step", "train.lr_gamma", "train.clip_grad", "train.crop", "train.log_every"]
-POSITIVE += ["train.val_every", "train.save_every"]
+POSITIVE += ["train.accumulate", "train.val_every", "train.save_every", "test.tile"]
 NOT_NEGATIVE = ["seed", "train.num_workers", "test.num_workers", "train.pictures"]
 
 

@@ -2,7 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -19,6 +20,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+@contextmanager
+def enough_memory(task: str, advice: str) -> Iterator[None]:
+    """Turn running out of memory, on the CPU or a GPU, into an InputError that says what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = f"{type(error).__name__} {error}"
+        if not any(sign in said for sign in ("OutOfMemoryError", "MemoryError", "allocate memory")):
+            raise
+        raise InputError(f"there is not enough memory to {task}; {advice}") from error
 
 
 def run(main: Callable[[], None]) -> None:

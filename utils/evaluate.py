@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from utils.data import PairDataset, collate
-from utils.errors import InputError, nearest
+from utils.errors import InputError, enough_memory, nearest
 from utils.images import to_8bit
 from utils.metrics import METRICS
 
@@ -31,12 +31,19 @@ def check_text(model: nn.Module, dataset: PairDataset) -> None:
         )
 
 
+GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
 INPUTS = ("image_a", "image_b", "text", "text_mask")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
     """A batch of `collate` with what networks take moved to `device`."""
     return batch | {key: batch[key].to(device, non_blocking=True) for key in INPUTS}
+
+
+def split(batch: dict, parts: int) -> list[dict]:
+    """A batch in `parts` batches of equally many pairs."""
+    size = len(batch["name"]) // parts
+    return [{key: value[i * size : (i + 1) * size] for key, value in batch.items()} for i in range(parts)]
 
 
 def fuse(model: nn.Module, batch: dict, precision: str = "fp32") -> Tensor:
@@ -46,17 +53,17 @@ def fuse(model: nn.Module, batch: dict, precision: str = "fp32") -> Tensor:
 
 
 class Evaluator:
-    """Metrics of 8-bit images, computed in float64 in batches of one size.
+    """Metrics of 8-bit images, computed in float64: in batches of one size on a GPU, one by one on a CPU.
 
     Args:
         metrics: names in METRICS.
         device: where to compute.
-        batch_size: images of one size to wait for.
     """
 
-    def __init__(self, metrics: list[str], device: torch.device, batch_size: int = 8):
+    def __init__(self, metrics: list[str], device: torch.device):
         check_metrics(metrics)
-        self.metrics, self.device, self.batch_size = metrics, device, batch_size
+        self.metrics, self.device = metrics, device
+        self.pixels = 0 if device.type == "cpu" else GPU_PIXELS  # of a batch at most, if it is not one image
         self._waiting: dict[tuple[int, int], list] = {}
         self._results: dict[str, dict[str, float]] = {}
 
@@ -65,7 +72,7 @@ class Evaluator:
         self._results[name] = {}  # keeps the order of the calls
         waiting = self._waiting.setdefault(fused.shape, [])
         waiting.append((name, fused, image_a, image_b))
-        if len(waiting) == self.batch_size:
+        if (len(waiting) + 1) * fused.size > self.pixels:
             self._compute(self._waiting.pop(fused.shape))
 
     def results(self) -> dict[str, dict[str, float]]:
@@ -130,7 +137,10 @@ def fuse_one(models: list[nn.Module], batch: dict, device: torch.device, precisi
         InputError: a network returns NaN.
     """
     batch = to_device(batch, device)
-    fused = [fuse(model, batch, precision)[0, 0].cpu().numpy() for model in models]
+    height, width = batch["image_a"].shape[-2:]
+    what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
+    with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):
+        fused = [fuse(model, batch, precision)[0, 0].cpu().numpy() for model in models]
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
     return fused
