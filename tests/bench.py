@@ -1,54 +1,241 @@
-"""Our code against the literal form, interleaved in one process: medians and their ratio.
+"""Our code against the literal form, interleaved in one process.
 
-    python -m tests.bench
+    python -m tests.bench                                   every case, 15 to 30 minutes on two CPU cores
+    python -m tests.bench inference-288x384 metrics         some of them
+    python -m tests.bench --device cuda --precision bf16 --compile
 
-These numbers depend on the machine and on what else it does; the ratio is what to read.
+A row is a case: median seconds of both forms and their ratio, the most memory that each takes beyond
+what holds its weights and inputs (of a fresh process on the CPU; of tensors on a GPU) and their ratio,
+and the largest difference of the results. Seconds depend on the machine and on what else it does: the
+ratio is what to read.
 """
 
+import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from net import build_model, compile_blocks, limit_memory
+from net.published import translate
 from tests import literal
-from utils.metrics import METRICS
+from utils.data import PairDataset
+from utils.evaluate import Evaluator
+from utils.loss import FusionLoss
+
+TEXT_TOKENS = 120  # as a paragraph on each source has, on average
+SIX = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 
 
-def interleave(ours: Callable, theirs: Callable, rounds: int) -> tuple[float, float]:
+def interleave(ours: Callable, theirs: Callable, rounds: int, title: str = "") -> tuple[float, float]:
     """Median seconds of both, called in turn so that both meet the same disturbances."""
     times: tuple[list, list] = ([], [])
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), desc=title, leave=False, disable=not title):
         for function, record in zip((ours, theirs), times):
+            synchronize()
             start = time.perf_counter()
             function()
+            synchronize()
             record.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def bench_metrics(names: list[str], height: int = 480, width: int = 640, rounds: int = 5) -> tuple[float, float]:
-    """Seconds of `names` on one triple of images, ours (float64, as test.py runs them) and NumPy/SciPy."""
+def synchronize() -> None:
+    """Wait for the GPU, where one is used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+class FILMCase:
+    """Both forms of FILM with the same weights and inputs: inference, or a training step with the loss.
+
+    `ours` and `theirs` run once and return what is compared: the fused image, or the network with its gradients.
+    """
+
+    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False):
+        torch.manual_seed(0)
+        self.args, self.train = args, train
+        self.literal = literal.LiteralFILM().to(args.device)
+        self.model = build_model("film").to(args.device)
+        self.model.load_state_dict(translate(self.literal.state_dict()))
+        limit_memory(self.model, checkpointing=args.checkpointing)
+        if args.compile:
+            compile_blocks(self.model)
+        self.images = torch.rand(2, batch, 1, *size).to(args.device)
+        self.text = torch.randn(batch, TEXT_TOKENS, 768).to(args.device)
+        self.criterion = FusionLoss().to(args.device)
+
+    def step(self, model: torch.nn.Module, precision: str) -> object:
+        autocast = torch.autocast(self.args.device, torch.bfloat16, enabled=precision == "bf16")
+        with autocast, torch.inference_mode(not self.train):
+            fused = model(*self.images, self.text).float()
+        if not self.train:
+            return fused
+        model.zero_grad(set_to_none=True)
+        self.criterion(fused, *self.images)["total"].backward()
+        return model
+
+    def ours(self) -> object:
+        return self.step(self.model, self.args.precision)
+
+    def theirs(self) -> object:
+        return self.step(self.literal, "fp32")
+
+    def difference(self) -> float:
+        """Largest difference of the fused images, or of the gradients relative to the largest."""
+        ours, theirs = self.ours(), self.theirs()
+        if not self.train:
+            return (ours - theirs).abs().max().item()
+        expected = translate({name: p.grad for name, p in theirs.named_parameters()})
+        largest = max(grad.abs().max() for grad in expected.values())
+        return max((p.grad - expected[name]).abs().max() / largest for name, p in ours.named_parameters()).item()
+
+
+FILM = {
+    "inference-288x384": (dict(size=(288, 384)), 7),
+    "inference-480x640": (dict(size=(480, 640)), 5),
+    "inference-1024x1280": (dict(size=(1024, 1280)), 1),
+    "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 7),
+}
+
+
+def bench_film(name: str, args) -> tuple[float, ...]:
+    """Ours, theirs (seconds), difference, memory of ours, of theirs (bytes)."""
+    options, rounds = FILM[name]
+    memory = [peak_memory(name, form, args) for form in ("ours", "theirs")]
+    case = FILMCase(args, **options)
+    difference = case.difference()  # and a warm-up
+    return *interleave(case.ours, case.theirs, rounds, name), difference, *memory
+
+
+def peak_memory(name: str, form: str, args) -> int:
+    """Bytes that one call takes beyond weights and inputs, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench", name, "--peak", form, "--device", args.device]
+    command += ["--precision", args.precision, *(["--compile"] * args.compile)]
+    command += ["--checkpointing"] * args.checkpointing
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_peak(name: str, args) -> None:
+    """What `peak_memory` asks a fresh process for."""
+    case = FILMCase(args, **FILM[name][0])
+
+    def used(what: str) -> int:
+        if args.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return int(Path("/proc/self/status").read_text().partition(what)[2].split()[0]) * 1024
+
+    if args.device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak (VmHWM) anew
+    before = used("VmRSS:")
+    getattr(case, args.peak)()
+    synchronize()
+    print(used("VmHWM:") - before)
+
+
+def pictures(count: int, height: int = 480, width: int = 640) -> list[np.ndarray]:
+    """Random 8-bit images (height, width), smooth along rows as pictures are."""
     rng = np.random.default_rng(0)
-    base = np.cumsum(rng.normal(0, 4, (height, width)), axis=1)  # smooth along rows, as pictures are
-    images = [np.clip(128 + base + rng.normal(0, 8, (height, width)), 0, 255).round() for _ in range(3)]
-    tensors = [torch.from_numpy(image)[None, None] for image in images]
-    ours = {name: METRICS[name](*tensors).item() for name in names}
-    theirs = {name: literal.METRICS[name](*images) for name in names}
-    worst = max(abs(ours[name] - theirs[name]) / abs(theirs[name]) for name in names)
-    fast, slow = interleave(
-        lambda: [METRICS[name](*tensors) for name in names],
-        lambda: [literal.METRICS[name](*images) for name in names],
-        rounds,
-    )
-    print(
-        f"{'+'.join(names)} at {height} x {width}, float64, {torch.get_num_threads()} threads: "
-        f"{fast * 1e3:.0f} ms, literal {slow * 1e3:.0f} ms, ratio {slow / fast:.1f}, "
-        f"largest relative difference {worst:.1e}"
-    )
-    return fast, slow
+    base = np.cumsum(rng.normal(0, 4, (height, width)), axis=1)
+    noise = rng.normal(0, 8, (count, height, width))
+    return list(np.clip(128 + base + noise, 0, 255).round().astype(np.uint8))
+
+
+def bench_metrics(names: list[str], images: int, rounds: int, device: str = "cpu") -> tuple[float, ...]:
+    """`names` on `images` triples of 480 x 640: as test.py computes them (float64), and NumPy/SciPy."""
+    every = pictures(images + 2)
+    triples = [every[i : i + 3] for i in range(images)]
+
+    def ours() -> dict:
+        evaluator = Evaluator(names, torch.device(device))
+        for i, triple in enumerate(triples):
+            evaluator.add(str(i), *triple)
+        return evaluator.results()
+
+    def theirs() -> dict:
+        return {
+            str(i): {name: literal.METRICS[name](*(image.astype(float) for image in triple)) for name in names}
+            for i, triple in enumerate(triples)
+        }
+
+    expected, results = theirs(), ours()
+    pairs = [(results[i][name], expected[i][name]) for i in expected for name in names]
+    difference = max(abs(value - reference) / abs(reference) for value, reference in pairs)
+    return *interleave(ours, theirs, rounds, "metrics"), difference
+
+
+def bench_loader(rounds: int = 5, samples: int = 1083, read: int = 64) -> tuple[float, ...]:
+    """Samples in random order from an H5 of as many pairs as MSRS has; theirs opens and lists the file each time."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        published, own = Path(folder) / "published.h5", Path(folder) / "own.h5"
+        for path in (published, own):
+            with h5py.File(path, "w") as file:
+                for key in ("imageA", "imageB"):
+                    image = np.random.default_rng(len(key)).integers(0, 256, (1, 288, 384), np.uint8)
+                    file[f"{key}/00000"] = np.float32(image / 255) if path == published else image
+                file["text/00000"] = np.ones((TEXT_TOKENS, 768), np.float32)
+                for key in ("imageA", "imageB", "text"):
+                    for i in range(1, samples):
+                        file[key][f"{i:05}"] = file[key]["00000"]  # a link: the names count here, not the pixels
+        order = rng.permutation(samples)[:read]
+        dataset = PairDataset([own])
+
+        def ours() -> list:
+            return [dataset[i] for i in order]
+
+        def theirs() -> list:
+            batch = []
+            for i in order:
+                with h5py.File(published, "r") as file:
+                    key = list(file["imageA"].keys())[i]
+                    a, b, text = (torch.from_numpy(file[group][key][()]) for group in ("imageA", "imageB", "text"))
+                batch.append({"image_a": a, "image_b": b, "text": text})
+            return batch
+
+        pairs = zip(ours(), theirs())
+        difference = max((one[key] - two[key]).abs().max().item() for one, two in pairs for key in two)
+        return *interleave(ours, theirs, rounds, "loader"), difference
+
+
+def row(name: str, ours: float, theirs: float, difference: float, *memory: int) -> str:
+    """One line of the table."""
+    line = f"{name:<22}{ours:>9.3f}{theirs:>9.3f}{theirs / ours:>8.2f}"
+    sizes = [f"{size / 2**20:>9.0f}" for size in memory] + [f"{memory[1] / memory[0]:>8.2f}"] if memory else []
+    return line + ("".join(sizes) or f"{'-':>9}{'-':>9}{'-':>8}") + f"{difference:>11.1e}"
+
+
+def main() -> None:
+    cases = {name: lambda args, name=name: bench_film(name, args) for name in FILM} | {
+        "metrics": lambda args: bench_metrics(SIX, 20, 3, args.device),
+        "metrics-VIFF-Qabf": lambda args: bench_metrics(["VIFF", "Qabf"], 5, 5, args.device),
+        "loader": lambda args: bench_loader(),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all if none is named")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; theirs is fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile ours")
+    parser.add_argument("--checkpointing", action="store_true", help="train.checkpointing for ours")
+    parser.add_argument("--peak", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        return print_peak(args.cases[0], args)
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, ours {args.precision}")
+    print(f"{'':<22}{'seconds':>18}{'':>8}{'MiB':>18}{'':>8}{'largest':>11}")
+    columns = f"{'ours':>9}{'literal':>9}{'ratio':>8}"
+    print(f"{'case':<22}{columns}{columns}{'difference':>11}")
+    for name in args.cases or cases:
+        print(row(name, *cases[name](args)), flush=True)
 
 
 if __name__ == "__main__":
-    bench_metrics(["VIFF", "Qabf"])
-    bench_metrics(["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
+    main()
