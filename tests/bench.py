@@ -100,10 +100,10 @@ class FILMCase:
 
 
 FILM = {
-    "inference-288x384": (dict(size=(288, 384)), 7),
-    "inference-480x640": (dict(size=(480, 640)), 5),
+    "inference-288x384": (dict(size=(288, 384)), 5),
+    "inference-480x640": (dict(size=(480, 640)), 3),
     "inference-1024x1280": (dict(size=(1024, 1280)), 1),
-    "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 7),
+    "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 5),
 }
 
 
