@@ -165,7 +165,9 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.restormer3(self.restormer2(self.reduce(self.restormer1(x)))))
+        x = self.restormer3(self.restormer2(self.reduce(self.restormer1(x))))
+        with torch.autocast(x.device.type, enabled=False):  # bf16 has fewer levels than an 8-bit image
+            return self.output(x.to(self.output.weight.dtype))
 
 
 @register("film")
