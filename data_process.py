@@ -30,7 +30,6 @@ from utils.files import cannot_write, write_file
 from utils.images import EXTENSIONS, list_images, merge_chroma, read_image
 from utils.text import TextEncoder, check_feature, encoder_name
 
-CHUNK = 65536  # pixels in a chunk, a strip of rows: a crop reads few of them
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
 
 
@@ -313,13 +312,8 @@ def write_sample(file: h5py.File, pieces: dict[str, list[np.ndarray]], feature: 
     for piece, maps in pieces.items():
         for group, image in zip(("imageA", "imageB", "chroma"), maps):
             image = image.reshape(-1, *image.shape[-2:])
-            rows = min(image.shape[1], max(1, CHUNK // image.shape[2]))
-            strips = -(-image.shape[1] // rows)
-            chunks = (len(image), -(-image.shape[1] // strips), image.shape[2])  # equal strips waste nothing
-            # chroma is only read for testing and compresses well; the images have to be read fast
-            file.create_dataset(
-                f"{group}/{piece}", data=image, chunks=chunks, compression="gzip" if group == "chroma" else None
-            )
+            # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
+            file.create_dataset(f"{group}/{piece}", data=image, compression="gzip" if group == "chroma" else None)
         if text is None:
             text = file.create_dataset(f"text/{piece}", data=feature)
         else:

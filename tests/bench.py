@@ -1,6 +1,6 @@
 """Our code against the literal form, interleaved in one process.
 
-    python -m tests.bench                                   every case, 15 to 30 minutes on two CPU cores
+    python -m tests.bench                                   every case
     python -m tests.bench inference-288x384 metrics         some of them
     python -m tests.bench --device cuda --precision bf16 --compile
 
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -24,14 +25,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from net import build_model, compile_blocks, limit_memory
+from net import build_model, prepare
 from net.published import translate
 from tests import literal
 from utils.data import PairDataset
 from utils.evaluate import Evaluator
 from utils.loss import FusionLoss
 
-TEXT_TOKENS = 120  # as a paragraph on each source has, on average
+TEXT_TOKENS = 120  # about as many as both paragraphs of a RoadScene pair have
 SIX = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 
 
@@ -66,17 +67,14 @@ class FILMCase:
         self.literal = literal.LiteralFILM().to(args.device)
         self.model = build_model("film").to(args.device)
         self.model.load_state_dict(translate(self.literal.state_dict()))
-        limit_memory(self.model, checkpointing=args.checkpointing)
-        if args.compile:
-            compile_blocks(self.model)
+        prepare(self.model, args.precision, checkpointing=args.checkpointing, compile=args.compile)
         self.images = torch.rand(2, batch, 1, *size).to(args.device)
         self.text = torch.randn(batch, TEXT_TOKENS, 768).to(args.device)
         self.criterion = FusionLoss().to(args.device)
 
-    def step(self, model: torch.nn.Module, precision: str) -> object:
-        autocast = torch.autocast(self.args.device, torch.bfloat16, enabled=precision == "bf16")
-        with autocast, torch.inference_mode(not self.train):
-            fused = model(*self.images, self.text).float()
+    def step(self, model: torch.nn.Module) -> object:
+        with torch.inference_mode(not self.train):
+            fused = model(*self.images, self.text)
         if not self.train:
             return fused
         model.zero_grad(set_to_none=True)
@@ -84,10 +82,10 @@ class FILMCase:
         return model
 
     def ours(self) -> object:
-        return self.step(self.model, self.args.precision)
+        return self.step(self.model)
 
     def theirs(self) -> object:
-        return self.step(self.literal, "fp32")
+        return self.step(self.literal)
 
     def difference(self) -> float:
         """Largest difference of the fused images, or of the gradients relative to the largest."""
@@ -133,8 +131,10 @@ def print_peak(name: str, args) -> None:
             return torch.cuda.max_memory_allocated()
         return int(Path("/proc/self/status").read_text().partition(what)[2].split()[0]) * 1024
 
-    if args.device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak (VmHWM) anew
+    if args.device == "cuda":  # start the peak anew
+        torch.cuda.reset_peak_memory_stats()
+    else:  # VmHWM, on Linux
+        Path("/proc/self/clear_refs").write_text("5")
     before = used("VmRSS:")
     getattr(case, args.peak)()
     synchronize()
@@ -189,21 +189,20 @@ def bench_loader(rounds: int = 5, samples: int = 1083, read: int = 64) -> tuple[
         order = rng.permutation(samples)[:read]
         dataset = PairDataset([own])
 
-        def ours() -> list:
-            return [dataset[i] for i in order]
+        def ours() -> Iterator[dict]:
+            return (dataset[i] for i in order)
 
-        def theirs() -> list:
-            batch = []
+        def theirs() -> Iterator[dict]:
             for i in order:
                 with h5py.File(published, "r") as file:
                     key = list(file["imageA"].keys())[i]
                     a, b, text = (torch.from_numpy(file[group][key][()]) for group in ("imageA", "imageB", "text"))
-                batch.append({"image_a": a, "image_b": b, "text": text})
-            return batch
+                yield {"image_a": a, "image_b": b, "text": text}
 
         pairs = zip(ours(), theirs())
         difference = max((one[key] - two[key]).abs().max().item() for one, two in pairs for key in two)
-        return *interleave(ours, theirs, rounds, "loader"), difference
+        forms = (lambda: deque(ours(), maxlen=0), lambda: deque(theirs(), maxlen=0))  # no sample is kept
+        return *interleave(*forms, rounds, "loader"), difference
 
 
 def row(name: str, ours: float, theirs: float, difference: float, *memory: int) -> str:
@@ -220,7 +219,7 @@ def main() -> None:
         "loader": lambda args: bench_loader(),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all if none is named")
+    parser.add_argument("cases", nargs="*", choices=[*cases], help="all if none is named")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; theirs is fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")

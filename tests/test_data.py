@@ -31,7 +31,7 @@ def test_h5_holds_the_images_text_and_colour(toy, tmp_path):
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         assert file.attrs["text_dim"] == 12 and file.attrs["dataset"] == "Toy"
         assert file.attrs["text_encoder"].startswith("blip2:")
-        assert file["imageA/b1"].dtype == np.uint8 and file["imageA/b1"].chunks
+        assert file["imageA/b1"].dtype == np.uint8 and not file["imageA/b1"].chunks  # can be mapped into memory
     sample = PairDataset([tmp_path / "h5" / "Toy_test.h5"], chroma=True)[0]
     assert sample["name"] == "b1" and sample["image_a"].shape == (1, 45, 53)
     for key, folder in (("image_a", "IR"), ("image_b", "VI")):
@@ -205,6 +205,13 @@ def test_damaged_h5_is_named(toy, tmp_path):
             damage_h5(file)
         with pytest.raises(InputError, match=r"broken\.h5"):
             PairDataset([broken])
+    for values in (np.full((1, 45, 53), -500, np.int16), np.full((1, 45, 53), np.nan, np.float32)):
+        broken = shutil.copy(path, tmp_path / "broken.h5")
+        with h5py.File(broken, "r+") as file:
+            del file["imageA/a1"]
+            file["imageA/a1"] = values[:, : file["imageB/a1"].shape[1], : file["imageB/a1"].shape[2]]
+        with pytest.raises(InputError, match=r"'a1' of .*broken\.h5 .* outside"):
+            PairDataset([broken])[0]
     (tmp_path / "broken.h5").write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match="damaged"):
         PairDataset([tmp_path / "broken.h5"])

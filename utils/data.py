@@ -53,9 +53,33 @@ def reading(path: str | Path, name: str) -> Iterator[None]:
         raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
 
 
-def read_text(groups: h5py.File | dict[str, h5py.Group], name: str) -> Tensor:
-    """The text feature of a sample, (L, dim) float32."""
-    return torch.from_numpy(check_feature(groups["text"][name][()])).float()
+class PairFile:
+    """The datasets of an H5 file by (group, name), each looked up once.
+
+    HDF5 takes about 0.3 ms to find and read one, longer than its pixels take to copy. A dataset that is stored
+    in one piece and as it is becomes a view of the file mapped into memory; the others are left to HDF5.
+    """
+
+    def __init__(self, path: str | Path):
+        self.file = open_h5(path)
+        self.bytes = np.memmap(path, mode="r")
+        self.found: dict[tuple[str, str], np.ndarray | h5py.Dataset] = {}
+
+    def __getitem__(self, key: tuple[str, str]) -> np.ndarray | h5py.Dataset:
+        if key not in self.found:
+            group, name = key
+            dataset = self.file[group][name]
+            offset = None if dataset.dtype.hasobject else dataset.id.get_offset()  # None: in chunks, or compressed
+            whole = offset is not None
+            self.found[key] = np.ndarray(dataset.shape, dataset.dtype, self.bytes, offset) if whole else dataset
+        return self.found[key]
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self.found or "/".join(key) in self.file
+
+    def text(self, name: str) -> Tensor:
+        """The text feature of a sample, (L, dim) float32."""
+        return torch.from_numpy(check_feature(np.array(self["text", name]))).float()
 
 
 class PairDataset(Dataset):
@@ -87,15 +111,15 @@ class PairDataset(Dataset):
         self.samples: list[tuple[str, str]] = []  # (file, name), names listed once
         self.text_dim = 0
         for path in map(str, paths):
-            with open_h5(path) as file:
-                names = sorted(file["imageA"])
-                with reading(path, names[0]):
-                    dim = read_text(file, names[0]).shape[-1]
+            pairs = PairFile(path)
+            names = sorted(pairs.file["imageA"])
+            with reading(path, names[0]):
+                dim = pairs.text(names[0]).shape[-1]
             if self.text_dim not in (0, dim):
                 raise InputError(f"{path} has text {dim} wide, the sets before it {self.text_dim}")
             self.text_dim = dim
             self.samples += [(path, name) for name in names]
-        self._groups: dict[str, dict[str, h5py.Group]] = {}
+        self._files: dict[str, PairFile] = {}
         self._owner = None
 
     def __len__(self) -> int:
@@ -106,23 +130,29 @@ class PairDataset(Dataset):
         self.epoch = epoch
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_groups": {}, "_owner": None}  # open files stay with their process
+        return self.__dict__ | {"_files": {}, "_owner": None}  # open files stay with their process
 
-    def _open(self, path: str) -> dict[str, h5py.Group]:
-        """The groups of a file, opened once per process: HDF5 handles do not survive a fork."""
+    def _open(self, path: str) -> PairFile:
+        """A file, opened once per process: HDF5 handles do not survive a fork."""
         if self._owner != os.getpid():
-            self._groups, self._owner = {}, os.getpid()
-        if path not in self._groups:
-            self._groups[path] = dict(open_h5(path))
-        return self._groups[path]
+            self._files, self._owner = {}, os.getpid()
+        if path not in self._files:
+            self._files[path] = PairFile(path)
+        return self._files[path]
+
+    def text(self, index: int) -> Tensor:
+        """The text feature of a sample alone, (L, dim)."""
+        path, name = self.samples[index]
+        with reading(path, name):
+            return self._open(path).text(name)
 
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
         with reading(path, name):
             return self._read(self._open(path), name, np.random.default_rng((self.seed, self.epoch, index)))
 
-    def _read(self, groups: dict[str, h5py.Group], name: str, rng: np.random.Generator) -> dict:
-        sources = [groups["imageA"][name], groups["imageB"][name]]
+    def _read(self, pairs: PairFile, name: str, rng: np.random.Generator) -> dict:
+        sources = [pairs["imageA", name], pairs["imageB", name]]
         h, w = sources[0].shape[-2:]
         if sources[1].shape[-2:] != (h, w):
             raise ValueError(f"unequal sizes {(h, w)} and {sources[1].shape[-2:]}")
@@ -134,8 +164,8 @@ class PairDataset(Dataset):
             height = width = self.crop
         window = np.s_[..., top : top + height, left : left + width]
         maps = [as_unit(source[window]) for source in sources]
-        floats = [m for m, source in zip(maps, sources) if source.dtype.kind == "f"]
-        if not all(m.min() > -1e-3 and m.max() < 1.001 for m in floats):  # false for NaN, too; rounding may pass 1
+        unsure = [m for m, source in zip(maps, sources) if source.dtype.kind != "u"]  # no range of its own
+        if not all(m.min() > -1e-3 and m.max() < 1.001 for m in unsure):  # false for NaN, too; rounding may pass 1
             raise ValueError("an image holds NaN or floats outside [0, 1]")
         if self.augment:
             flip_y, flip_x = rng.integers(2, size=2)
@@ -145,13 +175,12 @@ class PairDataset(Dataset):
             "name": name,
             "image_a": torch.from_numpy(np.ascontiguousarray(maps[0])),
             "image_b": torch.from_numpy(np.ascontiguousarray(maps[1])),
-            "text": read_text(groups, name),
+            "text": pairs.text(name),
         }
         if self.chroma:
-            stored = groups["chroma"][name][window] if name in groups.get("chroma", ()) else None
-            sample["chroma"] = torch.full((2, height, width), NEUTRAL, dtype=torch.uint8)
-            if stored is not None:
-                sample["chroma"] = torch.from_numpy(stored)
+            coloured = ("chroma", name) in pairs
+            stored = pairs["chroma", name][window] if coloured else np.full((2, height, width), NEUTRAL, np.uint8)
+            sample["chroma"] = torch.from_numpy(np.ascontiguousarray(stored))
         return sample
 
 
@@ -197,10 +226,7 @@ def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     A real feature of a real pair, so that a network sees what it was trained on. At most `look_at`
     samples, evenly spaced, are compared by their mean token.
     """
-    features = []
-    for index in np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int):
-        path, name = dataset.samples[index]
-        with open_h5(path) as file, reading(path, name):
-            features.append(read_text(file, name))
+    indices = np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int)
+    features = [dataset.text(index) for index in indices]
     means = torch.stack([feature.mean(dim=0) for feature in features])
     return features[(means - means.mean(dim=0)).norm(dim=1).argmin()].clone()
