@@ -46,15 +46,13 @@ def main() -> None:
         raise InputError("a pair of your own needs all of --a, --b and --out")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
-    from net import compile_blocks, limit_memory
+    from net import prepare
     from utils.evaluate import check_metrics
 
     device = pick_device(config.device)
     check_metrics(config.test.metrics)
     model = open_model(config, device)
-    limit_memory(model, config.test.tile)
-    if config.compile:
-        compile_blocks(model)
+    prepare(model, config.precision, config.test.tile, compile=config.compile)
     if any(own):
         fuse_own(model, config, args, device)
     else:
@@ -109,7 +107,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     labels = [m.label for m in models]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]
     pictures = []
-    fused_pairs = fuse_set(models, dataset, device, config.precision, config.test.num_workers)
+    fused_pairs = fuse_set(models, dataset, device, config.test.num_workers)
     for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
         image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
         fused = [to_8bit(output, config.test.stretch) for output in outputs]
@@ -205,7 +203,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
             images = [torch.from_numpy(as_unit(image))[None, None] for image in (image_a, image_b)]
             batch = {"name": [name], "image_a": images[0], "image_b": images[1], "text": texts[name][None]}
             batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
-            (fused,) = fuse_one([model], batch, device, config.precision)
+            (fused,) = fuse_one([model], batch, device)
             chroma = merge_chroma([chroma_a, chroma_b])
             result = to_8bit(fused, config.test.stretch)
             write_image(path_out, result if chroma is None else colorize(result, chroma))

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from net import build_model, compile_blocks, limit_memory
+from net import build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
 from utils.config import Config, parse_args
@@ -115,9 +115,7 @@ def main() -> None:
         if first_epoch >= train.epochs:
             raise InputError(f"{train.resume} has {first_epoch} epochs already; raise train.epochs")
 
-    limit_memory(model, config.test.tile, train.checkpointing)
-    if config.compile:
-        compile_blocks(model)
+    prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model) if world > 1 else model
     folder = open_run_folder(config, model, first_epoch) if main_process else None
     writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
@@ -142,7 +140,7 @@ def main() -> None:
                 more = len(losses) + 1 < train.accumulate  # the processes add their gradients with the last part
                 with net.no_sync() if more and world > 1 else nullcontext(), enough_memory("train", LESS_MEMORY):
                     part = to_device(part, device)
-                    fused.append(fuse(net, part, config.precision))
+                    fused.append(fuse(net, part))
                     terms = criterion(fused[-1], part["image_a"], part["image_b"])
                     (terms["total"] / train.accumulate).backward()
                 fused[-1] = fused[-1].detach()
@@ -338,7 +336,7 @@ def validate(model, dataset: PairDataset, metrics: list[str], config: Config, de
     """Mean metrics over a set of whole images, 8 bit by test.stretch."""
     model.eval()
     evaluator = Evaluator(metrics, device)
-    pairs = fuse_set([model], dataset, device, config.precision, config.train.num_workers, share)
+    pairs = fuse_set([model], dataset, device, config.train.num_workers, share)
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // share[1], disable=share[0] > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{share[0]}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))

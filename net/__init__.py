@@ -8,9 +8,9 @@ import pkgutil
 
 from net.checkpoint import load_model
 from net.registry import NETWORKS, build_model, register
-from net.restormer import compile_blocks, limit_memory
+from net.restormer import prepare
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["NETWORKS", "build_model", "compile_blocks", "limit_memory", "load_model", "register"]
+__all__ = ["NETWORKS", "build_model", "load_model", "prepare", "register"]

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from net.registry import register
-from net.restormer import RestormerBlock, Striped, pointwise, recomputed
+from net.restormer import Mixed, RestormerBlock, Striped, pointwise, recomputed
 from utils.errors import InputError
 
 
@@ -29,7 +29,7 @@ def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
     return F.interpolate(places, size=size, mode="nearest").flatten().long()
 
 
-class TextGuidance(nn.Module):
+class TextGuidance(Mixed):
     """Cross-attention of the text (query) over the image tokens (key, value), averaged over the text.
 
     The published network projects the values of all T tokens and averages the L outputs afterwards.
@@ -64,7 +64,7 @@ class TextGuidance(nn.Module):
         pooled = weights @ tokens  # (N, heads, D)
         wv = rearrange(wv, "(head d) c -> head d c", head=self.heads)
         value = rearrange(torch.einsum("nhc,hdc->nhd", pooled, wv), "n head d -> n 1 (head d)") + bv
-        return F.normalize(self.out_proj(value), p=1, dim=-1)
+        return F.normalize(self.out_proj(value).to(text.dtype), p=1, dim=-1)
 
     @staticmethod
     def mean_weights(q: Tensor, k: Tensor, share: Tensor) -> Tensor:
@@ -112,7 +112,9 @@ class TextGuidedBranch(Striped):
         feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
         grid = self.resized_tokens(feature)  # (N, C, 288, 384)
         tokens = grid.flatten(1).unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
-        gated = (tokens * self.guidance(text, tokens, text_mask)).view(grid.shape)  # every token by the same D weights
+        with self.guidance.autocast(text):
+            weights = self.guidance(text, tokens, text_mask)  # (N, 1, D)
+        gated = (tokens * weights).view(grid.shape)  # every token by the same D weights
         # the resize of the gate to H x W: columns at once, rows strip by strip, so that it is never whole
         gate = resize_nearest(gated, (grid.shape[2], x.shape[3]))  # (N, C, 288, W)
         rows = nearest_index(grid.shape[2], x.shape[2], x.device)
@@ -145,9 +147,6 @@ class TextGuidedStage(nn.Module):
         self.a = TextGuidedBranch(*args)
         self.b = TextGuidedBranch(*args)
 
-    def forward(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.a(a, text, text_mask), self.b(b, text, text_mask)
-
 
 class Decoder(nn.Module):
     """Both sources' features, concatenated (N, 2C, H, W) -> the fused image before the sigmoid (N, 1, H, W)."""
@@ -165,9 +164,7 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.restormer3(self.restormer2(self.reduce(self.restormer1(x))))
-        with torch.autocast(x.device.type, enabled=False):  # bf16 has fewer levels than an 8-bit image
-            return self.output(x.to(self.output.weight.dtype))
+        return self.output(self.restormer3(self.restormer2(self.reduce(self.restormer1(x)))))
 
 
 @register("film")

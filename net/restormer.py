@@ -8,8 +8,8 @@ leave every cache. Three exact rewritings keep them small; the literal form stan
 
 - Attention across channels is one C x C matrix per image, output projection included, so v is
   multiplied once. The matrix needs of the whole image only sums over pixels (q k^T and |q|^2, |k|^2).
-- Without gradients a block therefore runs twice over strips of rows, once for the sums and once for the
-  rest, and no map wider than C is ever whole: memory is bounded at any image size.
+- Without gradients, on a CPU or with a tile, a block therefore runs twice over strips of rows, once for the
+  sums and once for the rest, and no map wider than C is ever whole: memory is bounded at any image size.
 - The feed-forward network is a sum over its hidden channels, and runs over groups of them.
 """
 
@@ -62,10 +62,10 @@ def recomputed(function: Callable[..., Tensor], *args) -> Tensor:
 
 
 class Striped(nn.Module):
-    """A module that runs over strips of rows where no gradients are wanted. `limit_memory` sets its attributes."""
+    """A module that runs over strips of rows where no gradients are wanted. `prepare` sets its attributes."""
 
     tile: int | None = None  # rows of a strip; None: by the cache on the CPU, the whole map on the GPU
-    checkpointing = False  # keep nothing inside for the backward pass, compute it again
+    checkpointing = False  # a RestormerBlock keeps nothing inside for the backward pass, and computes it again
 
     def strips(self, x: Tensor, halo: int) -> list[tuple[slice, slice, slice]]:
         """The `strips` of x (N, C, H, W); one of all rows where gradients are wanted."""
@@ -87,24 +87,40 @@ class Striped(nn.Module):
         return out
 
 
-def limit_memory(model: nn.Module, tile: int | None = None, checkpointing: bool = False) -> None:
-    """Let a network trade time for memory; its results stay the same.
+class Mixed(nn.Module):
+    """A module whose matrix products may be in bf16, between float32 in and out. `prepare` sets its attribute."""
+
+    bf16 = False
+
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """The context to compute in, where x is."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def prepare(
+    model: nn.Module,
+    precision: str = "fp32",
+    tile: int | None = None,
+    checkpointing: bool = False,
+    compile: bool = False,
+) -> None:
+    """Say how a network made of the modules of this file is to compute. Only `precision` changes its results.
 
     Args:
-        model: any network made of `Striped` modules, such as RestormerBlock.
+        model: the network.
+        precision: "bf16" for the feed-forward networks, two thirds of the work, and the text guidance of FILM.
+            All else stays float32: sums over the image and residual sums let the error of bf16 add up.
         tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
             likes, all on a GPU.
         checkpointing: in training, compute the inside of every block again in the backward pass.
+        compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width.
     """
     for module in model.modules():
         if isinstance(module, Striped):
             module.tile, module.checkpointing = tile, checkpointing
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """torch.compile every Restormer block: nearly all of the time, and one graph serves all of equal width."""
-    for module in model.modules():
-        if isinstance(module, RestormerBlock):
+        if isinstance(module, Mixed):
+            module.bf16 = precision == "bf16"
+        if isinstance(module, RestormerBlock) and compile:
             module.compile()
 
 
@@ -140,7 +156,8 @@ class MDTA(nn.Module):
 
     def mixing(self, products: Tensor, squares: Tensor) -> Tensor:
         """Project(softmax(normalised q k^T * temperature)) as one matrix (N, C, C), from the `sums` of an image."""
-        norm_q, norm_k = squares.sqrt().clamp_min(1e-12).chunk(2, dim=-1)  # (N, C) each, as F.normalize
+        # (N, C) each, at least 1e-12 as in F.normalize; clamped before the root, whose gradient at 0 is none
+        norm_q, norm_k = squares.clamp_min(1e-24).sqrt().chunk(2, dim=-1)
         scores = products / norm_q[:, :, None] / norm_k[:, None, :]
         scores = rearrange(scores, "n (a i) (b j) -> n i j a b", a=self.heads, b=self.heads)
         scores = rearrange(scores.diagonal(dim1=-2, dim2=-1), "n i j head -> n head i j")  # each head with itself
@@ -155,7 +172,7 @@ class MDTA(nn.Module):
         return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=x.shape[2])
 
 
-class GDFN(nn.Module):
+class GDFN(Mixed):
     """Gated-Dconv feed-forward network (Restormer, section 3.2): gelu(a) * b between 1x1 convolutions."""
 
     def __init__(self, channels: int, expansion: int):
@@ -171,9 +188,10 @@ class GDFN(nn.Module):
         out = None
         for first in range(0, self.hidden, step):
             last = min(first + step, self.hidden)
-            a, b = (self.expanded(x, slice(i + first, i + last))[:, rows] for i in (0, self.hidden))
-            part = F.linear(F.gelu(a) * b, self.project.weight.flatten(1)[:, first:last])
-            out = part if out is None else out.add_(part)
+            with self.autocast(x):
+                a, b = (self.expanded(x, slice(i + first, i + last))[:, rows] for i in (0, self.hidden))
+                part = F.linear(F.gelu(a) * b, self.project.weight.flatten(1)[:, first:last])
+            out = part.to(x.dtype) if out is None else out.add_(part)
         return out.permute(0, 3, 1, 2)
 
     def expanded(self, x: Tensor, channels: slice) -> Tensor:

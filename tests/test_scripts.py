@@ -14,6 +14,7 @@ import yaml
 
 from net import load_model
 from net.film import FILM
+from net.restormer import RestormerBlock
 from tests.conftest import CONFIG, SHARED, process, script
 from utils.table import PAPER_HEADER, format_table
 
@@ -98,13 +99,14 @@ def test_resume_is_bit_for_bit(prepared, tmp_path):
     assert "train.lr is 1.0 and was 0.001 in the run to resume" in output
 
 
-def test_two_processes_train_as_one(prepared, tmp_path):
-    """torchrun with gloo: the same global batch gives the same losses, metrics and weights."""
-    more = ["train.epochs=2", "data.val=[Toy_test]", "train.val_every=2", "train.batch_size=2"]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_train_as_one(prepared, tmp_path, parts):
+    """torchrun with gloo: the same global batch, also in parts, gives the same losses, metrics and weights."""
+    more = ["train.epochs=2", "data.val=[Toy_test]", "train.val_every=2", f"train.batch_size={2 * parts}"]
     script("train.py", *prepared, *more, "name=one")
     one = only_run(tmp_path)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
-    process(*launcher, "train.py", *prepared, *more, "name=two")
+    process(*launcher, "train.py", *prepared, *more, "name=two", f"train.accumulate={parts}")
     (two,) = set((tmp_path / "exp").iterdir()) - {one}
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     weights = [load_model(f / "model" / "last.pth").state_dict() for f in (one, two)]
@@ -114,11 +116,16 @@ def test_two_processes_train_as_one(prepared, tmp_path):
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 
-def test_saving_memory_does_not_change_the_training(prepared, tmp_path):
+def test_saving_memory_does_not_change_the_training(prepared, tmp_path, monkeypatch):
     more = ["train.epochs=2", "train.batch_size=4"]
     script("train.py", *prepared, *more, "name=whole")
     whole = only_run(tmp_path)
+    pairs, blocks, block = [], [], RestormerBlock.block
+    monkeypatch.setattr(RestormerBlock, "block", lambda self, x: pairs.append(len(x)) or block(self, x))
+    forward = RestormerBlock.forward
+    monkeypatch.setattr(RestormerBlock, "forward", lambda self, x: blocks.append(1) or forward(self, x))
     script("train.py", *prepared, *more, "name=parts", "train.accumulate=2", "train.checkpointing=true")
+    assert set(pairs) == {2} and len(pairs) == 2 * len(blocks)  # in parts of two, every block twice
     (parts,) = set((tmp_path / "exp").iterdir()) - {whole}
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
     assert len(list((parts / "pic_fusion").glob("*/*.png"))) == len(list((whole / "pic_fusion").glob("*/*.png")))
@@ -287,3 +294,8 @@ def test_scripts_explain_themselves_and_mistakes(name):
     assert f"python {name} --config" in process(name, "--help")
     output = process(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
     assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
+
+
+def test_help_of_test_waits_for_no_heavy_import():
+    heavy = "{'torch', 'cv2', 'h5py', 'transformers', 'net'}"
+    assert process("-c", f"import sys, test; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"

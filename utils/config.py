@@ -88,7 +88,7 @@ class Config:
     name: str = "film"  # names the run folder
     seed: int = 0
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
-    precision: str = "fp32"  # fp32 or bf16 (autocast)
+    precision: str = "fp32"  # fp32, or bf16 in the widest layers
     compile: bool = False  # torch.compile the Restormer blocks: slow at first, then fewer kernels (GPU)
     ckpt: str | None = None  # weights to test; the newest file where it has a * in it
     net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/

@@ -46,10 +46,9 @@ def split(batch: dict, parts: int) -> list[dict]:
     return [{key: value[i * size : (i + 1) * size] for key, value in batch.items()} for i in range(parts)]
 
 
-def fuse(model: nn.Module, batch: dict, precision: str = "fp32") -> Tensor:
+def fuse(model: nn.Module, batch: dict) -> Tensor:
     """Run a network on a batch of `to_device`: fused images (N, 1, H, W), float32 in [0, 1]."""
-    with torch.autocast(batch["image_a"].device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(*(batch[key] for key in INPUTS)).float()
+    return model(*(batch[key] for key in INPUTS))
 
 
 class Evaluator:
@@ -111,7 +110,6 @@ def fuse_set(
     models: list[nn.Module],
     dataset: PairDataset,
     device: torch.device,
-    precision: str = "fp32",
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
@@ -126,11 +124,11 @@ def fuse_set(
         check_text(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        yield batch, fuse_one(models, batch, device, precision)
+        yield batch, fuse_one(models, batch, device)
 
 
 @torch.inference_mode()
-def fuse_one(models: list[nn.Module], batch: dict, device: torch.device, precision: str) -> list[np.ndarray]:
+def fuse_one(models: list[nn.Module], batch: dict, device: torch.device) -> list[np.ndarray]:
     """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
 
     Raises:
@@ -140,7 +138,7 @@ def fuse_one(models: list[nn.Module], batch: dict, device: torch.device, precisi
     height, width = batch["image_a"].shape[-2:]
     what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
     with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):
-        fused = [fuse(model, batch, precision)[0, 0].cpu().numpy() for model in models]
+        fused = [fuse(model, batch)[0, 0].cpu().numpy() for model in models]
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
     return fused
