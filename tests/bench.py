@@ -219,7 +219,7 @@ def main() -> None:
         "loader": lambda args: bench_loader(),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*cases], help="all if none is named")
+    parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all if none is named")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; theirs is fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
