@@ -8,6 +8,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import correlate
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
@@ -229,6 +230,74 @@ def structural_similarity(f, a, b):
     return ssim(f, a, data_range=255) + ssim(f, b, data_range=255)
 
 
+def cross_entropy(f, a, b):
+    def one(source):
+        p, q = (np.bincount(np.rint(x).astype(np.uint8).ravel(), minlength=256) / x.size for x in (source, f))
+        return sum(p[i] * math.log2(p[i] / q[i]) for i in range(256) if p[i] > 0 and q[i] > 0)
+
+    return (one(a) + one(b)) / 2
+
+
+def sobel_strength(image, mode):
+    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], float)
+    gx, gy = (correlate(image, k, mode=mode) for k in (kernel, kernel.T))
+    return np.sqrt(gx**2 + gy**2)
+
+
+def edge_intensity(f, a, b):
+    return sobel_strength(f, "nearest").mean()
+
+
+def stretched(image):
+    if not image.any():
+        return image
+    return np.floor(255 * (image - image.min()) / (image.max() - image.min()) + 0.5)
+
+
+def frequency_filtered(image, sensitivity, scale):
+    h, w = image.shape
+    u, v = np.meshgrid(2 * np.fft.fftfreq(w), 2 * np.fft.fftfreq(h))
+    r = np.sqrt((u * w / scale) ** 2 + (v * h / scale) ** 2)
+    return np.real(np.fft.ifft2(np.fft.fft2(image) * sensitivity(r)))
+
+
+def chen_varshney(f, a, b):
+    f, a, b = map(stretched, (f, a, b))
+    h, w = f.shape
+    numerator = denominator = 0.0
+    for source in (a, b):
+        strength = sobel_strength(source, "constant")
+        seen = frequency_filtered(
+            source - f, lambda r: 2.6 * (0.0192 + 0.144 * r) * np.exp(-((0.144 * r) ** 1.1)), scale=8
+        )
+        for top in range(0, h, 16):
+            for left in range(0, w, 16):
+                block = np.s_[top : top + 16, left : left + 16]
+                saliency = (strength[block] ** 5).sum()
+                numerator += saliency * (seen[block] ** 2).sum() / 256  # outside the image it is 0, and counts
+                denominator += saliency
+    return numerator / denominator
+
+
+def chen_blum(f, a, b):
+    y, x = np.mgrid[-15:16, -15:16]
+
+    def contrast(image):
+        seen = frequency_filtered(
+            stretched(image), lambda r: np.exp(-((r / 15.387) ** 2)) - 0.7622 * np.exp(-((r / 1.3456) ** 2)), scale=30
+        )
+        g2, g4 = (
+            convolve2d(seen, np.exp(-(x**2 + y**2) / (2 * s**2)) / (2 * math.pi * s**2), mode="same") for s in (2, 4)
+        )
+        c = np.abs(g2 / g4 - 1)
+        return c**3 / (c**2 + 1e-4)
+
+    f, a, b = map(contrast, (f, a, b))
+    qa, qb = (np.minimum(source, f) / np.maximum(source, f) for source in (a, b))
+    weight = a**2 / (a**2 + b**2)
+    return (weight * qa + (1 - weight) * qb).mean()
+
+
 METRICS = {
     "EN": entropy,
     "SD": standard_deviation,
@@ -242,4 +311,8 @@ METRICS = {
     "PSNR": peak_signal_to_noise,
     "SCD": sum_of_correlations_of_differences,
     "SSIM": structural_similarity,
+    "Qcv": chen_varshney,
+    "Qcb": chen_blum,
+    "CE": cross_entropy,
+    "EI": edge_intensity,
 }

@@ -1,5 +1,7 @@
 """Fusion metrics as pure batched functions, matched to the evaluator of the published FILM code.
 
+Qcv, Qcb, CE and EI, which that evaluator lacks, follow the toolbox of VIFB (Zhang et al. 2020).
+
 Every metric is `metric(fused, image_a, image_b) -> (N,)` on float tensors (N, 1, H, W) in 0..255, on
 any device, and computes in the dtype it is given: float64 equals the published numbers to 1e-6,
 float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources. `METRICS` has them
@@ -7,8 +9,10 @@ by name; higher is better but for those in `LOWER_IS_BETTER`.
 
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
-Qabf if neither source has an edge, VIFF under 41 pixels a side, SSIM under 7. PSNR of F = A = B is inf
-and of a black F -inf, left out likewise. VIFF of a flat source and a flat F is 1 for that source.
+Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, SSIM under 7, Qcb if A, B or F
+is constant, Qcv if one of them is constant and not black. PSNR of F = A = B is inf and of a black F
+-inf, left out likewise. VIFF of a flat source and a flat F is 1 for that source; CE of images without
+a common level is 0.
 """
 
 import math
@@ -27,13 +31,28 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=(1, 2, 3))
 
 
-def entropy(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
-    """EN: entropy in bits of the histogram of F rounded half to even and cast to 8 bit."""
-    levels = fused.round().to(torch.int64) % 256
+def _histogram(x: Tensor) -> Tensor:
+    """Share of each level of x rounded half to even and cast to 8 bit, (N, 1, H, W) -> (N, 256)."""
+    levels = x.round().to(torch.int64) % 256
     batch = torch.arange(len(levels), device=levels.device).view(-1, 1, 1, 1)
     counts = torch.bincount((levels + 256 * batch).flatten(), minlength=256 * len(levels)).view(-1, 256)
-    p = counts.to(fused.dtype) / levels[0].numel()
-    return torch.special.entr(p).sum(dim=1) / math.log(2)
+    return counts.to(x.dtype) / levels[0].numel()
+
+
+def entropy(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+    """EN: entropy in bits of the histogram of F rounded half to even and cast to 8 bit."""
+    return torch.special.entr(_histogram(fused)).sum(dim=1) / math.log(2)
+
+
+def cross_entropy(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """CE, lower is better: mean over the sources of sum p log2(p / q), p theirs, q of F, where both are not 0."""
+    q = _histogram(fused)
+    terms = []
+    for source in (image_a, image_b):
+        p = _histogram(source)
+        both = (p > 0) & (q > 0)
+        terms.append(torch.where(both, p * (p / q).log2(), 0).sum(dim=1))
+    return (terms[0] + terms[1]) / 2
 
 
 def standard_deviation(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
@@ -177,9 +196,9 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     return vifp[:n] + vifp[n:]
 
 
-def _sobel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel, zero border: the right less the left, the upper less the lower; (N, 1, H, W) each."""
-    x = F.pad(x, (1, 1, 1, 1))
+def _sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
+    """Sobel, zero border or another of F.pad: the right less the left, the upper less the lower; (N, 1, H, W) each."""
+    x = F.pad(x, (1, 1, 1, 1), mode=border)
     down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
     across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
     return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]
@@ -224,6 +243,67 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
     return _mean(similarity).view(2, n).sum(dim=0)
 
 
+def edge_intensity(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+    """EI: mean Sobel magnitude of F, replicated border."""
+    return _mean(torch.hypot(*_sobel(fused, border="replicate")))
+
+
+def _stretch(x: Tensor) -> Tensor:
+    """Every image to 0..255 by its own range, rounded half up; a black one stays, another constant one is NaN."""
+    low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+    return torch.where(high == 0, x, ((x - low) * 255 / (high - low) + 0.5).floor())
+
+
+def _in_frequency(x: Tensor, sensitivity: Callable[[Tensor], Tensor], scale: float) -> Tensor:
+    """Filter periodic images by `sensitivity` of the radius r = |(2 u W, 2 v H)| / scale, u and v in cycles a pixel."""
+    h, w = x.shape[-2:]
+    v = torch.fft.fftfreq(h, dtype=x.dtype, device=x.device)[:, None] * (2 * h / scale)
+    u = torch.fft.rfftfreq(w, dtype=x.dtype, device=x.device) * (2 * w / scale)
+    return torch.fft.irfft2(torch.fft.rfft2(x) * sensitivity(torch.hypot(u, v)), s=(h, w))
+
+
+def chen_varshney(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """Qcv (Chen and Varshney 2007), lower is better: squared differences that the eye sees, where a source is salient.
+
+    The differences source - F of the stretched images are filtered by a contrast sensitivity and averaged
+    over blocks of 16 x 16; the weight of a block is the sum of the source's Sobel strength to the fifth.
+    """
+    side = 16
+    a, b, f = (_stretch(x) for x in (image_a, image_b, fused))
+    sources = torch.cat([a, b])
+    seen = _in_frequency(
+        sources - _both(f), lambda r: 2.6 * (0.0192 + 0.144 * r) * torch.exp(-((0.144 * r) ** 1.1)), scale=8
+    )
+    gx, gy = _sobel(sources)
+    padding = (0, -fused.shape[3] % side, 0, -fused.shape[2] % side)  # the last blocks are filled up with zeros
+    maps = F.pad(torch.cat([(gx**2 + gy**2) ** 2.5, seen**2]), padding)
+    strength, difference = F.avg_pool2d(maps, side).chunk(2)
+    weighted = (strength * difference).sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
+    return weighted / strength.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
+
+
+def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """Qcb (Chen and Blum 2009): how much of the sources' local contrast, as the eye sees it, F keeps, in [0, 1]."""
+    seen = _in_frequency(
+        _stretch(torch.cat([image_a, image_b, fused])),
+        lambda r: torch.exp(-((r / 15.3870) ** 2)) - 0.7622 * torch.exp(-((r / 1.3456) ** 2)),
+        scale=30,
+    )
+    half = 15
+    narrow, wide = (
+        _filter(
+            F.pad(seen, (half,) * 4),
+            [math.exp(-(t**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for t in range(-half, half + 1)],
+        )
+        for sigma in (2, 4)
+    )
+    contrast = (narrow / wide - 1).abs()
+    contrast = contrast**3 / (contrast**2 + 1e-4)
+    a, b, f = contrast.chunk(3)
+    kept_a, kept_b = (torch.minimum(source, f) / torch.maximum(source, f) for source in (a, b))
+    return _mean((a**2 * kept_a + b**2 * kept_b) / (a**2 + b**2))
+
+
 METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "EN": entropy,
     "SD": standard_deviation,
@@ -237,5 +317,9 @@ METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "PSNR": peak_signal_to_noise,
     "SCD": sum_of_correlations_of_differences,
     "SSIM": structural_similarity,
+    "Qcv": chen_varshney,
+    "Qcb": chen_blum,
+    "CE": cross_entropy,
+    "EI": edge_intensity,
 }
-LOWER_IS_BETTER = {"MSE"}
+LOWER_IS_BETTER = {"MSE", "Qcv", "CE"}

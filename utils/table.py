@@ -30,7 +30,7 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     """
     header = PAPER_HEADER
     if metrics != PAPER_METRICS:
-        names = (name + "(-)" if name in LOWER_IS_BETTER else name for name in metrics)  # (-): lower is better
+        names = (name + "↓" * (name in LOWER_IS_BETTER) for name in metrics)  # lower is better
         header = f"{'':<14}{''.join(f'{name:^8}' for name in names)}".rstrip()
     lines = [LINE, f"The test result of {dataset}:", header]
     lines += [format_row(label, [row.get(m) for m in metrics]) for label, row in rows.items()]
