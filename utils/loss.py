@@ -1,4 +1,4 @@
-"""The training loss of the published FILM: follow the brighter and the sharper source."""
+"""The training loss of both papers: follow the brighter and the sharper source."""
 
 import torch
 import torch.nn.functional as F
@@ -23,37 +23,48 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return (luminance * structure).mean()
 
 
-class FusionLoss(nn.Module):
-    """mean|F - max(A, B)| + grad_weight * mean|G(F) - max(G(A), G(B))| + fidelity_weight * (L2 and SSIM terms).
+def sobel_gradient(x: Tensor) -> Tensor:
+    """|Sobel_x| + |Sobel_y| of every channel, zero padding, unnormalised (a unit step edge gives 4), (N, C, H, W)."""
+    step = torch.arange(-1, 2, dtype=x.dtype, device=x.device)  # -1 0 1
+    sobel_x = torch.outer(2 - step.abs(), step)
+    kernels = [kernel.expand(x.shape[1], 1, 3, 3) for kernel in (sobel_x, sobel_x.T)]
+    return sum(F.conv2d(x, kernel, padding=1, groups=x.shape[1]).abs() for kernel in kernels)
 
-    G = |Sobel_x| + |Sobel_y| with zero padding, unnormalised (a unit step edge gives 4). The L2 and
+
+class FusionLoss(nn.Module):
+    """Weighted sum of mean|F - max(A, B)|, mean|G(F) - max(G(A), G(B))| and L2 and SSIM terms.
+
+    G is `sobel_gradient`. FILM's weights are the defaults. MGFusion has the first two terms and a balance
+    lambda = 0.2; the copy of the paper at hand does not show which of them it multiplies. The L2 and
     SSIM terms, sum over S in A, B of ||F - S||_2 + ssim_weight * (1 - SSIM(F, S)), are off by default
     as published and then cost nothing; the norm runs over the whole batch, so its scale grows with it.
 
     Args:
-        grad_weight: published 20.
-        fidelity_weight: published 0.
-        ssim_weight: published 71.
+        grad_weight: of the second term; FILM 20.
+        fidelity_weight: of the L2 and SSIM terms; FILM 0.
+        ssim_weight: of SSIM against L2; FILM 71.
+        intensity_weight: of the first term; FILM 1.
     """
 
-    def __init__(self, grad_weight: float = 20.0, fidelity_weight: float = 0.0, ssim_weight: float = 71.0):
+    def __init__(
+        self,
+        grad_weight: float = 20.0,
+        fidelity_weight: float = 0.0,
+        ssim_weight: float = 71.0,
+        intensity_weight: float = 1.0,
+    ):
         super().__init__()
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
-        sobel_x = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-        self.register_buffer("sobel", torch.stack([sobel_x, sobel_x.T])[:, None], persistent=False)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """|Sobel_x| + |Sobel_y|: (N, 1, H, W) -> (N, 1, H, W)."""
-        return F.conv2d(x, self.sobel.to(x.dtype), padding=1).abs().sum(dim=1, keepdim=True)
+        self.intensity_weight = intensity_weight
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> dict[str, Tensor]:
         """Images (N, 1, H, W) in [0, 1] -> every term before its weight, and "total": scalars."""
-        sharper = torch.maximum(self.gradient(image_a), self.gradient(image_b))
+        sharper = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
         terms = {
             "intensity": (fused - torch.maximum(image_a, image_b)).abs().mean(),
-            "gradient": (self.gradient(fused) - sharper).abs().mean(),
+            "gradient": (sobel_gradient(fused) - sharper).abs().mean(),
         }
-        total = terms["intensity"] + self.grad_weight * terms["gradient"]
+        total = self.intensity_weight * terms["intensity"] + self.grad_weight * terms["gradient"]
         if self.fidelity_weight:
             sources = (image_a, image_b)
             terms["l2"] = sum(torch.linalg.vector_norm(fused - source) for source in sources)

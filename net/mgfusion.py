@@ -1,0 +1,161 @@
+"""MGFusion: infrared-visible fusion guided by the image encoder of CLIP (Front. Neurorobot. 2024), section 3.
+
+The file follows Figures 1 to 3: two encoders (IRE, VIE), two information injections (CII), the
+feature fusion (CFF), the decoder (FD). CLIP itself is frozen and no part of the network: the network
+takes its vectors (utils/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width
+of a CLIP vector). A is the infrared image, B the visible one.
+
+The paper leaves open, and the options of MGFusion or this file decide: C, N (here `blocks`), the heads
+and expansion of the Restormer blocks (FILM's), the variant of CLIP and so E, the slope of the LeakyReLU
+(PyTorch's), the hidden widths (those of the output), how the Sobel responses in x and y become one
+gradient (the sum of their magnitudes, as in the loss), and how Tanh's range becomes that of an image
+((x + 1) / 2). It names no activation inside the adapters, so there is none.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from net.registry import register
+from net.restormer import RestormerBlock, Striped
+from utils.errors import InputError
+from utils.loss import sobel_gradient
+
+
+class FeatureLayer(nn.Sequential):
+    """Convolution 3x3, batch normalisation, LeakyReLU: (N, in_channels, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.LeakyReLU())
+
+
+class Adapter(nn.Sequential):
+    """Two linear layers: CLIP vectors (N, E) -> channel weights (N, C, 1, 1), broadcast over the image."""
+
+    def __init__(self, clip_dim: int, channels: int):
+        super().__init__(nn.Linear(clip_dim, channels), nn.Linear(channels, channels), nn.Unflatten(1, (-1, 1, 1)))
+
+
+class WeightPrediction(nn.Sequential):
+    """SEP and SAWP: two convolutions 3x3 with a ReLU between, sigmoid; (N, in, H, W) -> (N, 1, H, W) in [0, 1]."""
+
+    reach = 2  # rows around a row that its weight depends on
+
+    def __init__(self, in_channels: int, channels: int):
+        layers = nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 1, 3, padding=1)
+        super().__init__(*layers, nn.Sigmoid())
+
+
+class Encoder(nn.Module):
+    """IRE and VIE: two feature layers, N Restormer blocks; image (N, 1, H, W) -> features (N, C, H, W)."""
+
+    def __init__(self, channels: int, heads: int, blocks: int):
+        super().__init__()
+        self.feature_layers = nn.Sequential(FeatureLayer(1, channels), FeatureLayer(channels, channels))
+        self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.restormer(self.feature_layers(image))
+
+
+class InformationInjection(Striped):
+    """CII (Figure 2) of one source: F' = F + Ws * Adapter(Wi * clip_A + Wv * clip_B), Wv = 1 - Wi.
+
+    Wi (E) is learned and starts at 1/2; Ws = SEP(F) says where in the image the vector goes.
+    """
+
+    def __init__(self, clip_dim: int, channels: int):
+        super().__init__()
+        self.clip_weight = nn.Parameter(torch.full((clip_dim,), 0.5))
+        self.adapter = Adapter(clip_dim, channels)
+        self.sep = WeightPrediction(channels, channels)
+
+    def forward(self, feature: Tensor, clip: Tensor) -> Tensor:
+        """Features (N, C, H, W) and the CLIP vectors of A and B (N, 2, E) -> (N, C, H, W)."""
+        semantic = self.adapter(self.clip_weight * clip[:, 0] + (1 - self.clip_weight) * clip[:, 1])  # (N, C, 1, 1)
+        inject = lambda x, rows: x[:, :, rows] + self.sep(x)[:, :, rows] * semantic  # noqa: E731
+        return self.by_strips(inject, feature, halo=self.sep.reach)
+
+
+class FeatureFusion(Striped):
+    """CFF (Figure 3): Ff = [IRA(clip_A) * F'A, VIA(clip_B) * F'B], then Ff + Wg * Ff, Wg = SAWP(Sobel(Ff))."""
+
+    def __init__(self, clip_dim: int, channels: int):
+        super().__init__()
+        self.ira = Adapter(clip_dim, channels)
+        self.via = Adapter(clip_dim, channels)
+        self.sawp = WeightPrediction(2 * channels, channels)
+
+    def forward(self, feature_a: Tensor, feature_b: Tensor, clip: Tensor) -> Tensor:
+        """Features (N, C, H, W) of A and B, their CLIP vectors (N, 2, E) -> (N, 2C, H, W)."""
+        weight_a, weight_b = self.ira(clip[:, 0]), self.via(clip[:, 1])  # (N, C, 1, 1)
+
+        def fuse(a: Tensor, b: Tensor, rows: slice) -> Tensor:
+            fused = torch.cat([a * weight_a, b * weight_b], dim=1)
+            texture = self.sawp(sobel_gradient(fused))  # (N, 1, h, W)
+            return fused[:, :, rows] * (1 + texture[:, :, rows])
+
+        return self.by_strips(fuse, feature_a, feature_b, halo=self.sawp.reach + 1)
+
+
+class Decoder(Striped):
+    """FD: N Restormer blocks, a feature layer, a convolution with Tanh; (N, 2C, H, W) -> image (N, 1, H, W)."""
+
+    def __init__(self, channels: int, heads: int, blocks: int):
+        super().__init__()
+        self.restormer = nn.Sequential(*(RestormerBlock(2 * channels, heads) for _ in range(blocks)))
+        self.feature_layer = FeatureLayer(2 * channels, channels)
+        self.reconstruction = nn.Conv2d(channels, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reconstruct = lambda x, rows: self.reconstruction(self.feature_layer(x))[:, :, rows]  # noqa: E731
+        return (torch.tanh(self.by_strips(reconstruct, self.restormer(x), halo=2)) + 1) / 2
+
+
+@register("mgfusion")
+class MGFusion(nn.Module):
+    """MGFusion.
+
+    Args:
+        clip_dim: E, width of a CLIP vector (ViT-B/32 and ViT-B/16: 512, ViT-L/14: 768).
+        channels: C.
+        heads: attention heads of the Restormer blocks.
+        blocks: N, Restormer blocks in each encoder and in the decoder.
+        without: ablations of section 4.5: "cii" feeds the encoders' features to CFF as they are, "cff"
+            concatenates them. Without both the network takes no CLIP vectors.
+
+    Raises:
+        InputError: sizes below 1, channels that are no multiple of the heads, an unknown ablation.
+    """
+
+    def __init__(
+        self,
+        clip_dim: int = 512,
+        channels: int = 32,
+        heads: int = 8,
+        blocks: int = 2,
+        without: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        if min(clip_dim, channels, heads, blocks) < 1 or channels % heads:
+            raise InputError("the sizes under net must all be at least 1, and net.channels a multiple of net.heads")
+        if not set(without) <= {"cii", "cff"}:
+            raise InputError(f"net.without={[*without]} may name cii and cff only")
+        self.inputs = () if {"cii", "cff"} <= set(without) else ("clip",)
+        self.label = " ".join(["MGFusion", *(f"w/o {part.upper()}" for part in sorted(without))])
+        self.ire = Encoder(channels, heads, blocks)
+        self.vie = Encoder(channels, heads, blocks)
+        self.cii_a = None if "cii" in without else InformationInjection(clip_dim, channels)
+        self.cii_b = None if "cii" in without else InformationInjection(clip_dim, channels)
+        self.cff = None if "cff" in without else FeatureFusion(clip_dim, channels)
+        self.decoder = Decoder(channels, heads, blocks)
+
+    def forward(self, image_a: Tensor, image_b: Tensor, clip: Tensor | None = None) -> Tensor:
+        """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by their CLIP vectors `clip` (N, 2, E).
+
+        Returns the fused image (N, 1, H, W) in [0, 1]. Any H and W.
+        """
+        a, b = self.ire(image_a), self.vie(image_b)  # (N, C, H, W)
+        if self.cii_a:
+            a, b = self.cii_a(a, clip), self.cii_b(b, clip)
+        fused = self.cff(a, b, clip) if self.cff else torch.cat([a, b], dim=1)  # (N, 2C, H, W)
+        return self.decoder(fused)
