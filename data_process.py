@@ -1,5 +1,7 @@
 """Make the H5 files that train.py and test.py read, from images and text in the VLF layout.
 
+The files hold what the config's network takes: text features, CLIP vectors, or images alone.
+
     python data_process.py --config configs/film_ivf.yaml                    every set the config names
     python data_process.py --config configs/film_ivf.yaml RoadScene_test     one set, <dataset>_<split>
     python data_process.py --config configs/film_ivf.yaml Lytro data.root=/my/VLFDataset
@@ -11,23 +13,26 @@ listed at once, and nothing is written for it.
 
 import hashlib
 import io
+import itertools
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import h5py
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from net import build_model
+from utils.clip import DEFAULT_CLIP, ClipEncoder, describe
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import h5_path
 from utils.errors import InputError, nearest, run
 from utils.files import cannot_write, write_file
-from utils.images import EXTENSIONS, list_images, merge_chroma, read_image
+from utils.images import EXTENSIONS, as_unit, list_images, merge_chroma, read_image
 from utils.text import TextEncoder, check_feature, encoder_name
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
@@ -57,30 +62,71 @@ class Source:
 def main() -> None:
     config, args = parse_args(__doc__, words="sets to make, <dataset>_<split> or <dataset>; default: the config's")
     problems = []
-    for source in find_sources(config, args.words):
+    words = args.words or [*config.data.train, *config.data.val, *config.data.test]
+    for line in draw_splits(config, words):
+        print(line)
+    sources = find_sources(config, words)
+    inputs = build_model(**config.net).inputs
+    clip = ClipEncoder(config.clip or DEFAULT_CLIP, pick_device(config.device)) if "clip" in inputs else None
+    if clip:
+        print(f"vectors by {describe(clip.identity)}")
+    for source in sources:
         whole = source.name in (*config.data.val, *config.data.test)
         training = source.name in config.data.train or (source.split == "train" and not whole)
         try:
-            print(process(source, config, training))
+            print(process(source, config, training, "text" in inputs, clip))
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
 
 
+def draw_splits(config: Config, words: list[str]) -> list[str]:
+    """Write the splits that data.draw asks for and say so: names drawn at random by `seed`, none in two splits.
+
+    A split that is there is kept, so that a list of names can be passed on and used again.
+
+    Args:
+        words: the sets or datasets to make; datasets of which none is made are left alone.
+
+    Raises:
+        InputError: too few pairs, a split that was drawn otherwise, a dataset or count that makes no sense.
+    """
+    table, said = read_yaml(config.data.datasets), []
+    for dataset, counts in config.data.draw.items():
+        if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
+            raise InputError(f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {counts}")
+        if not {dataset, *(f"{dataset}_{split}" for split in counts)} & set(words):
+            continue
+        row = find_dataset(dataset, table, config)
+        found = [list_images(row.folder("Image") / folder) for folder in (row.a, row.b)]
+        names = sorted(found[0].keys() & found[1].keys())
+        if sum(counts.values()) > len(names):
+            raise InputError(f"data.draw asks for {sum(counts.values())} pairs of {dataset}, which has {len(names)}")
+        order = iter(np.random.default_rng([config.seed, *dataset.encode()]).permutation(names).tolist())
+        for split, count in counts.items():
+            head = f"# {count} of {len(names)} pairs, drawn with seed {config.seed}"
+            path = row.folder("Image") / f"{split}.txt"
+            drawn = sorted(itertools.islice(order, count))
+            if not path.exists():
+                write_file(path, "\n".join([head, *drawn, ""]))
+                said.append(f"{path}: {head[2:]}")
+            elif not path.read_text(encoding="utf-8").startswith(head + "\n"):
+                raise InputError(f"{path} is there and not '{head[2:]}'; remove it, or name another split in data.draw")
+    return said
+
+
 def find_sources(config: Config, words: list[str]) -> list[Source]:
-    """The sets to make: those named, or all that the config trains, validates or tests on."""
+    """The sets to make, by the names `words`: <dataset>_<split>, or <dataset> for all its splits."""
     table = read_yaml(config.data.datasets)
     data = config.data
     shaped = data.resize or data.patch_size
     for name in set(data.train) & {*data.val, *data.test} if shaped else ():
         raise InputError(f"{name} is resized or cut for training and cannot be tested on whole; use another split")
     sources = []
-    for word in dict.fromkeys(words or [*data.train, *data.val, *data.test]):
+    for word in dict.fromkeys(words):
         dataset, split = (word, None) if word in table else (word.rpartition("_")[0], word.rpartition("_")[2])
-        if dataset not in table:
-            raise InputError(f"{data.datasets} has no dataset for the set '{word}'; {nearest(dataset or word, table)}")
-        row = Source(dataset, "", root=Path(data.root), **check_row(dataset, table[dataset], data.datasets))
+        row = find_dataset(dataset or word, table, config)
         splits = [split] if split else sorted(path.stem for path in row.folder("Image").glob("*.txt"))
         if not splits:
             raise InputError(f"there is no <split>.txt in {row.folder('Image')}")
@@ -90,8 +136,11 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
     return sources
 
 
-def check_row(dataset: str, row: Any, path: str) -> dict:
-    """A row of the table of datasets; InputError if it is not {task, a, b: words, color: list of folders}."""
+def find_dataset(dataset: str, table: dict, config: Config) -> Source:
+    """A row of the table of datasets; InputError if it is missing or not {task, a, b: words, color: folders}."""
+    if dataset not in table:
+        raise InputError(f"{config.data.datasets} has no dataset '{dataset}'; {nearest(dataset, table)}")
+    row = table[dataset]
     words = row if isinstance(row, dict) else {}
     color = words.get("color")
     if (
@@ -100,14 +149,14 @@ def check_row(dataset: str, row: Any, path: str) -> dict:
         or not (isinstance(color, list) and all(folder in (words["a"], words["b"]) for folder in color))
     ):
         raise InputError(
-            f"the row {dataset} of {path} must be like {{task: IVF, a: IR, b: VI, color: [VI]}}, with color "
-            f"a list of none, one or both of the folders; it is {row}"
+            f"the row {dataset} of {config.data.datasets} must be like {{task: IVF, a: IR, b: VI, color: [VI]}}, with "
+            f"color a list of none, one or both of the folders; it is {row}"
         )
-    return row
+    return Source(dataset, "", root=Path(config.data.root), **row)
 
 
-def process(source: Source, config: Config, training: bool) -> str:
-    """Make one H5 file and say what was made.
+def process(source: Source, config: Config, training: bool, text: bool, clip: ClipEncoder | None) -> str:
+    """Make one H5 file, with text features and CLIP vectors as asked for, and say what was made.
 
     Raises:
         InputError: with every problem of the set on a line of its own; no file is left behind.
@@ -115,7 +164,7 @@ def process(source: Source, config: Config, training: bool) -> str:
     problems: list[str] = []
     names = read_split(source, problems)
     files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
-    features = read_features(source, names, config, problems)
+    texts = read_features(source, names, config, problems) if text else {}
     path = h5_path(config.data.h5, source.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -129,7 +178,11 @@ def process(source: Source, config: Config, training: bool) -> str:
                     problems += str(error).splitlines()
                     continue
                 if not problems:
-                    write_sample(file, pieces, features[name])
+                    features = {"text": texts[name]} if text else {}
+                    if clip:  # of the whole image, whatever the pieces
+                        sources = [torch.from_numpy(as_unit(image))[None, None] for image in images]
+                        features["clip"] = clip(*sources)[0].numpy(force=True)
+                    write_sample(file, pieces, features)
             if problems:
                 raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
             file.attrs.update(
@@ -137,11 +190,14 @@ def process(source: Source, config: Config, training: bool) -> str:
                 split=source.split,
                 task=source.task,
                 sources=f"{source.a},{source.b}",
-                text_encoder=encoder_name(config.text.encoder, config.text.path),
-                text_dim=next(iter(features.values())).shape[-1],
                 resize=config.data.resize or [] if training else [],
                 patch_size=config.data.patch_size or 0 if training else 0,
             )
+            if text:
+                file.attrs["text_encoder"] = encoder_name(config.text.encoder, config.text.path)
+                file.attrs["text_dim"] = next(iter(texts.values())).shape[-1]
+            if clip:
+                file.attrs.update({f"clip_{key}": value for key, value in clip.identity.items()})
             count = len(file["imageA"])
             file.flush()
             size = file.id.get_filesize()
@@ -166,6 +222,7 @@ def read_split(source: Source, problems: list[str]) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
+    lines = [line for line in lines if not line.startswith("#")]
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
     if not listed:
         raise InputError(f"{source.name} was not made: the split file {path} is empty")
@@ -305,19 +362,20 @@ def reserve(file: h5py.File, size: int) -> None:
         os.posix_fallocate(file.id.get_vfd_handle(), file.id.get_filesize(), size + RESERVE)
 
 
-def write_sample(file: h5py.File, pieces: dict[str, list[np.ndarray]], feature: np.ndarray) -> None:
-    """Store the pieces of one pair; all of them link to one copy of its text feature."""
-    reserve(file, feature.nbytes + sum(image.nbytes for maps in pieces.values() for image in maps))
-    text = None
+def write_sample(file: h5py.File, pieces: dict[str, list[np.ndarray]], features: dict[str, np.ndarray]) -> None:
+    """Store the pieces of one pair; all of them link to one copy of its features, {group: feature}."""
+    arrays = [*features.values(), *(image for maps in pieces.values() for image in maps)]
+    reserve(file, sum(array.nbytes for array in arrays))
+    first = next(iter(pieces))
+    for group, feature in features.items():
+        stored = file.create_dataset(f"{group}/{first}", data=feature)
+        for piece in list(pieces)[1:]:
+            file[f"{group}/{piece}"] = stored  # a hard link
     for piece, maps in pieces.items():
         for group, image in zip(("imageA", "imageB", "chroma"), maps):
             image = image.reshape(-1, *image.shape[-2:])
             # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
             file.create_dataset(f"{group}/{piece}", data=image, compression="gzip" if group == "chroma" else None)
-        if text is None:
-            text = file.create_dataset(f"text/{piece}", data=feature)
-        else:
-            file[f"text/{piece}"] = text  # a hard link
 
 
 if __name__ == "__main__":

@@ -68,7 +68,6 @@ def open_model(config: Config, device: torch.device) -> nn.Module:
         model = build_model(**config.net)
         if any(True for _ in model.parameters()):
             raise InputError("ckpt is not given; give the weights to test with ckpt=...")
-        model.text = None
         return model.to(device).eval()
     path = Path(config.ckpt)
     if "*" in config.ckpt:
@@ -85,16 +84,18 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     from tqdm import tqdm
 
     from net import build_model
+    from utils.clip import describe, label_of, open_clip
     from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
     from utils.evaluate import Evaluator, average, fuse_set, sources_8bit
     from utils.images import colorize, side_by_side, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
     path = h5_path(config.data.h5, name)
-    dataset = PairDataset([path], chroma=True)
+    dataset = PairDataset([path], model.inputs, chroma=True)
+    clip = open_clip(config.clip, model, [dataset], device)
     with open_h5(path) as file:
         dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
-    encoder = text_encoder_of(path)
+    encoder = text_encoder_of(path) if "text" in model.inputs else ""
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
 
@@ -104,10 +105,10 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
 
     rules = [rule for rule in BASELINES if compare and rule != model.config["name"]]
     models = [model, *(build_model(rule).to(device).eval() for rule in rules)]
-    labels = [m.label for m in models]
+    labels = [label_of(m) for m in models]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]
     pictures = []
-    fused_pairs = fuse_set(models, dataset, device, config.test.num_workers)
+    fused_pairs = fuse_set(models, dataset, device, config.test.num_workers, clip=clip)
     for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
         image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
         fused = [to_8bit(output, config.test.stretch) for output in outputs]
@@ -124,6 +125,8 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     means, left_out = {}, {}
     for label, results in per_image.items():
         means[label], left_out[label] = average(results)
+    if model.clip:
+        print(f"\nguided by {describe(model.clip)}")
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
     names = list(per_image[labels[0]])
     print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
@@ -136,6 +139,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         "network": labels[0],
         "ckpt": config.ckpt,
         "text_encoder": encoder or None,
+        "clip": model.clip,
         "stretch": config.test.stretch,
         "precision": config.precision,
         "images": len(names),
@@ -164,6 +168,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     import torch
     from tqdm import tqdm
 
+    from utils.clip import describe, open_clip
     from utils.evaluate import fuse_one
     from utils.images import (
         as_unit,
@@ -192,6 +197,9 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     else:
         check_writable(out)
     texts = own_texts(model, config, args, list(pairs), device)
+    clip = open_clip(config.clip, model, [], device)
+    if clip:
+        print(f"guided by {describe(model.clip)}")
     problems = []
     for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
         try:
@@ -201,9 +209,11 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
                 sizes = " and ".join("{} x {}".format(*image.shape) for image in (image_a, image_b))
                 raise InputError(f"{path_a} and {path_b} have unequal sizes, {sizes} pixels; register them first")
             images = [torch.from_numpy(as_unit(image))[None, None] for image in (image_a, image_b)]
-            batch = {"name": [name], "image_a": images[0], "image_b": images[1], "text": texts[name][None]}
-            batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
-            (fused,) = fuse_one([model], batch, device)
+            batch = {"name": [name], "image_a": images[0], "image_b": images[1]}
+            if texts:
+                batch["text"] = texts[name][None]
+                batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool)
+            (fused,) = fuse_one([model], batch, device, clip)
             chroma = merge_chroma([chroma_a, chroma_b])
             result = to_8bit(fused, config.test.stretch)
             write_image(path_out, result if chroma is None else colorize(result, chroma))
@@ -215,13 +225,16 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
 
 
 def own_texts(model: nn.Module, config: Config, args, names: list[str], device) -> dict[str, torch.Tensor]:
-    """The text feature (L, dim) of each pair: encoded from --text-a and --text-b, else the checkpoint's default."""
+    """The text feature (L, dim) of each pair: encoded from --text-a and --text-b, else the checkpoint's default.
+
+    Empty for a network that reads no text.
+    """
     import torch
 
     from utils.text import TextEncoder
 
-    if "text_dim" not in model.config:
-        return dict.fromkeys(names, torch.zeros(1, 1))  # a network that reads no text
+    if "text" not in model.inputs:
+        return {}
     if not (args.text_a and args.text_b):
         if args.text_a or args.text_b:
             raise InputError("give both --text-a and --text-b, or none for the checkpoint's default text")

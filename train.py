@@ -19,9 +19,12 @@ import logging
 import math
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import yaml
 from torch.nn.parallel import DistributedDataParallel
@@ -32,10 +35,21 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
-from utils.config import Config, parse_args
+from utils.clip import describe, open_clip
+from utils.config import Config, Train, parse_args
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
 from utils.errors import InputError, enough_memory, run
-from utils.evaluate import Evaluator, average, check_metrics, check_text, fuse, fuse_set, sources_8bit, split, to_device
+from utils.evaluate import (
+    Evaluator,
+    average,
+    check_inputs,
+    check_metrics,
+    fuse,
+    fuse_set,
+    sources_8bit,
+    split,
+    to_device,
+)
 from utils.files import to_json, write_file
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
@@ -44,7 +58,8 @@ from utils.text import encoder_name
 
 # what decides a training, and so must not change where it is resumed
 SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "train.batch_size", "train.lr", "train.lr_step"]
-SAME_TO_RESUME += ["train.lr_gamma", "train.clip_grad", "train.crop", "train.augment"]
+SAME_TO_RESUME += ["train.lr_gamma", "train.schedule", "train.warmup", "train.lr_low", "train.clip_grad", "train.crop"]
+SAME_TO_RESUME += ["train.augment", "clip_input"]
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
 
@@ -59,12 +74,24 @@ def main() -> None:
     torch.manual_seed(config.seed + rank)
     check_metrics([train.best, *config.test.metrics])
 
+    # network, loss, optimiser
+    model = build_model(**config.net).to(device)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"net.name '{config.net['name']}' has no weights to train")
+    if world > 1 and device.type == "cuda":  # statistics of the whole step, whatever the number of processes
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    criterion = build_loss(config.loss).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(train))
+    first_epoch, step, best = 0, 0, None
+
     # data: every random draw depends on seed, epoch and sample alone, not on the process or worker
     if not config.data.train:
         raise InputError("data.train names no set; give e.g. data.train=[MSRS_train]")
-    dataset = PairDataset(
-        [h5_path(config.data.h5, name) for name in config.data.train], train.crop, train.augment, config.seed
-    )
+    crops_guide = train.crop and config.clip_input == "crop"  # CLIP sees what the network sees
+    inputs = [key for key in model.inputs if not (key == "clip" and crops_guide)]
+    paths = [h5_path(config.data.h5, name) for name in config.data.train]
+    dataset = PairDataset(paths, inputs, train.crop, train.augment, config.seed)
     if train.batch_size % (world * train.accumulate) or len(dataset) < train.batch_size:
         raise InputError(
             f"train.batch_size={train.batch_size} must be a multiple of the {world} processes times "
@@ -80,33 +107,27 @@ def main() -> None:
         drop_last=True,
         pin_memory=device.type == "cuda",
     )
-    val_set = PairDataset([h5_path(config.data.h5, name) for name in config.data.val]) if config.data.val else None
+    paths = [h5_path(config.data.h5, name) for name in config.data.val]
+    val_set = PairDataset(paths, model.inputs) if paths else None
 
-    # network, loss, optimiser
-    model = build_model(**config.net).to(device)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"net.name '{config.net['name']}' has no weights to train")
-    for used in filter(None, (dataset, val_set)):
-        check_text(model, used)
-    for name in config.data.train:
-        check_encoder(h5_path(config.data.h5, name), config)
-    criterion = build_loss(config.loss).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, train.lr_step, train.lr_gamma)
-    first_epoch, step, best = 0, 0, None
-    text = {
-        "encoder": config.text.encoder,
-        "path": config.text.path,
-        "name": encoder_name(config.text.encoder, config.text.path),
-        "default": default_text(dataset),
-    }
+    # what guides the fusion: text features, CLIP vectors or nothing
+    used = [each for each in (dataset, val_set) if each]
+    for each in used:
+        check_inputs(model, each)
+    if "text" in model.inputs:
+        model.text = text_of(config, dataset)
+    if "clip" in inputs and train.crop and not dataset.clip:
+        raise InputError(
+            "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
+        )
+    clip = open_clip(config.clip, model, used, device)
 
     # go on where a checkpoint stopped
     if train.resume:
         checkpoint = read_checkpoint(train.resume)
         if "optimizer" not in checkpoint:
             raise InputError(f"{train.resume} holds weights only; train.resume needs a checkpoint of train.py")
-        check_same_run(checkpoint["config"], config)
+        check_same_run(checkpoint, config, model)
         load_weights(model, checkpoint["model"], train.resume)
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
@@ -117,12 +138,14 @@ def main() -> None:
 
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model) if world > 1 else model
+    net.inputs = model.inputs
     folder = open_run_folder(config, model, first_epoch) if main_process else None
     writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
+    guide = describe(model.clip) if model.clip else f"text of {model.text.name}" if model.text else "nothing"
     log.info(
         f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-        f"{config.precision}; {len(dataset)} pairs, {train.batch_size} a step ({world} processes x "
-        f"{train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
+        f"{config.precision}, guided by {guide}; {len(dataset)} pairs, {train.batch_size} a step "
+        f"({world} processes x {train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
         f"{len(loader)} steps an epoch, {train.epochs} epochs"
     )
 
@@ -139,7 +162,7 @@ def main() -> None:
             for part in split(batch, train.accumulate):
                 more = len(losses) + 1 < train.accumulate  # the processes add their gradients with the last part
                 with net.no_sync() if more and world > 1 else nullcontext(), enough_memory("train", LESS_MEMORY):
-                    part = to_device(part, device)
+                    part = to_device(part, device, clip)
                     fused.append(fuse(net, part))
                     terms = criterion(fused[-1], part["image_a"], part["image_b"])
                     (terms["total"] / train.accumulate).backward()
@@ -172,7 +195,7 @@ def main() -> None:
         scores = {}
         if val_set and epoch % train.val_every == 0:
             metrics = list(dict.fromkeys([train.best, *config.test.metrics]))
-            scores = validate(model, val_set, metrics, config, device, (rank, world))
+            scores = validate(model, val_set, metrics, config, device, (rank, world), clip)
         better = bool(scores) and is_better(scores[train.best], best, train.best)
         if better:
             best = scores[train.best]
@@ -185,7 +208,8 @@ def main() -> None:
             checkpoint = {
                 "net": model.config,
                 "model": model.state_dict(),
-                "text": text,
+                "text": model.text and vars(model.text),
+                "clip": model.clip,
                 "config": config.as_dict(),
                 "commit": git("rev-parse", "HEAD"),
                 "epoch": epoch,
@@ -207,23 +231,36 @@ def main() -> None:
     distributed.stop()
 
 
-def check_encoder(path: Path, config: Config) -> None:
-    """InputError if a training set was made with another text encoder than the config names."""
-    named, recorded = encoder_name(config.text.encoder, config.text.path), text_encoder_of(path)
-    if recorded not in ("", named):
-        raise InputError(
-            f"{path} has text of the encoder {recorded}, the config names {named}; set text.encoder and text.path "
-            "as for data_process.py, so that the checkpoint records the right one"
-        )
+def learning_rate(train: Train) -> Callable[[int], float]:
+    """The learning rate of an epoch, counted from 0, in units of train.lr."""
+    if train.schedule == "step":
+        return lambda epoch: train.lr_gamma ** (epoch // train.lr_step)
+    low, top = train.lr_low / train.lr, train.warmup
+    return lambda epoch: float(np.interp(epoch, [0, top, max(train.epochs - 1, top + 1)], [low, 1, low]))
 
 
-def check_same_run(before: dict, config: Config) -> None:
-    """InputError if a setting that decides the training differs from that of the checkpoint to resume."""
+def text_of(config: Config, dataset: PairDataset) -> SimpleNamespace:
+    """What a checkpoint records of the text encoder; InputError if a training set was made with another one."""
+    name = encoder_name(config.text.encoder, config.text.path)
+    for path in dict.fromkeys(path for path, _ in dataset.samples):
+        recorded = text_encoder_of(path)
+        if recorded not in ("", name):
+            raise InputError(
+                f"{path} has text of the encoder {recorded}, the config names {name}; set text.encoder and text.path "
+                "as for data_process.py, so that the checkpoint records the right one"
+            )
+    return SimpleNamespace(encoder=config.text.encoder, path=config.text.path, name=name, default=default_text(dataset))
+
+
+def check_same_run(checkpoint: dict, config: Config, model: torch.nn.Module) -> None:
+    """InputError if what decides the training differs from that of the checkpoint to resume."""
     now = config.as_dict()
     for key in SAME_TO_RESUME:
-        old, new = (functools.reduce(dict.get, key.split("."), settings) for settings in (before, now))
+        old, new = (functools.reduce(dict.get, key.split("."), settings) for settings in (checkpoint["config"], now))
         if old != new:
             raise InputError(f"{key} is {new} and was {old} in the run to resume; leave it, or start a new run")
+    if checkpoint["clip"] != model.clip:
+        raise InputError(f"the CLIP is {model.clip} and was {checkpoint['clip']} in the run to resume; set clip=")
 
 
 def build_loss(options: dict) -> FusionLoss:
@@ -332,11 +369,13 @@ def save_pictures(prefix: Path, batch: dict, fused: torch.Tensor) -> None:
         write_image(f"{prefix}_{i}_{name}.png", row)
 
 
-def validate(model, dataset: PairDataset, metrics: list[str], config: Config, device, share: tuple) -> dict[str, float]:
+def validate(
+    model, dataset: PairDataset, metrics: list[str], config: Config, device, share: tuple, clip
+) -> dict[str, float]:
     """Mean metrics over a set of whole images, 8 bit by test.stretch."""
     model.eval()
     evaluator = Evaluator(metrics, device)
-    pairs = fuse_set([model], dataset, device, config.train.num_workers, share)
+    pairs = fuse_set([model], dataset, device, config.train.num_workers, share, clip)
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // share[1], disable=share[0] > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{share[0]}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))

@@ -1,6 +1,6 @@
 """Fusion rules without weights, so that every table can show what a network gains.
 
-Same interface as the networks; the text is ignored.
+Same interface as the networks, and no input but the images.
 """
 
 import torch
@@ -17,7 +17,7 @@ class Mean(nn.Module):
 
     label = "mean"
 
-    def forward(self, image_a: Tensor, image_b: Tensor, text=None, text_mask=None) -> Tensor:
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         return (image_a + image_b) / 2
 
 
@@ -27,7 +27,7 @@ class Max(nn.Module):
 
     label = "max"
 
-    def forward(self, image_a: Tensor, image_b: Tensor, text=None, text_mask=None) -> Tensor:
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         return torch.maximum(image_a, image_b)
 
 
@@ -51,7 +51,7 @@ class LaplacianPyramid(nn.Module):
         self.levels = levels
         self.register_buffer("kernel", torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16, persistent=False)
 
-    def forward(self, image_a: Tensor, image_b: Tensor, text=None, text_mask=None) -> Tensor:
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         a, b = image_a, image_b
         details = []
         for _ in range(self.levels):

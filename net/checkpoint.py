@@ -1,7 +1,8 @@
 """Checkpoints on disk: ours, and the published FILM layout.
 
 Ours is one dict: net (name and options), model (state dict of the bare network), text (encoder, path,
-name and the default feature) and, for resuming, what train.py adds. Nothing in it needs pickle.
+name and the default feature) or clip (name and revision) if the network takes it, and, for resuming,
+what train.py adds. Nothing in it needs pickle.
 """
 
 import io
@@ -57,7 +58,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     Returns:
         The network. `.config` is its name and options, for `build_model(**config)`. `.text` is None
         for the published layout, else what the network was trained with: a namespace of `encoder`,
-        `path`, `name` and `default`, the feature (L, dim) to use where there is no text.
+        `path`, `name` and `default`, the feature (L, dim) to use where there is no text. `.clip` is
+        likewise `name` and `revision` of the CLIP that gave its vectors, or None.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.
@@ -66,6 +68,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     model = build_model(**checkpoint["net"])
     load_weights(model, checkpoint["model"], path)
     model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
+    model.clip = checkpoint.get("clip")
     return model.to(device).eval()
 
 

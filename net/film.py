@@ -185,6 +185,7 @@ class FILM(nn.Module):
     """
 
     label = "FILM"
+    inputs = ("text", "text_mask")
 
     def __init__(
         self,

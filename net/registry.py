@@ -14,8 +14,9 @@ NETWORKS: dict[str, type[nn.Module]] = {}
 def register(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make a network known to `build_model` and to the configs under `name`.
 
-    Every argument of its constructor needs a default; the defaults give the types of the options. A
-    class attribute `label` is what tables call it, `name` if there is none.
+    Every argument of its constructor needs a default; the defaults give the types of the options. The
+    attribute `inputs` names what it takes of a batch beside the two images: "text" and "text_mask", "clip",
+    or nothing, as if there is no such attribute. `label` is what tables call it, `name` if there is none.
     """
 
     def add(network: type[nn.Module]) -> type[nn.Module]:
@@ -35,10 +36,10 @@ def build_model(name: str, **options) -> nn.Module:
         options: keyword arguments of the network's constructor; those left out keep its defaults.
 
     Returns:
-        A module whose `forward(image_a, image_b, text, text_mask=None)` takes images (N, 1, H, W) in
-        [0, 1], text tokens (N, L, D) and their mask (N, L, True where there is a token) and returns
-        the fused image (N, 1, H, W) in [0, 1]. Its `config` holds the name and all options, so that
-        `build_model(**model.config)` builds the same network.
+        A module whose `forward(image_a, image_b, *inputs)` takes images (N, 1, H, W) in [0, 1] and what
+        its `inputs` name: text tokens (N, L, D) and their mask (N, L, True where there is a token), CLIP
+        vectors of A and B (N, 2, E). It returns the fused image (N, 1, H, W) in [0, 1]. Its `config` holds
+        the name and all options, so that `build_model(**model.config)` builds the same network.
 
     Raises:
         InputError: unknown name or option, or a value that the network rejects.
@@ -56,13 +57,17 @@ def build_model(name: str, **options) -> nn.Module:
     options = defaults | options
     model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
     model.config = {"name": name, **options}
+    model.inputs = tuple(getattr(model, "inputs", ()))  # what it takes beside the images
     model.label = getattr(model, "label", name)  # what tables call it
+    model.text = model.clip = None  # what it was trained with, if that is known
     return model
 
 
 def _same_kind(value: object, default: object) -> bool:
-    """True where `value` has the type of `default`; sequences by length and elements."""
+    """True where `value` has the type of `default`; sequences by length and elements, an empty one is of words."""
     if isinstance(default, (list, tuple)):
+        if not default:
+            return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
         return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_same_kind, value, default))
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)

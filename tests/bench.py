@@ -7,10 +7,12 @@
 A row is a case: median seconds of both forms and their ratio, the most memory that each takes beyond
 what holds its weights and inputs (of a fresh process on the CPU; of tensors on a GPU) and their ratio,
 and the largest difference of the results. Seconds depend on the machine and on what else it does: the
-ratio is what to read.
+ratio is what to read. The row mgfusion has the whole network under "ours" and its Restormer blocks alone
+under "literal".
 """
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -141,6 +143,29 @@ def print_peak(name: str, args) -> None:
     print(used("VmHWM:") - before)
 
 
+def bench_mgfusion(args, size: tuple[int, int] = (480, 640), rounds: int = 5) -> tuple[float, ...]:
+    """The whole MGFusion without CLIP, and its Restormer blocks alone."""
+    model = build_model("mgfusion").to(args.device).eval()
+    prepare(model, args.precision, compile=args.compile)
+    image_a, image_b = torch.rand(2, 1, 1, *size, device=args.device)
+    clip = torch.randn(1, 2, model.config["clip_dim"], device=args.device)
+
+    @torch.inference_mode()
+    def whole() -> None:
+        model(image_a, image_b, clip)
+
+    with torch.inference_mode():
+        a, b = model.ire.feature_layers(image_a), model.vie.feature_layers(image_b)
+        fused = torch.cat([a, b], dim=1)
+
+    @torch.inference_mode()
+    def blocks() -> None:
+        model.ire.restormer(a), model.vie.restormer(b), model.decoder.restormer(fused)
+
+    whole(), blocks()
+    return *interleave(whole, blocks, rounds, "mgfusion"), math.nan
+
+
 def pictures(count: int, height: int = 480, width: int = 640) -> list[np.ndarray]:
     """Random 8-bit images (height, width), smooth along rows as pictures are."""
     rng = np.random.default_rng(0)
@@ -214,6 +239,7 @@ def row(name: str, ours: float, theirs: float, difference: float, *memory: int) 
 
 def main() -> None:
     cases = {name: lambda args, name=name: bench_film(name, args) for name in FILM} | {
+        "mgfusion-480x640": bench_mgfusion,
         "metrics": lambda args: bench_metrics(SIX, 20, 3, args.device),
         "metrics-VIFF-Qabf": lambda args: bench_metrics(["VIFF", "Qabf"], 5, 5, args.device),
         "loader": lambda args: bench_loader(),

@@ -151,7 +151,9 @@ def test_any_size(name, size):
     options = SMALL if name.startswith("film") else {}
     a, b = torch.rand(2, 2, 1, *size)
     with torch.no_grad():
-        fused = build_model(name, **options)(a, b, torch.randn(2, 3, 12))
+        model = build_model(name, **options).eval()
+        guides = {"text": torch.randn(2, 3, 12), "text_mask": None, "clip": torch.randn(2, 2, 512)}
+        fused = model(a, b, *(guides[key] for key in model.inputs))
     assert fused.shape == a.shape and fused.dtype == a.dtype
     assert fused.min() >= 0 and fused.max() <= 1
 

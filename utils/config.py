@@ -34,6 +34,7 @@ class Data:
     resize: list[int] | None = None  # training sets: (H, W) in pixels, portrait images transposed
     patch_size: int | None = None  # training sets: cut into squares of this side, pixels
     stride: int | None = None  # step between patches, pixels; patch_size if not given
+    draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
 
 
 @dataclass
@@ -55,8 +56,11 @@ class Train:
     accumulate: int = 1  # parts that the pairs of a step are computed in, one after the other; saves memory
     checkpointing: bool = False  # compute Restormer blocks again in the backward pass; saves memory
     lr: float = 1e-5  # Adam
-    lr_step: int = 50  # epochs between two drops of the learning rate
-    lr_gamma: float = 0.6  # factor of a drop
+    schedule: str = "step"  # of the learning rate: step, or warmup (lr_low up to lr, then down to lr_low)
+    lr_step: int = 50  # step: epochs between two drops of the learning rate
+    lr_gamma: float = 0.6  # step: factor of a drop
+    warmup: int = 20  # warmup: epochs on the way up
+    lr_low: float = 1e-4  # warmup: where the learning rate starts and ends
     clip_grad: float | None = None  # largest norm of the gradient
     crop: int | None = None  # side of a random square crop, pixels; None: whole images
     augment: bool = False  # flips and 90-degree rotations (of crops or square images)
@@ -95,6 +99,8 @@ class Config:
     loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
+    clip: str | None = None  # CLIP's hub name or local folder, or random; None: as trained, else ViT-B/32
+    clip_input: str = "image"  # training with crops: CLIP vectors of the whole image (from the H5), or of the crop
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
 
@@ -104,10 +110,11 @@ class Config:
 
 
 CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
+CHOICES |= {"clip_input": ("image", "crop"), "train.schedule": ("step", "warmup")}
 POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
-POSITIVE += ["train.lr_step", "train.lr_gamma", "train.clip_grad", "train.crop", "train.log_every"]
+POSITIVE += ["train.lr_step", "train.lr_gamma", "train.lr_low", "train.clip_grad", "train.crop", "train.log_every"]
 POSITIVE += ["train.accumulate", "train.val_every", "train.save_every", "test.tile"]
-NOT_NEGATIVE = ["seed", "train.num_workers", "test.num_workers", "train.pictures"]
+NOT_NEGATIVE = ["seed", "train.warmup", "train.num_workers", "test.num_workers", "train.pictures"]
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -1,9 +1,9 @@
-"""Image pairs and text from H5 files, as a PyTorch dataset.
+"""Image pairs and the features that guide their fusion from H5 files, as a PyTorch dataset.
 
-Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim)
-and chroma (2, H, W), with one dataset a sample name. Ours stores images in their own depth (8 bit as
-a rule) and chroma where a source has colour; attributes record where it all came from. A published
-file (floats in [0, 1], text (1, L, dim), no chroma, no attributes) opens as well.
+Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
+clip (2, E) and chroma (2, H, W), with one dataset a sample name. Ours stores images in their own depth (8
+bit as a rule), the features that a network takes, and chroma where a source has colour; attributes record
+where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def open_h5(path: str | Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    missing = [group for group in ("imageA", "imageB", "text") if not isinstance(file.get(group), h5py.Group)]
+    missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
     if missing or not len(file["imageA"]):
         file.close()
         raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
@@ -77,48 +77,70 @@ class PairFile:
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.found or "/".join(key) in self.file
 
-    def text(self, name: str) -> Tensor:
-        """The text feature of a sample, (L, dim) float32."""
-        return torch.from_numpy(check_feature(np.array(self["text", name]))).float()
+    def feature(self, kind: str, name: str) -> Tensor:
+        """A feature of a sample, text (L, dim) or clip (2, E), float32."""
+        return torch.from_numpy(check_feature(np.array(self[kind, name]))).float()
+
+    def holds(self, kind: str) -> bool:
+        """True if there are features of a kind."""
+        return isinstance(self.file.get(kind), h5py.Group)
+
+
+FEATURES = ("text", "clip")
 
 
 class PairDataset(Dataset):
-    """Registered pairs with their text, from one or more H5 files.
+    """Registered pairs with the features that a network takes, from one or more H5 files.
 
-    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], text (L, dim)
-    float32, and with `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour.
+    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], text (L, dim) and clip
+    (2, E) float32 as `inputs` asks for them, and with `chroma` also chroma (2, H, W) uint8, 128 where a
+    pair has no colour. CLIP vectors are left out if not every file has them: they can be computed.
 
     Args:
         paths: H5 files.
+        inputs: what a network takes beside the images, its `inputs`.
         crop: side in pixels of a random square; None keeps whole images.
         augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
         chroma: return chroma too.
 
+    Attributes:
+        dims: width of each feature that samples have, e.g. {"text": 768}.
+        clip: name and revision of the CLIP that gave the vectors; None if samples have none.
+
     Raises:
-        InputError: missing or damaged file, image smaller than the crop.
+        InputError: missing or damaged file, no text, features that do not go together, image smaller than the crop.
     """
 
     def __init__(
         self,
         paths: Sequence[str | Path],
+        inputs: Sequence[str] = ("text",),
         crop: int | None = None,
         augment: bool = False,
         seed: int = 0,
         chroma: bool = False,
     ):
         self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
-        self.samples: list[tuple[str, str]] = []  # (file, name), names listed once
-        self.text_dim = 0
-        for path in map(str, paths):
-            pairs = PairFile(path)
-            names = sorted(pairs.file["imageA"])
-            with reading(path, names[0]):
-                dim = pairs.text(names[0]).shape[-1]
-            if self.text_dim not in (0, dim):
-                raise InputError(f"{path} has text {dim} wide, the sets before it {self.text_dim}")
-            self.text_dim = dim
-            self.samples += [(path, name) for name in names]
+        files = {str(path): PairFile(path) for path in paths}
+        self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
+        if "text" in inputs:
+            for path, pairs in files.items():
+                if not pairs.holds("text"):
+                    raise InputError(f"{path} holds no text; make it with data_process.py and the network's config")
+        held = [kind for kind in FEATURES if kind in inputs and all(pairs.holds(kind) for pairs in files.values())]
+        self.dims: dict[str, int] = {}
+        self.clip: dict[str, str] | None = None
+        for path, pairs in files.items():
+            first = next(iter(pairs.file["imageA"]))
+            with reading(path, first):
+                dims = {kind: pairs.feature(kind, first).shape[-1] for kind in held}
+            clip = clip_of(pairs.file) if "clip" in held else None
+            if self.dims and (dims, clip) != (self.dims, self.clip):
+                raise InputError(
+                    f"{path} has features {dims} {clip or ''}, the sets before it {self.dims} {self.clip or ''}"
+                )
+            self.dims, self.clip = dims, clip
         self._files: dict[str, PairFile] = {}
         self._owner = None
 
@@ -144,7 +166,7 @@ class PairDataset(Dataset):
         """The text feature of a sample alone, (L, dim)."""
         path, name = self.samples[index]
         with reading(path, name):
-            return self._open(path).text(name)
+            return self._open(path).feature("text", name)
 
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
@@ -175,8 +197,7 @@ class PairDataset(Dataset):
             "name": name,
             "image_a": torch.from_numpy(np.ascontiguousarray(maps[0])),
             "image_b": torch.from_numpy(np.ascontiguousarray(maps[1])),
-            "text": pairs.text(name),
-        }
+        } | {kind: pairs.feature(kind, name) for kind in self.dims}
         if self.chroma:
             coloured = ("chroma", name) in pairs
             stored = pairs["chroma", name][window] if coloured else np.full((2, height, width), NEUTRAL, np.uint8)
@@ -191,19 +212,19 @@ def collate(samples: list[dict]) -> dict:
         InputError: images of different sizes, texts of different widths.
     """
     sizes = {tuple(sample["image_a"].shape[-2:]) for sample in samples}
-    if len({sample["text"].shape[1] for sample in samples}) > 1:
-        raise InputError(f"the texts of {[sample['name'] for sample in samples]} have different widths")
     if len(sizes) > 1:
         raise InputError(
             f"images of different sizes {sorted(sizes)} cannot share a batch; set train.crop, "
             "data.resize or train.batch_size=1"
         )
-    batch = {
-        key: [sample[key] for sample in samples] if key == "name" else torch.stack([s[key] for s in samples])
-        for key in samples[0]
-        if key != "text"
-    }
-    batch["text"], batch["text_mask"] = pad_texts([sample["text"] for sample in samples])
+    for kind in FEATURES:
+        if len({sample[kind].shape[1] for sample in samples if kind in sample}) > 1:
+            raise InputError(f"the {kind} features of {[sample['name'] for sample in samples]} have different widths")
+    columns = {key: [sample[key] for sample in samples] for key in samples[0]}
+    batch = {key: torch.stack(column) for key, column in columns.items() if key not in ("name", "text")}
+    batch["name"] = columns["name"]
+    if "text" in columns:
+        batch["text"], batch["text_mask"] = pad_texts(columns["text"])
     return batch
 
 
@@ -218,6 +239,11 @@ def text_encoder_of(path: str | Path) -> str:
     """The text encoder recorded in an H5 file; empty for a published file, which records none."""
     with open_h5(path) as file:
         return str(file.attrs.get("text_encoder", ""))
+
+
+def clip_of(file: h5py.File) -> dict[str, str] | None:
+    """Name and revision of the CLIP recorded in an H5 file; None if it has no CLIP vectors."""
+    return {key: str(file.attrs.get(f"clip_{key}", "")) for key in ("name", "revision")} if "clip" in file else None
 
 
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from utils.clip import ClipEncoder
 from utils.data import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
 from utils.images import to_8bit
@@ -21,23 +22,27 @@ def check_metrics(names: Iterable[str]) -> None:
             raise InputError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
 
 
-def check_text(model: nn.Module, dataset: PairDataset) -> None:
-    """InputError if the network takes text of another width than the set has."""
-    wanted = model.config.get("text_dim", dataset.text_dim)
-    if wanted != dataset.text_dim:
-        raise InputError(
-            f"{dataset.samples[0][0]} has text {dataset.text_dim} wide and the network takes {wanted} (net.text_dim); "
-            "make the H5 with the text encoder the network is for, or change net.text_dim and train"
-        )
+def check_inputs(model: nn.Module, dataset: PairDataset) -> None:
+    """InputError if the network takes features of another width than the set has."""
+    for kind, dim in dataset.dims.items():
+        wanted = model.config.get(f"{kind}_dim", dim)
+        if wanted != dim:
+            raise InputError(
+                f"{dataset.samples[0][0]} has {kind} {dim} wide and the network takes {wanted} (net.{kind}_dim); "
+                f"make the H5 with the encoder the network is for, or change net.{kind}_dim and train"
+            )
 
 
 GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
-INPUTS = ("image_a", "image_b", "text", "text_mask")
+INPUTS = ("image_a", "image_b", "text", "text_mask", "clip")  # what networks take of a batch
 
 
-def to_device(batch: dict, device: torch.device) -> dict:
-    """A batch of `collate` with what networks take moved to `device`."""
-    return batch | {key: batch[key].to(device, non_blocking=True) for key in INPUTS}
+def to_device(batch: dict, device: torch.device, clip: ClipEncoder | None = None) -> dict:
+    """A batch of `collate` with what networks take moved to `device`, and CLIP vectors by `clip` if it has none."""
+    batch = batch | {key: batch[key].to(device, non_blocking=True) for key in INPUTS if key in batch}
+    if clip and "clip" not in batch:
+        batch["clip"] = clip(batch["image_a"], batch["image_b"])
+    return batch
 
 
 def split(batch: dict, parts: int) -> list[dict]:
@@ -48,7 +53,7 @@ def split(batch: dict, parts: int) -> list[dict]:
 
 def fuse(model: nn.Module, batch: dict) -> Tensor:
     """Run a network on a batch of `to_device`: fused images (N, 1, H, W), float32 in [0, 1]."""
-    return model(*(batch[key] for key in INPUTS))
+    return model(*(batch[key] for key in ("image_a", "image_b", *model.inputs)))
 
 
 class Evaluator:
@@ -112,29 +117,33 @@ def fuse_set(
     device: torch.device,
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
+    clip: ClipEncoder | None = None,
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
-    `share` = (rank, ranks) takes every ranks-th pair, for several processes.
+    `share` = (rank, ranks) takes every ranks-th pair, for several processes; `clip`
+    is what `open_clip` gave.
 
     Raises:
         InputError: text of the wrong width, a damaged sample, a network that returns NaN.
     """
     for model in models:
-        check_text(model, dataset)
+        check_inputs(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        yield batch, fuse_one(models, batch, device)
+        yield batch, fuse_one(models, batch, device, clip)
 
 
 @torch.inference_mode()
-def fuse_one(models: list[nn.Module], batch: dict, device: torch.device) -> list[np.ndarray]:
+def fuse_one(
+    models: list[nn.Module], batch: dict, device: torch.device, clip: ClipEncoder | None = None
+) -> list[np.ndarray]:
     """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
 
     Raises:
         InputError: a network returns NaN.
     """
-    batch = to_device(batch, device)
+    batch = to_device(batch, device, clip)
     height, width = batch["image_a"].shape[-2:]
     what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
     with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):

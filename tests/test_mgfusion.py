@@ -1,0 +1,336 @@
+"""MGFusion: its parts, its ablations, and CLIP through the real loading code on a tiny random model in a folder."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from net import build_model, load_model, prepare
+from net.restormer import RestormerBlock
+from tests.conftest import script
+from utils.clip import ClipEncoder, open_clip
+from utils.config import Train
+from utils.data import PairDataset
+from utils.errors import InputError
+
+SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
+NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"
+MGFUSION = ["--config", "configs/mgfusion_ivf.yaml", NET, "data.draw={}"]
+FAST = ["train.crop=16", "train.batch_size=2", "train.epochs=2", "train.num_workers=0", "train.log_every=1"]
+
+
+def save_clip(folder, seed: int, width: int = 12) -> str:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=width, **sizes)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> str:
+    return save_clip(tmp_path_factory.mktemp("models") / "tiny-clip", seed=0)
+
+
+@pytest.fixture
+def sets(toy, tmp_path, clip_folder) -> list[str]:
+    """The toy sets as H5 with CLIP vectors, and what a quick training takes."""
+    words = [*MGFUSION, *toy, f"clip={clip_folder}"]
+    script("data_process.py", *words)
+    return [*words, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "exp").iterdir()
+    return folder
+
+
+def example(n: int = 2, size: tuple[int, int] = (24, 20)) -> list[torch.Tensor]:
+    return [*torch.rand(2, n, 1, *size), torch.randn(n, 2, 12)]
+
+
+# --- the network ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [1, 5])
+def test_strips_of_any_height_give_the_whole_result(tile):
+    model = build_model("mgfusion", **SMALL).double().eval()
+    images = [x.double() for x in example(2, (23, 17))]
+    whole = model(*images).detach()  # with gradients nothing is cut
+    prepare(model, tile=tile)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*images), whole, atol=1e-10, rtol=0)
+
+
+def test_batch_of_n_is_n_singles():
+    model = build_model("mgfusion", **SMALL).eval()
+    batch = example(3)
+    with torch.no_grad():
+        together = model(*batch)
+        for i in range(3):
+            torch.testing.assert_close(together[i : i + 1], model(*(x[i : i + 1] for x in batch)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("without", [(), ("cii",), ("cff",), ("cii", "cff")])
+def test_gradients_reach_every_parameter(without):
+    model = build_model("mgfusion", **SMALL, without=without)
+    assert model.inputs == (() if len(without) == 2 else ("clip",))
+    a, b, clip = example()
+    model(a, b, *([clip] if model.inputs else [])).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_ablations_take_out_their_part_alone():
+    """Each is the whole network with that part made to do nothing."""
+    whole = build_model("mgfusion", **SMALL).eval()
+    batch = example()
+    for without, parts in ((["cii"], ("cii_a", "cii_b")), (["cff"], ("cff",))):
+        ablated = build_model("mgfusion", **SMALL, without=without).eval()
+        kept = {name: value for name, value in whole.state_dict().items() if not name.startswith(parts)}
+        ablated.load_state_dict(kept)  # strict: the same parameters but for the part's
+        neutral = build_model("mgfusion", **SMALL).eval()
+        neutral.load_state_dict(whole.state_dict())
+        with torch.no_grad():
+            assert not torch.allclose(ablated(*batch), whole(*batch))
+            if without == ["cii"]:
+                for cii in (neutral.cii_a, neutral.cii_b):  # adds nothing
+                    cii.adapter[1].weight.zero_()
+                    cii.adapter[1].bias.zero_()
+            else:
+                for adapter in (neutral.cff.ira, neutral.cff.via):  # channel weights of 1, no texture added
+                    adapter[1].weight.zero_()
+                    adapter[1].bias.fill_(1)
+                neutral.cff.sawp[2].weight.zero_()
+                neutral.cff.sawp[2].bias.fill_(-1e4)
+            torch.testing.assert_close(ablated(*batch), neutral(*batch), atol=1e-6, rtol=0)
+
+
+def test_both_clip_vectors_guide_both_parts():
+    model = build_model("mgfusion", **SMALL).eval()
+    _, _, clip = example(1)
+    feature = torch.rand(1, 8, 24, 20)
+    with torch.no_grad():
+        for source in (0, 1):
+            other = clip.clone()
+            other[:, source] += 1
+            for cii in (model.cii_a, model.cii_b):
+                assert not torch.allclose(cii(feature, clip), cii(feature, other))
+            changed = (model.cff(feature, feature, clip) != model.cff(feature, feature, other)).any(3).any(2)[0]
+            mine = slice(0, 8) if source == 0 else slice(8, 16)
+            assert changed[mine].any()
+        assert model.cii_a.clip_weight.eq(0.5).all()  # Wi + Wv = 1, alike at first
+
+
+def test_overfits_one_batch():
+    model = build_model("mgfusion", **SMALL)
+    a, b, clip = example(2, (16, 16))
+    target, losses = torch.maximum(a, b), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        loss = (model(a, b, clip) - target).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-10:]) < 0.25 * losses[0]
+
+
+def test_restormer_block_is_films():
+    blocks = [module for module in build_model("mgfusion").modules() if isinstance(module, RestormerBlock)]
+    assert len(blocks) == 6 and type(blocks[0]) is type(build_model("film").decoder.restormer3[0])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be like"), ({"blocks": 0}, "at least 1")],
+)
+def test_wrong_options_are_named(options, words):
+    with pytest.raises(InputError, match=words):
+        build_model("mgfusion", **options)
+
+
+# --- CLIP -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(32, 32), (60, 97), (20, 11)])
+def test_preprocessing_is_clips_own(clip_folder, size):
+    from PIL import Image
+    from transformers import CLIPImageProcessor
+
+    levels = torch.nn.functional.avg_pool2d(torch.rand(1, 1, size[0] + 4, size[1] + 4), 5, 1) * 255
+    image = levels[0, 0].byte().numpy()
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    expected = processor(Image.fromarray(image).convert("RGB"), return_tensors="pt")["pixel_values"]
+    ours = ClipEncoder(clip_folder).preprocess(torch.from_numpy(image / np.float32(255))[None, None])
+    torch.testing.assert_close(ours, expected, atol=0.03, rtol=0)  # theirs rounds to 8 bit in between: 0.015
+
+
+def test_vectors_are_those_of_transformers(clip_folder):
+    from transformers import CLIPVisionModelWithProjection
+
+    a, b = torch.rand(2, 3, 1, 40, 50)
+    encoder = ClipEncoder(clip_folder)
+    assert encoder.dim == 12 and encoder.identity["name"] == "tiny-clip"
+    vectors = encoder(a.requires_grad_(), b)
+    assert vectors.shape == (3, 2, 12) and not vectors.requires_grad
+    model = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
+    with torch.no_grad():
+        expected = model(pixel_values=encoder.preprocess(b)).image_embeds
+    torch.testing.assert_close(vectors[:, 1], expected, atol=1e-5, rtol=0)
+
+
+def test_random_clip_is_the_same_every_time_and_leaves_the_seed_alone(monkeypatch):
+    import transformers
+
+    tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=12, **tiny)
+    monkeypatch.setattr(transformers, "CLIPVisionConfig", lambda: config)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = ClipEncoder("random").identity
+    assert torch.equal(torch.rand(1), expected)
+    torch.manual_seed(6)
+    assert ClipEncoder("random").identity == first and first["name"] == "random"
+
+
+def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="hf download .* clip=models/clip"):
+        ClipEncoder(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="vectors 7 wide and the network takes 12"):
+        path = save_clip(tmp_path / "narrow", 0, width=7)
+        open_clip(path, build_model("mgfusion", **SMALL), [], "cpu")
+
+
+# --- the scripts ------------------------------------------------------------------------------------
+
+
+def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_folder):
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
+        assert file.attrs["clip_name"] == "tiny-clip" and len(file.attrs["clip_revision"]) == 16
+    dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
+    assert dataset.dims == {"clip": 12} and dataset.clip == ClipEncoder(clip_folder).identity
+    sample = dataset[0]
+    fresh = ClipEncoder(clip_folder)(sample["image_a"][None], sample["image_b"][None])
+    torch.testing.assert_close(sample["clip"][None], fresh, atol=1e-5, rtol=0)
+
+    script("train.py", *sets)
+    checkpoint = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    script("test.py", *sets, checkpoint)
+    script("data_process.py", *MGFUSION, *toy, "net={name: mean}", f"data.h5={tmp_path / 'bare'}")
+    script("test.py", *sets, checkpoint, f"data.h5={tmp_path / 'bare'}", f"test.output={tmp_path / 'out2'}")
+    with_h5, on_the_fly = (json.loads((tmp_path / f / "Toy" / "metrics.json").read_text()) for f in ("out", "out2"))
+    assert with_h5["mean"]["MGFusion"] == pytest.approx(on_the_fly["mean"]["MGFusion"], rel=1e-3)
+    assert with_h5["clip"] == on_the_fly["clip"] == dataset.clip
+    for image in ("b1", "b2"):
+        pictures = [(tmp_path / f / "Toy" / "Gray" / f"{image}.png").read_bytes() for f in ("out", "out2")]
+        assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("guide", ["image", "crop"])
+def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder, guide):
+    before = ClipEncoder(clip_folder).identity
+    script("train.py", *sets, f"clip_input={guide}", "data.val=[Toy_test]", "train.val_every=2")
+    path = only_run(tmp_path) / "model" / "last.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["clip"] == before == ClipEncoder(clip_folder).identity and checkpoint["text"] is None
+    assert not any("clip" in name and "clip_weight" not in name for name in checkpoint["model"])
+    trained = sum(len(group["params"]) for group in checkpoint["optimizer"]["param_groups"])
+    assert trained == len(list(load_model(path).parameters()))
+    assert f"guided by CLIP {before['name']}" in (only_run(tmp_path) / "log.txt").read_text()
+    if guide == "image":  # from the H5 alone, whatever has become of CLIP
+        script("train.py", *sets, "clip=null", "name=again")
+
+
+def test_guides_of_crops_differ_from_those_of_images(sets, tmp_path):
+    for guide in ("image", "crop"):
+        script("train.py", *sets, f"clip_input={guide}", f"name={guide}")
+    paths = [next(tmp_path.glob(f"exp/*_{guide}/model/last.pth")) for guide in ("image", "crop")]
+    first, second = (load_model(path).cff.ira[0].weight for path in paths)
+    assert not torch.equal(first, second)
+
+
+def test_another_clip_is_refused(sets, toy, tmp_path, clip_folder):
+    other = save_clip(tmp_path / "other-clip", seed=1)
+    output = script("train.py", *sets, f"clip={other}", code=1)
+    assert "has the CLIP tiny-clip" in output and "other-clip" in output
+    script("train.py", *sets)
+    checkpoint = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    pair = [f"--{key}={tmp_path}/VLF/Image/IVF/Toy/{folder}/b1.png" for key, folder in (("a", "IR"), ("b", "VI"))]
+    own = [*sets, *pair, f"--out={tmp_path / 'fused.png'}", checkpoint]
+    assert "has the CLIP other-clip" in script("test.py", *own, f"clip={other}", code=1)
+    assert "guided by CLIP tiny-clip" in script("test.py", *own) and (tmp_path / "fused.png").exists()
+    words = [*MGFUSION, *toy, f"clip={other}"]
+    script("data_process.py", *words)
+    assert "has the CLIP other-clip" in script("test.py", *sets, checkpoint, "clip=null", code=1)
+    resume = f"train.resume={only_run(tmp_path)}/model/last.pth"
+    assert "in the run to resume" in script("train.py", *sets, f"clip={other}", resume, "train.epochs=3", code=1)
+
+
+def test_a_random_clip_is_said_everywhere(sets, toy, tmp_path, monkeypatch):
+    import transformers
+
+    tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=12, **tiny)
+    monkeypatch.setattr(transformers, "CLIPVisionConfig", lambda: config)
+    assert "random weights" in script("data_process.py", *sets, "clip=random")
+    script("train.py", *sets, "clip=random")
+    assert "random weights" in (only_run(tmp_path) / "log.txt").read_text()
+    output = script("test.py", *sets, "clip=random", f"ckpt={only_run(tmp_path)}/model/last.pth", "--compare")
+    assert "MGFusion (random CLIP)" in output and "CLIP random (random weights)" in output
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert summary["clip"]["name"] == "random" and summary["network"] == "MGFusion (random CLIP)"
+    assert "MGFusion (random CLIP)" in (tmp_path / "out" / "Toy" / "metrics.csv").read_text()
+
+
+def test_a_set_without_vectors_needs_crops_or_clip(sets, toy, tmp_path):
+    script("data_process.py", *MGFUSION, *toy, "net={name: mean}")
+    assert "clip_input=image needs CLIP vectors in the H5" in script("train.py", *sets, code=1)
+    script("train.py", *sets, "clip_input=crop")
+    output = script("train.py", "--config", "configs/film_ivf.yaml", *toy, code=1)
+    assert "Toy_train.h5 holds no text" in output
+
+
+def test_without_both_parts_no_clip_is_loaded(sets, tmp_path):
+    script("train.py", *sets, "net.without=[cii,cff]", f"clip={tmp_path / 'none'}")
+    assert torch.load(only_run(tmp_path) / "model" / "last.pth", weights_only=True)["clip"] is None
+
+
+# --- recipe -----------------------------------------------------------------------------------------
+
+
+def test_learning_rate_of_the_paper():
+    from train import learning_rate
+
+    rate = learning_rate(Train(epochs=100, lr=1e-3, schedule="warmup", warmup=20, lr_low=1e-4))
+    assert [1e-3 * rate(epoch) for epoch in (0, 10, 20, 99)] == pytest.approx([1e-4, 5.5e-4, 1e-3, 1e-4])
+    film = learning_rate(Train())
+    assert [film(epoch) for epoch in (0, 49, 50, 149)] == pytest.approx([1, 1, 0.6, 0.36])
+
+
+def test_drawn_splits_are_recorded_and_repeatable(toy, tmp_path):
+    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    drawn = [*MGFUSION, "net={name: mean}", *toy, "data.train=[Toy_four]", "data.test=[Toy_two]"]
+    draw = "data.draw={Toy: {four: 4, two: 2}}"
+    output = script("data_process.py", *drawn, draw)
+    assert "four.txt: 4 of 6 pairs, drawn with seed 0" in output and "Toy_four.h5: 4 pairs" in output
+    names = {split: (image / f"{split}.txt").read_text().splitlines()[1:] for split in ("four", "two")}
+    assert sorted(names["four"] + names["two"]) == ["a1", "a2", "a3", "a4", "b1", "b2"]
+    assert "drawn with" not in script("data_process.py", *drawn, draw)  # a list that is there is used again
+    (image / "four.txt").unlink()
+    script("data_process.py", *drawn, draw)
+    assert (image / "four.txt").read_text().splitlines()[1:] == names["four"]
+    assert "remove it" in script("data_process.py", *drawn, draw, "seed=1", code=1)
+    for path in image.glob("*o*.txt"):
+        path.unlink()
+    script("data_process.py", *drawn, draw, "seed=1")
+    assert (image / "four.txt").read_text().splitlines()[1:] != names["four"]
+    assert "which has 6" in script("data_process.py", *drawn, "data.draw={Toy: {four: 5, two: 2}}", code=1)
+    assert "must be like" in script("data_process.py", *drawn, "data.draw={Toy: 4}", code=1)
