@@ -1,4 +1,4 @@
-"""MGFusion: infrared-visible fusion guided by the image encoder of CLIP (Front. Neurorobot. 2024), section 3.
+"""MGFusion: infrared-visible fusion guided by CLIP's image encoder (Yang et al., Front. Neurorobot. 2024), section 3.
 
 The file follows Figures 1 to 3: two encoders (IRE, VIE), two information injections (CII), the
 feature fusion (CFF), the decoder (FD). CLIP itself is frozen and no part of the network: the network

@@ -296,6 +296,15 @@ def test_scripts_explain_themselves_and_mistakes(name):
     assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
 
 
+def test_a_long_name_moves_the_columns_of_its_table():
+    rows = {"MGFusion (random CLIP)": {"Qcv": 515.4, "AG": 6.0}, "mean": {"Qcv": 9.9, "AG": 3.7}}
+    lines = format_table("Toy", ["Qcv", "AG"], rows).splitlines()
+    starts = [
+        [line.index(value) for value in values] for line, values in zip(lines[3:], (("515", "6.00"), ("9.9", "3.7")))
+    ]
+    assert starts[0] == starts[1] and "Qcv↓" in lines[2] and abs(lines[2].index("AG") - starts[0][1]) < 4
+
+
 def test_help_of_test_waits_for_no_heavy_import():
     heavy = "{'torch', 'cv2', 'h5py', 'transformers', 'net'}"
     assert process("-c", f"import sys, test; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"

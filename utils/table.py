@@ -13,10 +13,13 @@ PAPER_HEADER = "                 EN      SD      SF      AG     VIFF     Qabf"
 LINE = "=" * 80
 
 
-def format_row(label: str, values: list[float | None], sign: str = "") -> str:
+LABEL_WIDTH = 15
+
+
+def format_row(label: str, values: list[float | None], sign: str = "", width: int = LABEL_WIDTH) -> str:
     """`label` and values with two decimals, "-" where there is none, in the columns of the paper's tables."""
     cells = ("-" if value is None else f"{value:{sign}.2f}" for value in values)
-    return f"{label:<15} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
+    return f"{label:<{width}} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
 
 
 def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, float]], blocks: list[tuple] = ()) -> str:
@@ -32,18 +35,24 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     if metrics != PAPER_METRICS:
         names = (name + "↓" * (name in LOWER_IS_BETTER) for name in metrics)  # lower is better
         header = f"{'':<14}{''.join(f'{name:^8}' for name in names)}".rstrip()
-    lines = [LINE, f"The test result of {dataset}:", header]
-    lines += [format_row(label, [row.get(m) for m in metrics]) for label, row in rows.items()]
+    labels = [
+        *rows,
+        *(f"- {label}" for label in list(rows)[1:]),
+        *(f"- {label}" for _, others in blocks for label in others),
+    ]
+    width = max(LABEL_WIDTH, *map(len, labels))  # as in the paper, unless a name is longer
+    lines = [LINE, f"The test result of {dataset}:", " " * (width - LABEL_WIDTH) + header]
+    lines += [format_row(label, [row.get(m) for m in metrics], width=width) for label, row in rows.items()]
     first, ours = next(iter(rows.items()))
     differences = []
     for title, others in [("", dict(list(rows.items())[1:])), *blocks]:
         if title:
             lines += [
                 f"-- {title}",
-                *(format_row(label, [row.get(m) for m in metrics]) for label, row in others.items()),
+                *(format_row(label, [row.get(m) for m in metrics], width=width) for label, row in others.items()),
             ]
         differences += [
-            format_row(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], sign="+")
+            format_row(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], "+", width)
             for label, row in others.items()
         ]
     if differences:
