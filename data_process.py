@@ -54,6 +54,11 @@ class Source:
     def name(self) -> str:
         return f"{self.dataset}_{self.split}"
 
+    @property
+    def names(self) -> Path:
+        """The split file."""
+        return self.folder("Image") / f"{self.split}.txt"
+
     def folder(self, kind: str) -> Path:
         """Folder of this dataset under Image/, Text/ or TextFeature/."""
         return self.root / kind / self.task / self.dataset
@@ -84,7 +89,7 @@ def main() -> None:
 def draw_splits(config: Config, words: list[str]) -> list[str]:
     """Write the splits that data.draw asks for and say so: names drawn at random by `seed`, none in two splits.
 
-    A split that is there is kept, so that a list of names can be passed on and used again.
+    A split that is there is kept, so that a list of names can be passed on and used again. Lines with # are notes.
 
     Args:
         words: the sets or datasets to make; datasets of which none is made are left alone.
@@ -103,16 +108,27 @@ def draw_splits(config: Config, words: list[str]) -> list[str]:
         names = sorted(found[0].keys() & found[1].keys())
         if sum(counts.values()) > len(names):
             raise InputError(f"data.draw asks for {sum(counts.values())} pairs of {dataset}, which has {len(names)}")
-        order = iter(np.random.default_rng([config.seed, *dataset.encode()]).permutation(names).tolist())
+        splits = {split: Source(**vars(row) | {"split": split}) for split in counts}
+        heads = {split: f"# {n} of {len(names)} pairs, drawn with seed {config.seed}" for split, n in counts.items()}
+        kept = {}
+        for split, source in splits.items():
+            if source.names.exists():
+                kept[split] = read_split(source, [])
+                if source.names.read_text(encoding="utf-8-sig").splitlines()[0] != heads[split]:
+                    raise InputError(
+                        f"{source.names} is there and not '{heads[split][2:]}'; remove it, or name another split in "
+                        "data.draw"
+                    )
+        taken = Counter(itertools.chain(*kept.values()))
+        if taken and max(taken.values()) > 1:
+            raise InputError(f"'{max(taken, key=taken.get)}' of {dataset} is in two of the splits {', '.join(kept)}")
+        order = np.random.default_rng([config.seed, *dataset.encode()]).permutation(names).tolist()
+        rest = iter([name for name in order if name not in taken])
         for split, count in counts.items():
-            head = f"# {count} of {len(names)} pairs, drawn with seed {config.seed}"
-            path = row.folder("Image") / f"{split}.txt"
-            drawn = sorted(itertools.islice(order, count))
-            if not path.exists():
-                write_file(path, "\n".join([head, *drawn, ""]))
-                said.append(f"{path}: {head[2:]}")
-            elif not path.read_text(encoding="utf-8").startswith(head + "\n"):
-                raise InputError(f"{path} is there and not '{head[2:]}'; remove it, or name another split in data.draw")
+            if split not in kept:
+                drawn = sorted(itertools.islice(rest, count))
+                write_file(splits[split].names, "\n".join([heads[split], *drawn, ""]))
+                said.append(f"{splits[split].names}: {heads[split][2:]}")
     return said
 
 
@@ -217,7 +233,7 @@ def read_split(source: Source, problems: list[str]) -> list[str]:
     Raises:
         InputError: no such file, or no name in it.
     """
-    path = source.folder("Image") / f"{source.split}.txt"
+    path = source.names
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

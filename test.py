@@ -125,14 +125,6 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     means, left_out = {}, {}
     for label, results in per_image.items():
         means[label], left_out[label] = average(results)
-    if model.clip:
-        print(f"\nguided by {describe(model.clip)}")
-    print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
-    names = list(per_image[labels[0]])
-    print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
-    for label, metrics in left_out.items():
-        for metric, images in metrics.items():
-            print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
     summary = {
         "set": name,
         "dataset": dataset_name,
@@ -142,7 +134,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         "clip": model.clip,
         "stretch": config.test.stretch,
         "precision": config.precision,
-        "images": len(names),
+        "images": len(dataset),
         "metrics": config.test.metrics,
         "mean": means,
         "left_out": left_out,
@@ -151,6 +143,14 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     write_results(folder, summary, per_image)
     if pictures:
         write_image(folder / "comparison.png", stack_rows(pictures))
+    if model.clip:
+        print(f"\nguided by {describe(model.clip)}")
+    print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
+    names = list(per_image[labels[0]])
+    print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
+    for label, metrics in left_out.items():
+        for metric, images in metrics.items():
+            print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
     print(f"written: {folder}")
 
 

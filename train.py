@@ -8,7 +8,8 @@
 A run writes exp/<time>_<name>/: code/ (this script, the network's file, git commit and diff), model/
 (last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
 TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over all
-processes, so the number of processes does not change the training.
+processes, so the number of processes does not change the training, but for batch normalisation
+(MGFusion) on CPUs, where every process has the statistics of its own pairs.
 """
 
 import functools
@@ -193,6 +194,7 @@ def main() -> None:
 
         # validation on whole images, shared by the processes
         scores = {}
+        distributed.same_buffers(model)  # running statistics of batch normalisation, where every process has its own
         if val_set and epoch % train.val_every == 0:
             metrics = list(dict.fromkeys([train.best, *config.test.metrics]))
             scores = validate(model, val_set, metrics, config, device, (rank, world), clip)
@@ -254,13 +256,17 @@ def text_of(config: Config, dataset: PairDataset) -> SimpleNamespace:
 
 def check_same_run(checkpoint: dict, config: Config, model: torch.nn.Module) -> None:
     """InputError if what decides the training differs from that of the checkpoint to resume."""
-    now = config.as_dict()
-    for key in SAME_TO_RESUME:
-        old, new = (functools.reduce(dict.get, key.split("."), settings) for settings in (checkpoint["config"], now))
+    keys = SAME_TO_RESUME + ["train.epochs"] * (config.train.schedule == "warmup")  # its way down ends with them
+    for key in keys:
+        *parents, last = key.split(".")
+        new, default = (functools.reduce(getattr, [*parents, last], c) for c in (config, Config()))
+        # the default where the run is older than the key
+        old = functools.reduce(dict.get, parents, checkpoint["config"]).get(last, default)
         if old != new:
             raise InputError(f"{key} is {new} and was {old} in the run to resume; leave it, or start a new run")
-    if checkpoint["clip"] != model.clip:
-        raise InputError(f"the CLIP is {model.clip} and was {checkpoint['clip']} in the run to resume; set clip=")
+    old, new = (clip and clip["revision"] for clip in (checkpoint.get("clip"), model.clip))
+    if old != new:
+        raise InputError(f"the CLIP is {model.clip} and was {checkpoint.get('clip')} in the run to resume; set clip=")
 
 
 def build_loss(options: dict) -> FusionLoss:

@@ -141,7 +141,7 @@ class MGFusion(nn.Module):
         if not set(without) <= {"cii", "cff"}:
             raise InputError(f"net.without={[*without]} may name cii and cff only")
         self.inputs = () if {"cii", "cff"} <= set(without) else ("clip",)
-        self.label = " ".join(["MGFusion", *(f"w/o {part.upper()}" for part in sorted(without))])
+        self.label = " ".join(["MGFusion", *(f"w/o {part.upper()}" for part in sorted(set(without)))])
         self.ire = Encoder(channels, heads, blocks)
         self.vie = Encoder(channels, heads, blocks)
         self.cii_a = None if "cii" in without else InformationInjection(clip_dim, channels)

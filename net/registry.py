@@ -9,6 +9,7 @@ from torch import nn
 from utils.errors import InputError, nearest
 
 NETWORKS: dict[str, type[nn.Module]] = {}
+INPUTS = ("text", "text_mask", "clip")  # what a network may take beside the images
 
 
 def register(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -58,6 +59,8 @@ def build_model(name: str, **options) -> nn.Module:
     model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
     model.config = {"name": name, **options}
     model.inputs = tuple(getattr(model, "inputs", ()))  # what it takes beside the images
+    if not set(model.inputs) <= set(INPUTS):
+        raise InputError(f"the inputs of '{name}', {model.inputs}, may be of {INPUTS} only")
     model.label = getattr(model, "label", name)  # what tables call it
     model.text = model.clip = None  # what it was trained with, if that is known
     return model

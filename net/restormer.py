@@ -14,6 +14,7 @@ leave every cache. Three exact rewritings keep them small; the literal form stan
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -92,9 +93,9 @@ class Mixed(nn.Module):
 
     bf16 = False
 
-    def autocast(self, x: Tensor) -> torch.autocast:
+    def autocast(self, x: Tensor) -> AbstractContextManager:
         """The context to compute in, where x is."""
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
 def prepare(
@@ -104,7 +105,9 @@ def prepare(
     checkpointing: bool = False,
     compile: bool = False,
 ) -> None:
-    """Say how a network made of the modules of this file is to compute. Only `precision` changes its results.
+    """Say how a network made of the modules of this file is to compute.
+
+    But for rounding, only `precision` changes its results.
 
     Args:
         model: the network.

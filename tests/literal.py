@@ -113,6 +113,59 @@ class LiteralFILM(nn.Module):
         return torch.sigmoid(self.conv2(self.restormer3(self.restormer2(x))))
 
 
+# --- MGFusion (section 3), equation by equation on a state dict of ours -----------------------------
+
+
+def mgfusion(state, a, b, clip, restormer):
+    """The fused image in eval mode. `restormer(prefix, x)` runs the Restormer blocks of that name."""
+
+    def conv(name, x):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    def linear(name, x):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def feature_layer(name, x):
+        x = conv(f"{name}.0", x)
+        mean, var, weight, bias = (
+            state[f"{name}.1.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (x - mean) / (var + 1e-5).sqrt() * weight + bias
+        return torch.where(x > 0, x, 0.01 * x)
+
+    def adapter(name, vector):
+        return linear(f"{name}.1", linear(f"{name}.0", vector))[:, :, None, None]
+
+    def weight_prediction(name, x):
+        return torch.sigmoid(conv(f"{name}.2", conv(f"{name}.0", x).clamp(min=0)))
+
+    def encoder(name, image):
+        x = feature_layer(f"{name}.feature_layers.1", feature_layer(f"{name}.feature_layers.0", image))
+        return restormer(f"{name}.restormer", x)
+
+    def cii(name, x):
+        w_i = state[f"{name}.clip_weight"]
+        integrated = w_i * clip_i + (1 - w_i) * clip_v
+        return x + weight_prediction(f"{name}.sep", x) * adapter(f"{name}.adapter", integrated)
+
+    def sobel(x):
+        padded, (h, w) = F.pad(x, (1, 1, 1, 1)), x.shape[2:]
+
+        def moved(dy, dx):
+            return padded[:, :, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
+
+        gx = sum(k * (moved(d, 1) - moved(d, -1)) for d, k in ((-1, 1), (0, 2), (1, 1)))
+        gy = sum(k * (moved(1, d) - moved(-1, d)) for d, k in ((-1, 1), (0, 2), (1, 1)))
+        return gx.abs() + gy.abs()
+
+    clip_i, clip_v = clip[:, 0], clip[:, 1]
+    f_i, f_v = cii("cii_a", encoder("ire", a)), cii("cii_b", encoder("vie", b))
+    f = torch.cat([adapter("cff.ira", clip_i) * f_i, adapter("cff.via", clip_v) * f_v], dim=1)
+    f = f + weight_prediction("cff.sawp", sobel(f)) * f
+    f = feature_layer("decoder.feature_layer", restormer("decoder.restormer", f))
+    return (torch.tanh(conv("decoder.reconstruction", f)) + 1) / 2
+
+
 # --- metrics, (H, W) float64 NumPy arrays in 0..255 -------------------------------------------------
 
 

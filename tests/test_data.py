@@ -1,5 +1,6 @@
 """data_process.py and the H5 dataset: what goes in comes out, and every bad input is one sentence."""
 
+import os
 import re
 import shutil
 
@@ -192,6 +193,25 @@ def test_wrong_rows_of_the_table_are_named(row, toy, tmp_path):
     assert "the row Toy" in output and "must be like" in output
 
 
+def test_datasets_that_are_not_plain_bytes_of_the_file_are_read_right(toy, tmp_path):
+    script(*PROCESS, *toy)
+    path = tmp_path / "h5" / "Toy_train.h5"
+    expected = PairDataset([path])[0]
+    other = tmp_path / "h5" / "other.h5"
+    with h5py.File(other, "w") as file, h5py.File(path) as source:
+        for key in [f"{group}/{name}" for group in source for name in source[group]]:
+            file[key] = np.flip(source[key][()])
+        for group in ("imageA", "text"):
+            del file[f"{group}/a1"]
+        file["imageA/a1"] = h5py.ExternalLink(path, "imageA/a1")
+        file.create_dataset("text/a1", data=source["text/a1"][()], chunks=True, compression="gzip")
+        del file["imageB/a1"]
+        file["imageB/a1"] = (source["imageB/a1"][()] / np.float32(255)).astype(">f4")
+    found = PairDataset([other])[0]
+    for key in ("image_a", "image_b", "text"):
+        assert torch.equal(found[key], expected[key]), key
+
+
 def test_damaged_h5_is_named(toy, tmp_path):
     script(*PROCESS, *toy, "Toy_train")
     path = tmp_path / "h5" / "Toy_train.h5"
@@ -212,6 +232,12 @@ def test_damaged_h5_is_named(toy, tmp_path):
             file["imageA/a1"] = values[:, : file["imageB/a1"].shape[1], : file["imageB/a1"].shape[2]]
         with pytest.raises(InputError, match=r"'a1' of .*broken\.h5 .* outside"):
             PairDataset([broken])[0]
+    shrunk = shutil.copy(path, tmp_path / "shrunk.h5")
+    dataset = PairDataset([shrunk])
+    dataset[0]
+    os.truncate(shrunk, 4096)  # while it is open: touching what is gone would kill the process
+    with pytest.raises(InputError, match="cut short"):
+        dataset[0]
     (tmp_path / "broken.h5").write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match="damaged"):
         PairDataset([tmp_path / "broken.h5"])

@@ -1,6 +1,7 @@
 """MGFusion: its parts, its ablations, and CLIP through the real loading code on a tiny random model in a folder."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from net import build_model, load_model, prepare
-from net.restormer import RestormerBlock
-from tests.conftest import script
+from tests import literal
+from tests.conftest import process, script
 from utils.clip import ClipEncoder, open_clip
 from utils.config import Train
 from utils.data import PairDataset
@@ -17,7 +18,7 @@ from utils.errors import InputError
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"
-MGFUSION = ["--config", "configs/mgfusion_ivf.yaml", NET, "data.draw={}"]
+MGFUSION = ["--config", "configs/mgfusion_ivf.yaml", NET]
 FAST = ["train.crop=16", "train.batch_size=2", "train.epochs=2", "train.num_workers=0", "train.log_every=1"]
 
 
@@ -110,20 +111,17 @@ def test_ablations_take_out_their_part_alone():
             torch.testing.assert_close(ablated(*batch), neutral(*batch), atol=1e-6, rtol=0)
 
 
-def test_both_clip_vectors_guide_both_parts():
-    model = build_model("mgfusion", **SMALL).eval()
-    _, _, clip = example(1)
-    feature = torch.rand(1, 8, 24, 20)
+@pytest.mark.parametrize("size", [(24, 20), (13, 31)])
+def test_equations_of_the_paper(size):
+    model = build_model("mgfusion", **SMALL).double().eval()
+    for value in model.state_dict().values():  # nothing at its neutral start
+        if value.is_floating_point():
+            value.add_(torch.rand_like(value) * 0.1)
+    batch = [x.double() for x in example(2, size)]
     with torch.no_grad():
-        for source in (0, 1):
-            other = clip.clone()
-            other[:, source] += 1
-            for cii in (model.cii_a, model.cii_b):
-                assert not torch.allclose(cii(feature, clip), cii(feature, other))
-            changed = (model.cff(feature, feature, clip) != model.cff(feature, feature, other)).any(3).any(2)[0]
-            mine = slice(0, 8) if source == 0 else slice(8, 16)
-            assert changed[mine].any()
-        assert model.cii_a.clip_weight.eq(0.5).all()  # Wi + Wv = 1, alike at first
+        expected = literal.mgfusion(model.state_dict(), *batch, lambda name, x: model.get_submodule(name)(x))
+        torch.testing.assert_close(model(*batch), expected, atol=1e-10, rtol=0)
+    assert expected.std() > 1e-3  # not saturated
 
 
 def test_overfits_one_batch():
@@ -140,11 +138,6 @@ def test_overfits_one_batch():
     assert min(losses[-10:]) < 0.25 * losses[0]
 
 
-def test_restormer_block_is_films():
-    blocks = [module for module in build_model("mgfusion").modules() if isinstance(module, RestormerBlock)]
-    assert len(blocks) == 6 and type(blocks[0]) is type(build_model("film").decoder.restormer3[0])
-
-
 @pytest.mark.parametrize(
     "options, words",
     [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be like"), ({"blocks": 0}, "at least 1")],
@@ -157,13 +150,14 @@ def test_wrong_options_are_named(options, words):
 # --- CLIP -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(32, 32), (60, 97), (20, 11)])
+@pytest.mark.parametrize("size", [(32, 32), (60, 97), (20, 11), (80, 165)])
 def test_preprocessing_is_clips_own(clip_folder, size):
     from PIL import Image
     from transformers import CLIPImageProcessor
 
     levels = torch.nn.functional.avg_pool2d(torch.rand(1, 1, size[0] + 4, size[1] + 4), 5, 1) * 255
     image = levels[0, 0].byte().numpy()
+    image[: size[0] // 2] = 255 * (image[: size[0] // 2] > 127)  # edges that bicubic overshoots
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     expected = processor(Image.fromarray(image).convert("RGB"), return_tensors="pt")["pixel_values"]
     ours = ClipEncoder(clip_folder).preprocess(torch.from_numpy(image / np.float32(255))[None, None])
@@ -175,7 +169,7 @@ def test_vectors_are_those_of_transformers(clip_folder):
 
     a, b = torch.rand(2, 3, 1, 40, 50)
     encoder = ClipEncoder(clip_folder)
-    assert encoder.dim == 12 and encoder.identity["name"] == "tiny-clip"
+    assert encoder.dim == 12 and encoder.identity["name"] == clip_folder
     vectors = encoder(a.requires_grad_(), b)
     assert vectors.shape == (3, 2, 12) and not vectors.requires_grad
     model = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
@@ -199,6 +193,28 @@ def test_random_clip_is_the_same_every_time_and_leaves_the_seed_alone(monkeypatc
     assert ClipEncoder("random").identity == first and first["name"] == "random"
 
 
+def test_the_same_clip_elsewhere_is_the_same(sets, tmp_path, clip_folder):
+    shutil.copytree(clip_folder, tmp_path / "moved")
+    script("train.py", *sets, f"clip={tmp_path / 'moved'}", "data.val=[Toy_train]")
+    script("test.py", *sets, f"clip={tmp_path / 'moved'}", f"ckpt={only_run(tmp_path)}/model/last.pth")
+    resumed = [*sets, f"train.resume={only_run(tmp_path)}/model/last.pth"]
+    assert "train.epochs is 3 and was 2" in script("train.py", *resumed, "train.epochs=3", code=1)  # of a warm-up
+
+
+def test_vectors_of_an_unknown_clip_are_refused(sets, tmp_path):
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
+        del file.attrs["clip_revision"]
+    assert "does not say of which CLIP" in script("train.py", *sets, code=1)
+
+
+def test_one_vector_is_not_enough(sets, tmp_path):
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        del file["clip/b1"]
+        file["clip/b1"] = np.ones((1, 12), np.float32)
+    with pytest.raises(InputError, match="'b1' of .* 1 CLIP vectors"):
+        PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
+
+
 def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="hf download .* clip=models/clip"):
@@ -214,7 +230,7 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
 def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_folder):
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
-        assert file.attrs["clip_name"] == "tiny-clip" and len(file.attrs["clip_revision"]) == 16
+        assert file.attrs["clip_name"] == clip_folder and len(file.attrs["clip_revision"]) == 16
     dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
     assert dataset.dims == {"clip": 12} and dataset.clip == ClipEncoder(clip_folder).identity
     sample = dataset[0]
@@ -249,6 +265,18 @@ def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder,
         script("train.py", *sets, "clip=null", "name=again")
 
 
+def test_two_processes_share_the_statistics_of_batch_normalisation(sets, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29519"]
+    output = process(*launcher, "train.py", *sets, "data.val=[Toy_test]", "train.val_every=1", "train.best=AG")
+    assert "epoch 2: " in output
+    model = load_model(only_run(tmp_path) / "model" / "last.pth")
+    alone = process("test.py", *sets, f"ckpt={only_run(tmp_path)}/model/last.pth", "test.metrics=[AG]")
+    records = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    (score,) = (record["AG"] for record in records if record["kind"] == "val" and record["epoch"] == 2)
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert summary["mean"][model.label]["AG"] == pytest.approx(score, rel=1e-6), alone
+
+
 def test_guides_of_crops_differ_from_those_of_images(sets, tmp_path):
     for guide in ("image", "crop"):
         script("train.py", *sets, f"clip_input={guide}", f"name={guide}")
@@ -260,16 +288,16 @@ def test_guides_of_crops_differ_from_those_of_images(sets, tmp_path):
 def test_another_clip_is_refused(sets, toy, tmp_path, clip_folder):
     other = save_clip(tmp_path / "other-clip", seed=1)
     output = script("train.py", *sets, f"clip={other}", code=1)
-    assert "has the CLIP tiny-clip" in output and "other-clip" in output
+    assert "/tiny-clip (" in output and "/other-clip (" in output
     script("train.py", *sets)
     checkpoint = f"ckpt={only_run(tmp_path)}/model/last.pth"
     pair = [f"--{key}={tmp_path}/VLF/Image/IVF/Toy/{folder}/b1.png" for key, folder in (("a", "IR"), ("b", "VI"))]
     own = [*sets, *pair, f"--out={tmp_path / 'fused.png'}", checkpoint]
-    assert "has the CLIP other-clip" in script("test.py", *own, f"clip={other}", code=1)
-    assert "guided by CLIP tiny-clip" in script("test.py", *own) and (tmp_path / "fused.png").exists()
+    assert "/other-clip (" in script("test.py", *own, f"clip={other}", code=1)
+    assert "/tiny-clip\n" in script("test.py", *own) and (tmp_path / "fused.png").exists()
     words = [*MGFUSION, *toy, f"clip={other}"]
     script("data_process.py", *words)
-    assert "has the CLIP other-clip" in script("test.py", *sets, checkpoint, "clip=null", code=1)
+    assert "/other-clip (" in script("test.py", *sets, checkpoint, "clip=null", code=1)
     resume = f"train.resume={only_run(tmp_path)}/model/last.pth"
     assert "in the run to resume" in script("train.py", *sets, f"clip={other}", resume, "train.epochs=3", code=1)
 
@@ -332,5 +360,15 @@ def test_drawn_splits_are_recorded_and_repeatable(toy, tmp_path):
         path.unlink()
     script("data_process.py", *drawn, draw, "seed=1")
     assert (image / "four.txt").read_text().splitlines()[1:] != names["four"]
+    (image / "two.txt").write_text("# 2 of 6 pairs, drawn with seed 1\n" + "\n".join(names["two"]) + "\n")
+    (image / "four.txt").unlink()  # what is drawn anew stays clear of a list that was passed on
+    script("data_process.py", *drawn, draw, "seed=1")
+    assert not {*(image / "four.txt").read_text().splitlines()} & {*names["two"]}
+    (image / "two.txt").write_text("# 2 of 6 pairs, drawn with seed 1\n" + (image / "four.txt").read_text()[-6:])
+    assert "is in two of the splits" in script("data_process.py", *drawn, draw, "seed=1", code=1)
+    (image / "two.txt").write_bytes(b"\xff\xfe\x00")
+    assert "cannot read the split file" in script("data_process.py", *drawn, draw, "seed=1", code=1)
     assert "which has 6" in script("data_process.py", *drawn, "data.draw={Toy: {four: 5, two: 2}}", code=1)
     assert "must be like" in script("data_process.py", *drawn, "data.draw={Toy: 4}", code=1)
+    (image / "two.txt").unlink()
+    assert "cannot read the split file" in script("data_process.py", *drawn, draw, "data.draw={}", code=1)  # none drawn

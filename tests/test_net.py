@@ -119,6 +119,14 @@ def test_bf16_runs_and_stays_near():
     torch.testing.assert_close(near, exact, atol=4e-3, rtol=0)  # an 8-bit level
 
 
+def test_an_autocast_around_a_network_works():
+    model = build_model("film", **SMALL)
+    inputs = *torch.rand(2, 1, 1, 50, 20), torch.randn(1, 3, 12)
+    exact = model(*inputs).detach()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(*inputs).float(), exact, atol=2e-2, rtol=0)
+
+
 def test_a_dead_channel_leaves_gradients_finite():
     block = restormer.RestormerBlock(8, heads=2)
     with torch.no_grad():

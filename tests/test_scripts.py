@@ -1,9 +1,11 @@
 """The scripts end to end, on generated pairs and on real ones."""
 
 import csv
+import io
 import json
 import re
 import shutil
+import sys
 
 import cv2
 import h5py
@@ -16,6 +18,7 @@ from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
 from tests.conftest import CONFIG, SHARED, process, script
+from utils.errors import run
 from utils.table import PAPER_HEADER, format_table
 
 
@@ -303,6 +306,12 @@ def test_a_long_name_moves_the_columns_of_its_table():
         [line.index(value) for value in values] for line, values in zip(lines[3:], (("515", "6.00"), ("9.9", "3.7")))
     ]
     assert starts[0] == starts[1] and "Qcv↓" in lines[2] and abs(lines[2].index("AG") - starts[0][1]) < 4
+
+
+def test_a_terminal_without_arrows_loses_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    run(lambda: print("Qcv↓", flush=True))
+    assert sys.stdout.buffer.getvalue() == b"Qcv?\n"
 
 
 def test_help_of_test_waits_for_no_heavy_import():

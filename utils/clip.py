@@ -6,7 +6,6 @@ checkpoint records which CLIP they came from.
 
 import functools
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,11 +21,6 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's
 
 
-def clip_name(path: str) -> str:
-    """How a CLIP is recorded in H5 files and checkpoints: hub name, or the name of a local folder."""
-    return Path(path).name if Path(path).is_dir() else path
-
-
 class ClipEncoder:
     """A frozen CLIP image encoder with its preprocessing.
 
@@ -36,7 +30,7 @@ class ClipEncoder:
 
     Attributes:
         dim: E, width of a vector.
-        identity: `name`, and `revision`, a digest of the weights: they are what has to be the same.
+        identity: `name`, the path given, and `revision`, a digest of the weights: that has to be the same.
 
     Raises:
         InputError: weights that cannot be had.
@@ -62,7 +56,7 @@ class ClipEncoder:
         digest = hashlib.sha256()
         for name, weight in sorted(model.state_dict().items()):
             digest.update(name.encode() + weight.contiguous().numpy().tobytes())
-        self.identity = {"name": clip_name(path), "revision": digest.hexdigest()[:16]}
+        self.identity = {"name": path, "revision": digest.hexdigest()[:16]}
         self.model, self.dim = model.to(device), model.config.projection_dim
         self.side = model.config.image_size
         self.mean, self.std = (
@@ -80,14 +74,15 @@ class ClipEncoder:
     @torch.no_grad()
     def __call__(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         """Images (N, 1, H, W) in [0, 1] -> their CLIP vectors (N, 2, E), without gradients."""
-        images = self.preprocess(torch.cat([image_a, image_b]))
+        images = self.preprocess(torch.cat([image_a, image_b]).to(self.mean.device))
         return torch.stack(self.model(pixel_values=images).image_embeds.chunk(2), dim=1)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """As CLIP's own: the shorter side to its size (bicubic), the centre square, mean and std; gray three times."""
-        scale = self.side / min(images.shape[-2:])
-        size = [max(self.side, int(side * scale)) for side in images.shape[-2:]]
-        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        shorter = min(images.shape[-2:])
+        size = [side * self.side // shorter for side in images.shape[-2:]]
+        for each in ((images.shape[-2], size[1]), size):  # columns, then rows, each cut to the range of an image
+            images = F.interpolate(images, size=each, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = ((side - self.side) // 2 for side in size)
         images = images[..., top : top + self.side, left : left + self.side]
         return (images - self.mean) / self.std
@@ -111,27 +106,26 @@ def open_clip(
     """
     if "clip" not in model.inputs:
         return None
-    found = {dataset.samples[0][0]: dataset.clip for dataset in datasets if dataset.clip}
+    missing = not datasets or any(dataset.clip is None for dataset in datasets)
+    found = [(dataset.samples[0][0], dataset.clip) for dataset in datasets if dataset.clip]
     encoder = None
-    if len(found) < len(datasets) or not datasets:
+    if missing or (path and any(clip["name"] != path for _, clip in found)):  # the same CLIP may have another name
         encoder = load_clip(path or (model.clip or {}).get("name", DEFAULT_CLIP), device)
-        found[f"clip={encoder.identity['name']}"] = encoder.identity
-        if encoder.dim != model.config["clip_dim"]:
+        found.append((f"clip={encoder.identity['name']}", encoder.identity))
+        if encoder.dim != model.config.get("clip_dim", encoder.dim):
             raise InputError(
                 f"{encoder.identity['name']} gives vectors {encoder.dim} wide and the network takes "
                 f"{model.config['clip_dim']}; set net.clip_dim={encoder.dim} and train"
             )
-    wanted = model.clip or next(iter(found.values()))
-    for where, identity in found.items():
-        named = {"name": clip_name(path)} if path else {}
-        if identity["revision"] != wanted["revision"] or identity | named != identity:
+    wanted = model.clip or found[-1][1]
+    for where, clip in found:
+        if clip["revision"] != wanted["revision"]:
             raise InputError(
-                f"{where} has the CLIP {identity['name']} ({identity['revision']}), and "
-                f"{named.get('name', wanted['name'])} ({wanted['revision']}) is wanted; "
-                "set clip= to the one of the network, or make the H5 again with it"
+                f"{where} has the CLIP {clip['name']} ({clip['revision']}), and {wanted['name']} "
+                f"({wanted['revision']}) is wanted; set clip= to the one of the network, or make the H5 again with it"
             )
     model.clip = wanted
-    return encoder
+    return encoder if missing else None
 
 
 def describe(clip: dict[str, str]) -> str:

@@ -59,7 +59,7 @@ class Train:
     schedule: str = "step"  # of the learning rate: step, or warmup (lr_low up to lr, then down to lr_low)
     lr_step: int = 50  # step: epochs between two drops of the learning rate
     lr_gamma: float = 0.6  # step: factor of a drop
-    warmup: int = 20  # warmup: epochs on the way up
+    warmup: int = 20  # warmup: epochs on the way up; 0: starts at lr
     lr_low: float = 1e-4  # warmup: where the learning rate starts and ends
     clip_grad: float | None = None  # largest norm of the gradient
     crop: int | None = None  # side of a random square crop, pixels; None: whole images
@@ -138,8 +138,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
-        if key in ("net", "loss") and isinstance(value, dict):
-            setattr(config, key, {})  # given as a whole, it replaces what the file says
+        if key in ("net", "loss", "data.draw") and isinstance(value, dict):
+            *parents, last = key.split(".")
+            setattr(reduce(getattr, parents, config), last, {})  # given as a whole, it replaces what the file says
         for part in reversed(key.split(".")):
             value = {part: value}
         _update(config, value, "", "the command line")

@@ -58,6 +58,9 @@ class PairFile:
 
     HDF5 takes about 0.3 ms to find and read one, longer than its pixels take to copy. A dataset that is stored
     in one piece and as it is becomes a view of the file mapped into memory; the others are left to HDF5.
+
+    Raises:
+        OSError: on reading, if the file has become shorter: to touch what is gone would kill the process.
     """
 
     def __init__(self, path: str | Path):
@@ -68,18 +71,28 @@ class PairFile:
     def __getitem__(self, key: tuple[str, str]) -> np.ndarray | h5py.Dataset:
         if key not in self.found:
             group, name = key
-            dataset = self.file[group][name]
-            offset = None if dataset.dtype.hasobject else dataset.id.get_offset()  # None: in chunks, or compressed
-            whole = offset is not None
-            self.found[key] = np.ndarray(dataset.shape, dataset.dtype, self.bytes, offset) if whole else dataset
+            self.found[key] = self._view(self.file[group][name])
+        if os.fstat(self.file.id.get_vfd_handle()).st_size < len(self.bytes):
+            raise OSError("the file has been cut short since it was opened")
         return self.found[key]
+
+    def _view(self, dataset: h5py.Dataset) -> np.ndarray | h5py.Dataset:
+        """A dataset as a view of the mapped file, where its bytes lie there as NumPy has them."""
+        plain = not dataset.dtype.hasobject and dataset.id.get_type().get_size() == dataset.dtype.itemsize
+        offset = dataset.id.get_offset()  # None: in chunks, compressed, or not written
+        if not plain or offset is None or dataset.file.filename != self.file.filename:  # another file: a link
+            return dataset
+        return np.ndarray(dataset.shape, dataset.dtype, self.bytes, offset)
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.found or "/".join(key) in self.file
 
     def feature(self, kind: str, name: str) -> Tensor:
         """A feature of a sample, text (L, dim) or clip (2, E), float32."""
-        return torch.from_numpy(check_feature(np.array(self[kind, name]))).float()
+        feature = check_feature(np.array(self[kind, name]))
+        if kind == "clip" and len(feature) != 2:
+            raise ValueError(f"it has {len(feature)} CLIP vectors and not those of A and B")
+        return torch.from_numpy(feature).float()
 
     def holds(self, kind: str) -> bool:
         """True if there are features of a kind."""
@@ -136,9 +149,14 @@ class PairDataset(Dataset):
             with reading(path, first):
                 dims = {kind: pairs.feature(kind, first).shape[-1] for kind in held}
             clip = clip_of(pairs.file) if "clip" in held else None
-            if self.dims and (dims, clip) != (self.dims, self.clip):
+            if clip and not clip["revision"]:
                 raise InputError(
-                    f"{path} has features {dims} {clip or ''}, the sets before it {self.dims} {self.clip or ''}"
+                    f"{path} does not say of which CLIP its vectors are; make it again with data_process.py"
+                )
+            if self.dims and (dims, clip and clip["revision"]) != (self.dims, self.clip and self.clip["revision"]):
+                raise InputError(
+                    f"{path} has features of other widths or another CLIP ({dims}, {clip}) than the sets before it "
+                    f"({self.dims}, {self.clip}); make them with one config"
                 )
             self.dims, self.clip = dims, clip
         self._files: dict[str, PairFile] = {}
@@ -201,7 +219,7 @@ class PairDataset(Dataset):
         if self.chroma:
             coloured = ("chroma", name) in pairs
             stored = pairs["chroma", name][window] if coloured else np.full((2, height, width), NEUTRAL, np.uint8)
-            sample["chroma"] = torch.from_numpy(np.ascontiguousarray(stored))
+            sample["chroma"] = torch.from_numpy(np.array(stored))
         return sample
 
 

@@ -42,6 +42,13 @@ def gather(value: Any) -> list:
     return values
 
 
+def same_buffers(model: torch.nn.Module) -> None:
+    """Give every rank the buffers of the first."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def mean(values: torch.Tensor) -> torch.Tensor:
     """The mean over the ranks of a tensor of equal shape everywhere."""
     if dist.is_initialized():

@@ -36,6 +36,8 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; print the sentence of an InputError or OSError and exit with 1."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
     try:
         main()
     except InputError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from net.registry import INPUTS
 from utils.clip import ClipEncoder
 from utils.data import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
@@ -34,12 +35,12 @@ def check_inputs(model: nn.Module, dataset: PairDataset) -> None:
 
 
 GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
-INPUTS = ("image_a", "image_b", "text", "text_mask", "clip")  # what networks take of a batch
 
 
 def to_device(batch: dict, device: torch.device, clip: ClipEncoder | None = None) -> dict:
     """A batch of `collate` with what networks take moved to `device`, and CLIP vectors by `clip` if it has none."""
-    batch = batch | {key: batch[key].to(device, non_blocking=True) for key in INPUTS if key in batch}
+    moved = [key for key in ("image_a", "image_b", *INPUTS) if key in batch]
+    batch = batch | {key: batch[key].to(device, non_blocking=True) for key in moved}
     if clip and "clip" not in batch:
         batch["clip"] = clip(batch["image_a"], batch["image_b"])
     return batch
