@@ -189,9 +189,11 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
         with reading(path, name):
-            return self._read(self._open(path), name, np.random.default_rng((self.seed, self.epoch, index)))
+            drawn = self.crop or self.augment
+            rng = np.random.default_rng((self.seed, self.epoch, index)) if drawn else None
+            return self._read(self._open(path), name, rng)
 
-    def _read(self, pairs: PairFile, name: str, rng: np.random.Generator) -> dict:
+    def _read(self, pairs: PairFile, name: str, rng: np.random.Generator | None) -> dict:
         sources = [pairs["imageA", name], pairs["imageB", name]]
         h, w = sources[0].shape[-2:]
         if sources[1].shape[-2:] != (h, w):
