@@ -5,6 +5,8 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
     python data_process.py --config configs/film_ivf.yaml                    every set the config names
     python data_process.py --config configs/film_ivf.yaml RoadScene_test     one set, <dataset>_<split>
     python data_process.py --config configs/film_ivf.yaml Lytro data.root=/my/VLFDataset
+    python data_process.py describe --config configs/text.yaml               write a paragraph on every image
+    python data_process.py encode --config configs/text.yaml                 paragraphs to text features
 
 A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data.py). Training sets are resized
 or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
@@ -14,6 +16,7 @@ listed at once, and nothing is written for it.
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -27,11 +30,13 @@ import torch
 from tqdm import tqdm
 
 from net import build_model
-from utils.clip import DEFAULT_CLIP, ClipEncoder, describe
+from utils.clip import DEFAULT_CLIP, ClipEncoder
+from utils.clip import describe as describe_clip
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import h5_path
+from utils.describe import Item, describe
 from utils.errors import InputError, nearest, run
-from utils.files import cannot_write, write_file
+from utils.files import cannot_write, to_json, write_file
 from utils.images import EXTENSIONS, as_unit, list_images, merge_chroma, read_image
 from utils.text import TextEncoder, check_feature, encoder_name
 
@@ -65,16 +70,26 @@ class Source:
 
 
 def main() -> None:
-    config, args = parse_args(__doc__, words="sets to make, <dataset>_<split> or <dataset>; default: the config's")
-    problems = []
+    config, args = parse_args(
+        __doc__, words="describe or encode, and the sets, <dataset>_<split> or <dataset>; default: the config's"
+    )
+    command = args.words.pop(0) if args.words[:1] in (["describe"], ["encode"]) else ""
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
     for line in draw_splits(config, words):
         print(line)
     sources = find_sources(config, words)
+    problems = {"describe": describe_sets, "encode": encode_sets, "": make_sets}[command](sources, config)
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def make_sets(sources: list[Source], config: Config) -> list[str]:
+    """Write the H5 files; what is wrong with those that could not be made."""
+    problems = []
     inputs = build_model(**config.net).inputs
     clip = ClipEncoder(config.clip or DEFAULT_CLIP, pick_device(config.device)) if "clip" in inputs else None
     if clip:
-        print(f"vectors by {describe(clip.identity)}")
+        print(f"vectors by {describe_clip(clip.identity)}")
     for source in sources:
         whole = source.name in (*config.data.val, *config.data.test)
         training = source.name in config.data.train or (source.split == "train" and not whole)
@@ -82,8 +97,43 @@ def main() -> None:
             print(process(source, config, training, "text" in inputs, clip))
         except InputError as error:
             problems.append(str(error))
-    if problems:
-        raise InputError("\n".join(problems))
+    return problems
+
+
+def describe_sets(sources: list[Source], config: Config) -> list[str]:
+    """Write Text/ for all images of the sets; what is wrong with those that could not be described."""
+    problems: list[str] = []
+    items = []
+    for source in sources:
+        files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
+        for name in read_split(source, problems):
+            try:
+                read_pair(source, files, name)
+            except InputError as error:
+                problems += str(error).splitlines()
+                continue
+            for folder, images in files.items():
+                text = source.folder("Text") / folder / f"{name}.txt"
+                items.append(Item(images[name][0], text, str(config.describe.modality.get(folder, folder))))
+    return problems + describe(items, config.describe, pick_device(config.device))
+
+
+def encode_sets(sources: list[Source], config: Config) -> list[str]:
+    """Write TextFeature/ from Text/; what is wrong with the pairs that have no feature now."""
+    problems: list[str] = []
+    for source in sources:
+        names = read_split(source, problems)
+        features, made_of = read_features(source, names, config, problems, go_on=True)
+        count = 0
+        for name, digest in made_of.items():
+            path = source.folder("TextFeature") / f"{name}.npy"
+            if name in features and not (path.is_file() and recorded(path) == digest):
+                path.unlink(missing_ok=True)  # first, so that no feature ever stands beside the record of another
+                write_file(path.with_suffix(".json"), to_json({"made_of": digest}))
+                write_array(path, features[name])
+                count += 1
+        print(f"{source.folder('TextFeature')}: {count} features written, {len(features) - count} were up to date")
+    return problems
 
 
 def draw_splits(config: Config, words: list[str]) -> list[str]:
@@ -180,7 +230,7 @@ def process(source: Source, config: Config, training: bool, text: bool, clip: Cl
     problems: list[str] = []
     names = read_split(source, problems)
     files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
-    texts = read_features(source, names, config, problems) if text else {}
+    texts = read_features(source, names, config, problems)[0] if text else {}
     path = h5_path(config.data.h5, source.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -309,9 +359,21 @@ def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(planes).reshape(*image.shape[:-2], height, width)
 
 
-def read_features(source: Source, names: list[str], config: Config, problems: list[str]) -> dict[str, np.ndarray]:
-    """Text features (L, dim) by name: from TextFeature/, else Text/ encoded and cached in the H5 folder."""
+def read_features(
+    source: Source, names: list[str], config: Config, problems: list[str], go_on: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Text features (L, dim) by name: from TextFeature/, else Text/ encoded and cached in the H5 folder.
+
+    A feature in TextFeature/ counts if it was given, or if it was encoded from the text that is there now.
+
+    Args:
+        go_on: encode what can be encoded although there are problems.
+
+    Returns:
+        The features, and a digest of what each one was encoded from, for those that were not given.
+    """
     features: dict[str, np.ndarray] = {}
+    made_of: dict[str, str] = {}
     paragraphs: dict[str, tuple[str, str]] = {}  # still to encode
     caches: dict[str, Path] = {}
     encoder = encoder_name(config.text.encoder, config.text.path)
@@ -321,40 +383,54 @@ def read_features(source: Source, names: list[str], config: Config, problems: li
     cache = Path(config.data.h5) / "TextFeature" / folder / source.dataset
     for name in names:
         given = source.folder("TextFeature") / f"{name}.npy"
-        if config.text.recompute or not given.is_file():
+        if config.text.recompute or not given.is_file() or recorded(given):
             try:
                 pair = tuple(read_paragraph(source, folder, name) for folder in (source.a, source.b))
             except InputError as error:
                 problems.append(str(error))
                 continue
-            digest = hashlib.sha256("\0".join(pair).encode()).hexdigest()[:16]  # another text, another file
-            given = caches[name] = cache / f"{name}.{digest}.npy"
-            if not given.is_file():
-                paragraphs[name] = pair
-                continue
+            made_of[name] = hashlib.sha256("\0".join([encoder, *pair]).encode()).hexdigest()[:16]
+            if config.text.recompute or not given.is_file() or recorded(given) != made_of[name]:
+                given = caches[name] = cache / f"{name}.{made_of[name]}.npy"  # another text, another file
+                if not given.is_file():
+                    paragraphs[name] = pair
+                    continue
         try:
             with open(given, "rb") as stored:
                 features[name] = check_feature(np.lib.format.read_array(stored, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             problems.append(f"the text feature {given} cannot be used ({error})")
-    if paragraphs and not problems:
+    if paragraphs and (go_on or not problems):
         try:
             model = TextEncoder(config.text.encoder, config.text.path, pick_device(config.device))
             encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
         except InputError as error:
             problems.append(str(error))
-            return features
+            return features, made_of
         for name, feature in zip(paragraphs, encoded):
             features[name] = feature
-            buffer = io.BytesIO()
-            np.save(buffer, feature)
-            write_file(caches[name], buffer.getvalue())
+            write_array(caches[name], feature)
     widths = [feature.shape[1] for feature in features.values()]
     usual = max(set(widths), key=widths.count, default=0)
     for name, feature in features.items():
         if feature.shape[1] != usual:
             problems.append(f"the text feature of '{name}' is {feature.shape[1]} wide, the rest {usual}")
-    return features
+    return features, made_of
+
+
+def recorded(feature: Path) -> str:
+    """What a feature of TextFeature/ was encoded from, by the JSON beside it; empty if it was given."""
+    try:
+        return str(json.loads(feature.with_suffix(".json").read_text(encoding="utf-8"))["made_of"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An .npy that is whole or not there."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_file(path, buffer.getvalue())
 
 
 def read_paragraph(source: Source, folder: str, name: str) -> str:

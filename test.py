@@ -4,6 +4,7 @@
     python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
     python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..."
     python test.py --a folder_a --b folder_b --out folder              pairs of equal names
+    python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
 
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv and
 metrics.json. With --compare the weight-free rules and published results stand beside it, and
@@ -21,9 +22,10 @@ from utils.errors import InputError, run
 
 # what takes seconds to import is imported where it is used, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
+
+    from utils.text import TextEncoder
 
 BASELINES = ["mean", "max", "laplacian"]
 PUBLISHED = "configs/paper_tables.yaml"
@@ -36,6 +38,8 @@ ARGUMENTS = {
     "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
+    "--text-study": {"action": "store_true", "help": "fuse with own, another's, the default text and one sentence"},
+    "--sentence": {"metavar": "TEXT", "default": "An image.", "help": "that sentence"},
 }
 
 
@@ -55,6 +59,9 @@ def main() -> None:
     prepare(model, config.precision, config.test.tile, compile=config.compile)
     if any(own):
         fuse_own(model, config, args, device)
+    elif args.text_study:
+        for name in config.data.test:
+            study_set(model, name, config, device, args.sentence)
     else:
         for name in config.data.test:
             test_set(model, name, config, device, args.compare)
@@ -87,7 +94,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     from utils.clip import describe, label_of, open_clip
     from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
     from utils.evaluate import Evaluator, average, fuse_set, sources_8bit
-    from utils.images import colorize, side_by_side, to_8bit, write_image
+    from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
     path = h5_path(config.data.h5, name)
@@ -154,13 +161,23 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     print(f"written: {folder}")
 
 
-def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) of any width under each other, on white."""
-    import numpy as np
+def study_set(model: nn.Module, name: str, config: Config, device: torch.device, sentence: str) -> None:
+    """The text study on one set; see utils/study.py."""
+    import torch
 
-    width = max(row.shape[1] for row in rows)
-    padding = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
-    return np.vstack([np.pad(row, p, constant_values=255) for row, p in zip(rows, padding)])
+    from utils.data import PairDataset, h5_path
+    from utils.evaluate import check_inputs
+    from utils.study import text_study
+
+    if "text" not in model.inputs:
+        raise InputError(f"{model.label} reads no text; --text-study needs a network that does")
+    dataset = PairDataset([h5_path(config.data.h5, name)], model.inputs)
+    check_inputs(model, dataset)
+    if len(dataset) < 2:
+        raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
+    (feature,) = open_text_encoder(model, config, device).encode([sentence])
+    folder = Path(config.test.output) / name / "text_study"
+    text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, folder)
 
 
 def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> None:
@@ -231,8 +248,6 @@ def own_texts(model: nn.Module, config: Config, args, names: list[str], device) 
     """
     import torch
 
-    from utils.text import TextEncoder
-
     if "text" not in model.inputs:
         return {}
     if not (args.text_a and args.text_b):
@@ -242,6 +257,15 @@ def own_texts(model: nn.Module, config: Config, args, names: list[str], device) 
             raise InputError(f"{config.ckpt} carries no default text; describe the pair with --text-a and --text-b")
         print("no text given: the checkpoint's default text feature is used")
         return dict.fromkeys(names, model.text.default)
+    encoder = open_text_encoder(model, config, device)
+    pairs = [tuple(own_paragraph(text, name) for text in (args.text_a, args.text_b)) for name in names]
+    return dict(zip(names, map(torch.from_numpy, encoder.encode_pairs(pairs, config.text.batch_size))))
+
+
+def open_text_encoder(model: nn.Module, config: Config, device) -> TextEncoder:
+    """The text encoder a network was trained with; InputError if it is of another width."""
+    from utils.text import TextEncoder
+
     trained = model.text or config.text
     encoder = TextEncoder(trained.encoder, config.text.path or trained.path, device)
     if encoder.dim != model.config["text_dim"]:
@@ -249,8 +273,7 @@ def own_texts(model: nn.Module, config: Config, args, names: list[str], device) 
             f"the text encoder {encoder.name} is {encoder.dim} wide and {config.ckpt} takes "
             f"{model.config['text_dim']}; set text.path to the one it was trained with"
         )
-    pairs = [tuple(own_paragraph(text, name) for text in (args.text_a, args.text_b)) for name in names]
-    return dict(zip(names, map(torch.from_numpy, encoder.encode_pairs(pairs, config.text.batch_size))))
+    return encoder
 
 
 def own_paragraph(text: str, name: str) -> str:

@@ -1,7 +1,9 @@
 """Text encoders through the real loading code: tiny random models of the same classes, saved to a folder."""
 
 import importlib.util
+import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_pairs, script
+from tests.conftest import CONFIG, FAST, make_pairs, script
 from utils.errors import InputError
+from utils.study import variants
 from utils.text import MINILM, TextEncoder, check_feature, encoder_name
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -27,16 +30,19 @@ def save_tokenizer(folder) -> None:
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> str:
+def save_bert(folder) -> str:
     """A tiny AutoModel."""
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     save_tokenizer(folder)
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **SIZES)).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    return save_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +164,39 @@ def test_features_of_wrong_shape():
     for bad in (np.zeros(3), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.zeros((3, 4), int), np.full((2, 2), np.inf)):
         with pytest.raises(ValueError):
             check_feature(bad)
+
+
+def test_text_study(tmp_path, toy, bert):
+    encoder = ["text.encoder=auto", f"text.path={bert}"]
+    words = [*CONFIG, *toy, *FAST, *encoder, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+    script("data_process.py", *words)
+    script("train.py", *words, "train.epochs=1", "test.num_workers=0")
+    words.append(f"ckpt={tmp_path / 'exp'}/*/model/last.pth")
+    output = script("test.py", *words, "--text-study", "--sentence", "a warm car stands at the road")
+    folder = tmp_path / "out" / "Toy_test" / "text_study"
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert set(summary["mean"]) == {"own text", "another's", "default text", "the sentence"}
+    assert summary["sentence"] == "a warm car stands at the road" and summary["sentence"] in output
+    changes = summary["mean_change_in_8bit_levels"]
+    assert all(0 < level < 255 for level in changes.values()) and f"changes by {changes['the sentence']:.3f}" in output
+    picture = cv2.imread(str(folder / "text_study.png"))
+    assert picture.shape[0] > 2 * 45 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    script("test.py", *words)
+    usual = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"]
+    assert summary["mean"]["own text"] == pytest.approx(usual, rel=1e-6)
+    output = script("test.py", *CONFIG, *toy, "ckpt=null", "net={name: max}", "--text-study", code=1)
+    assert "max reads no text" in output
+
+
+def test_every_pair_gets_the_text_of_another():
+    class Texts:
+        def __len__(self):
+            return 7
+
+        def text(self, i):
+            return torch.full((1, 2), float(i))
+
+    model = SimpleNamespace(text=None)
+    given = list(variants(model, Texts(), torch.zeros(1, 2), seed=3))
+    others = [int(texts["another's"][0, 0]) for texts in given]
+    assert sorted(others) == list(range(7)) and all(i != other for i, other in enumerate(others))

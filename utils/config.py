@@ -48,6 +48,28 @@ class Text:
 
 
 @dataclass
+class Describe:
+    """Who writes a paragraph on each image (FILM, section 3.1). A model is a hub name or a local folder."""
+
+    way: str = "parts"  # parts: caption, dense captions, segments, and a chat model; image: a chat model that sees
+    caption: str = "Salesforce/blip2-opt-2.7b"  # a BLIP-2
+    dense: str = "florence-community/Florence-2-base"  # a Florence-2
+    segments: str = "facebook/sam-vit-base"  # a Segment Anything
+    chat: str = "HuggingFaceTB/SmolLM2-1.7B-Instruct"  # a chat model; with way=image one that sees
+    url: str | None = None  # where chat is: an OpenAI-compatible endpoint; None: here
+    key: str = "OPENAI_API_KEY"  # the environment variable that holds the endpoint's key
+    template: str = "configs/prompt_parts.txt"  # the prompt
+    modality: dict[str, Any] = field(default_factory=dict)  # what the images of a folder are, e.g. IR: infrared
+    batch_size: int = 8  # images at a time
+    max_tokens: int = 200  # of a paragraph at most
+    points: int = 16  # segments are looked for at so many places a side
+    timeout: float = 60.0  # seconds to wait for the endpoint
+    retries: int = 5  # repetitions of a request
+    concurrency: int = 4  # requests at a time
+    price: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of a million tokens in, and out
+
+
+@dataclass
 class Train:
     """Recipe. The defaults are the paper's (section 4.1)."""
 
@@ -99,6 +121,7 @@ class Config:
     loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
+    describe: Describe = field(default_factory=Describe)
     clip: str | None = None  # CLIP's hub name or local folder, or random; None: as trained, else ViT-B/32
     clip_input: str = "image"  # training with crops: CLIP vectors of the whole image (from the H5), or of the crop
     train: Train = field(default_factory=Train)
@@ -110,11 +133,12 @@ class Config:
 
 
 CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
-CHOICES |= {"clip_input": ("image", "crop"), "train.schedule": ("step", "warmup")}
+CHOICES |= {"describe.way": ("parts", "image"), "clip_input": ("image", "crop"), "train.schedule": ("step", "warmup")}
 POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
 POSITIVE += ["train.lr_step", "train.lr_gamma", "train.lr_low", "train.clip_grad", "train.crop", "train.log_every"]
-POSITIVE += ["train.accumulate", "train.val_every", "train.save_every", "test.tile"]
-NOT_NEGATIVE = ["seed", "train.warmup", "train.num_workers", "test.num_workers", "train.pictures"]
+POSITIVE += ["describe.batch_size", "describe.max_tokens", "describe.points", "describe.timeout"]
+POSITIVE += ["describe.concurrency", "train.accumulate", "train.val_every", "train.save_every", "test.tile"]
+NOT_NEGATIVE = ["seed", "describe.retries", "train.warmup", "train.num_workers", "test.num_workers", "train.pictures"]
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

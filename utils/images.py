@@ -115,6 +115,13 @@ def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:
     return cv2.cvtColor(np.dstack([gray, *chroma]), cv2.COLOR_YCrCb2BGR)
 
 
+def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) of any width under each other, on white."""
+    width = max(row.shape[1] for row in rows)
+    padding = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    return np.vstack([np.pad(row, p, constant_values=255) for row, p in zip(rows, padding)])
+
+
 def check_writable(path: Path) -> None:
     """InputError if an image cannot be written under this name."""
     if path.suffix.lower() not in WRITABLE:

@@ -1,0 +1,348 @@
+"""From images to text features: tiny random models of the real classes, and a real server that behaves badly."""
+
+import http.server
+import json
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_pairs, script
+from utils import describe, endpoint
+
+TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
+WORDS = TEXT.split()
+SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }} {% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def tokenizer(extra=()):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate([*WORDS, *extra])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        additional_special_tokens=[*extra],
+        extra_special_tokens={"image_token": "<image>"},
+        model_max_length=512,
+        chat_template=TEMPLATE,
+        **special,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A folder for each stage: BLIP-2, Florence-2, Segment Anything, a chat model, a chat model that sees."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    words, located = tokenizer(), tokenizer([f"<loc_{i}>" for i in range(1000)])
+    ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+    text = dict(model_type="opt", ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=64, vocab_size=len(words))
+    config = t.Blip2Config(
+        vision_config=SIZES | dict(image_size=16, patch_size=8),
+        qformer_config=SIZES | dict(vocab_size=len(words), encoder_hidden_size=16),
+        text_config=text | {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+        num_query_tokens=3,
+        image_token_index=4,
+    )
+    t.Blip2ForConditionalGeneration(config).save_pretrained(root / "caption")
+    images = t.BlipImageProcessor(size=dict(height=16, width=16))
+    t.Blip2Processor(images, words, num_query_tokens=3).save_pretrained(root / "caption")
+
+    bart = dict(model_type="bart", d_model=16, vocab_size=len(located), max_position_embeddings=512)
+    for part in ("encoder", "decoder"):
+        bart |= {f"{part}_layers": 1, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 16}
+    vision = dict(
+        embed_dim=[8, 8], num_heads=[2, 2], num_groups=[2, 2], depths=[1, 1], patch_size=[7, 3], window_size=2
+    )
+    vision |= dict(patch_stride=[4, 2], patch_padding=[3, 1], patch_prenorm=[False, True], projection_dim=16)
+    config = t.Florence2Config(
+        vision_config=vision,
+        text_config=bart | ids | dict(decoder_start_token_id=2, forced_eos_token_id=2, is_encoder_decoder=True),
+        image_token_id=4,
+        **ids,
+    )
+    t.Florence2ForConditionalGeneration(config).save_pretrained(root / "dense")
+    square = dict(height=32, width=32)
+    images = t.CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False, image_seq_length=17)
+    parsed = {"description_with_bboxes": {}}
+    t.Florence2Processor(images, located, num_additional_image_tokens=1, post_processor_config=parsed).save_pretrained(
+        root / "dense"
+    )
+
+    vision = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, mlp_dim=16)
+    prompts = dict(hidden_size=8, image_size=32, patch_size=8, mask_input_channels=4)
+    masks = dict(hidden_size=8, mlp_dim=8, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8)
+    config = t.SamConfig(
+        vision_config=vision | dict(output_channels=8, window_size=2, global_attn_indexes=[0], num_pos_feats=4),
+        prompt_encoder_config=prompts,
+        mask_decoder_config=masks,
+    )
+    t.SamModel(config).save_pretrained(root / "segments")
+    sizes = dict(size={"longest_edge": 32}, pad_size=square, mask_size={"longest_edge": 16})
+    images = t.SamImageProcessor(**sizes, mask_pad_size=dict(height=16, width=16))
+    t.SamProcessor(images).save_pretrained(root / "segments")
+
+    llama = SIZES | ids | dict(model_type="llama", num_key_value_heads=2, vocab_size=len(words))
+    talk = t.LlamaForCausalLM(t.LlamaConfig(**llama))
+    talk.generation_config.suppress_tokens = [0, 1, 2, 3, 4]  # words only
+    talk.save_pretrained(root / "chat")
+    words.save_pretrained(root / "chat")
+    vision = SIZES | dict(model_type="clip_vision_model", image_size=32, patch_size=8, projection_dim=16)
+    config = t.LlavaConfig(vision_config=vision, text_config=llama, image_token_index=4, image_seq_length=16)
+    sees = t.LlavaForConditionalGeneration(config)
+    sees.generation_config.suppress_tokens = [0, 1, 2, 3, 4]
+    sees.save_pretrained(root / "sees")
+    images = t.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=square)
+    options = dict(patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    t.LlavaProcessor(images, words, **options, chat_template=TEMPLATE).save_pretrained(root / "sees")
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+@pytest.fixture
+def own(tmp_path, models) -> list[str]:
+    """Three pairs of one's own without any text, and the overrides that describe them by the tiny models."""
+    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3"], "test")
+    for path in (tmp_path / "VLF" / "TextFeature").rglob("*.npy"):
+        path.unlink()
+    (tmp_path / "datasets.yaml").write_text("Toy: {task: IVF, a: IR, b: VI, color: [VI]}\n")
+    words = ["--config", "configs/text.yaml", f"data.root={tmp_path / 'VLF'}", "data.test=[Toy_test]", "device=cpu"]
+    words += [f"data.datasets={tmp_path / 'datasets.yaml'}", f"data.h5={tmp_path / 'h5'}"]
+    return words + [f"describe.{stage}={models[stage]}" for stage in ("caption", "dense", "segments", "chat")]
+
+
+LOCAL = ["describe.max_tokens=6", "describe.points=2", "describe.batch_size=2"]
+
+
+def text_folder(tmp_path):
+    return tmp_path / "VLF" / "Text" / "IVF" / "Toy"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Speaks the protocol; `script` is what it does with the next requests, then it answers well."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.requests, self.lock = [], [], threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.requests.append((self.path, self.headers["authorization"], body))
+            what = self.server.script.pop(0) if self.server.script else "well"
+        if what == "drop":
+            return self.connection.close()
+        if what == "slow":
+            self.server.stopped.wait(5)
+        status = what if isinstance(what, int) else 200
+        message = {"role": "assistant", "content": "" if what == "empty" else "A warm car stands at the road."}
+        usage = {"prompt_tokens": 70, "completion_tokens": 8, "total_tokens": 78}
+        answer = {"id": "1", "created": 1, "model": body["model"], "system_fingerprint": "", "usage": usage}
+        answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+        data = b'{"choices": [' if what == "broken" else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
+    monkeypatch.setenv("TEST_KEY", "sk-very-secret")
+    server = Server()
+    server.stopped = threading.Event()
+    server.words = [f"describe.url=http://127.0.0.1:{server.server_port}/v1", "describe.key=TEST_KEY"]
+    server.words += ["describe.way=image", "describe.template=configs/prompt_image.txt", "describe.chat=some-model"]
+    yield server
+    server.stopped.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_stage_by_local_models(own, tmp_path, models):
+    output = script("data_process.py", "describe", *own, *LOCAL)
+    assert "6 paragraphs written, 0 were up to date, 0 failed" in output
+    for folder, modality in (("IR", "infrared"), ("VI", "visible light")):
+        for name in ("a1", "a2", "a3"):
+            text = (text_folder(tmp_path) / folder / f"{name}.txt").read_text().strip()
+            record = json.loads((text_folder(tmp_path) / folder / f"{name}.json").read_text())
+            assert text and record["paragraph"] == text and isinstance(record["caption"], str)
+            assert {stage: made["model"] for stage, made in record["made_by"].items()} == {
+                "caption": models["caption"],
+                "dense": models["dense"],
+                "segments": models["segments"],
+                "paragraph": models["chat"],
+            }
+            assert (
+                f"one {modality} image of 48 x 40 pixels" in record["prompt"] and record["caption"] in record["prompt"]
+            )
+            for segment in record["segments"]:
+                left, top, right, bottom = segment["box"]
+                assert 0 <= left < right <= 48 and 0 <= top < bottom <= 40 and 0 < segment["share"] <= 1
+
+
+def test_a_repetition_makes_only_what_has_changed(own, tmp_path, models, monkeypatch):
+    script("data_process.py", "describe", *own, *LOCAL)
+    loaded = []
+    for kind in ("Captioner", "DenseCaptioner", "Segmenter", "LocalChat"):
+        plain = getattr(describe, kind)
+        monkeypatch.setattr(describe, kind, lambda *a, kind=kind, plain=plain: loaded.append(kind) or plain(*a))
+    assert "0 paragraphs written, 6 were up to date" in script("data_process.py", "describe", *own, *LOCAL)
+    assert loaded == []  # no model at all
+    (text_folder(tmp_path) / "IR" / "a1.txt").unlink()
+    script("data_process.py", "describe", *own, *LOCAL)
+    assert loaded == [] and (text_folder(tmp_path) / "IR" / "a1.txt").exists()  # the JSON has it
+    script("data_process.py", "describe", *own, *LOCAL, "describe.points=3")
+    assert loaded[0] == "Segmenter" and "Captioner" not in loaded
+    loaded.clear()
+    path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    output = script("data_process.py", "describe", *own, *LOCAL, "describe.points=3")
+    assert (
+        loaded == ["Captioner", "DenseCaptioner", "Segmenter", "LocalChat"] and "1 paragraphs written, 5 were" in output
+    )
+
+
+def test_a_text_written_by_hand_is_left_alone(own, tmp_path, server):
+    path = text_folder(tmp_path) / "IR" / "a1.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("My own words.")
+    output = script("data_process.py", "describe", *own, *server.words)
+    assert "1 texts were not written by this command" in output and path.read_text() == "My own words."
+    assert len(server.requests) == 5
+
+
+def test_a_model_that_sees(own, tmp_path, models):
+    sees = ["describe.way=image", f"describe.chat={models['sees']}", "describe.template=configs/prompt_image.txt"]
+    assert "6 paragraphs written" in script("data_process.py", "describe", *own, *LOCAL, *sees)
+    record = json.loads((text_folder(tmp_path) / "VI" / "a3.json").read_text())
+    assert set(record["made_by"]) == {"paragraph"}
+
+
+def test_a_model_that_says_nothing(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(describe.LocalChat, "__call__", lambda self, images, prompts: [" "] * len(images))
+    output = script("data_process.py", "describe", *own, *LOCAL, code=1)
+    assert output.count("no paragraph (an empty text)") == 6 and not list(text_folder(tmp_path).rglob("*.txt"))
+
+
+def test_one_bad_image_stops_no_other(own, tmp_path, server):
+    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    (image / "IR" / "a1.png").write_text("not an image")
+    cv2.imwrite(str(image / "VI" / "a2.png"), np.zeros((9, 9), np.uint8))  # of another size than its partner
+    output = script("data_process.py", "describe", *own, *server.words, code=1)
+    assert "IR/a1.png is not an image" in output and "'a2' has sources of unequal sizes" in output
+    assert "2 paragraphs written" in output
+    assert sorted(p.name for p in text_folder(tmp_path).rglob("*.txt")) == ["a3.txt", "a3.txt"]
+
+
+@pytest.mark.parametrize("trouble", [[429, 500], ["broken", "empty"], ["drop"], ["slow"]], ids=str)
+def test_a_bad_server_is_asked_again(own, tmp_path, server, trouble):
+    server.script = list(trouble)
+    words = [*own, *server.words, "describe.timeout=0.5", "describe.concurrency=1", "describe.price=[2, 10]"]
+    output = script("data_process.py", "describe", *words)
+    assert "6 paragraphs written" in output and len(server.requests) == 6 + len(trouble)
+    tokens = 6 + ("empty" in trouble)
+    assert f"{70 * tokens} tokens in, {8 * tokens} out, cost {70 * tokens * 2e-6 + 8 * tokens * 1e-5:.4f}" in output
+    path, key, body = server.requests[-1]
+    assert path == "/v1/chat/completions" and key == "Bearer sk-very-secret" and body["model"] == "some-model"
+    parts = {part["type"]: part for part in body["messages"][0]["content"]}
+    assert parts["image_url"]["image_url"]["url"].startswith("data:image/png;base64,")
+    said = output + "".join(p.read_text() for p in text_folder(tmp_path).rglob("*.*"))
+    assert "very-secret" not in said
+
+
+def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server):
+    server.script = [500] * 6
+    output = script(
+        "data_process.py", "describe", *own, *server.words, "describe.retries=1", "describe.concurrency=1", code=1
+    )
+    assert output.count("no paragraph (") == 3 and "status 500" in output and "3 paragraphs written" in output
+    assert "3 paragraphs written, 3 were up to date, 0 failed" in script(
+        "data_process.py", "describe", *own, *server.words
+    )
+
+
+@pytest.mark.parametrize(
+    "status, more, words",
+    [
+        (401, [], "refuses the key in TEST_KEY"),
+        (404, [], "knows no model 'some-model'"),
+        (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
+        (None, ["describe.template=configs/none.txt"], "cannot read the template"),
+        (None, ["describe.template=configs/prompt_parts.txt"], "unknown field {caption}"),
+        (
+            None,
+            ["describe.way=parts", "describe.template=configs/prompt_parts.txt", "describe.caption=tests"],
+            "the model 'tests' cannot be loaded",
+        ),
+    ],
+)
+def test_mistakes_get_one_sentence(own, server, status, more, words):
+    server.script = [status] * 99 if status else []
+    output = script("data_process.py", "describe", *own, *server.words, *more, code=1)
+    assert words in output and "Traceback" not in output and "very-secret" not in output
+    assert len(server.requests) <= 8  # no hammering on
+
+
+def test_no_endpoint_there(own, monkeypatch):
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
+    monkeypatch.setenv("TEST_KEY", "x")
+    words = ["describe.url=http://127.0.0.1:9/v1", "describe.key=TEST_KEY", "describe.retries=1", "describe.way=image"]
+    output = script("data_process.py", "describe", *own, *words, "describe.template=configs/prompt_image.txt", code=1)
+    assert "http://127.0.0.1:9/v1 gave no answer" in output and "Traceback" not in output
+
+
+def test_from_images_to_h5(own, tmp_path, server):
+    from tests.test_text import save_bert
+
+    encoder = ["text.encoder=auto", f"text.path={save_bert(tmp_path / 'tiny-bert')}"]
+    script("data_process.py", "describe", *own, *server.words)
+    output = script("data_process.py", "encode", *own, *encoder)
+    features = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy"
+    assert "3 features written, 0 were up to date" in output and np.load(features / "a1.npy").shape[1] == 12
+    assert "0 features written, 3 were up to date" in script("data_process.py", "encode", *own, *encoder)
+    before = (features / "a1.npy").read_bytes()
+    (text_folder(tmp_path) / "IR" / "a1.txt").write_text("the dark sky and trees and a road")
+    assert "1 features written, 2 were up to date" in script("data_process.py", "encode", *own, *encoder)
+    assert (features / "a1.npy").read_bytes() != before
+    np.save(features / "a2.npy", np.ones((4, 12), np.float32))
+    (features / "a2.json").unlink()  # a feature that was given
+    script("data_process.py", "encode", *own, *encoder)
+    assert np.load(features / "a2.npy").max() == 1
+    (text_folder(tmp_path) / "VI" / "a3.txt").write_text("")
+    output = script("data_process.py", "encode", *own, *encoder, code=1)
+    assert "empty text" in output and "0 features written" in output
+    (text_folder(tmp_path) / "VI" / "a3.txt").write_text("a road")
+    assert "Toy_test.h5: 3 pairs" in script("data_process.py", *own, *encoder)
+
+
+def test_places_and_names_of_segments():
+    record = {"width": 90, "height": 60, "dense": [{"label": "a car", "box": [0, 0, 30, 20]}]}
+    assert describe.place([0, 0, 30, 20], record) == "the top left"
+    assert describe.place([30, 20, 60, 40], record) == "the middle centre"
+    assert describe.name_of({"box": [0, 0, 28, 20]}, record) == " (a car)"
+    assert describe.name_of({"box": [50, 0, 90, 60]}, record) == ""
+    mask = np.zeros((60, 90), bool)
+    mask[10:20, 30:60] = True
+    (segment,) = describe.Segmenter.describe({"masks": [mask, np.zeros_like(mask)]})
+    assert segment == {"share": round(300 / 5400, 4), "box": [30, 10, 60, 20]}

@@ -1,0 +1,356 @@
+"""From images to paragraphs (FILM, section 3.1): caption, dense captions, segments -> prompt -> paragraph.
+
+Beside each <name>.txt lies a <name>.json with what it was made of: the parts, the prompt and the names
+of the models. A repetition goes by it: a part is made again only if its model, or what it is made from,
+has changed. A text without a JSON was not written here and is left alone.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import string
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from utils.config import Describe
+from utils.endpoint import Endpoint, NoAnswer
+from utils.errors import InputError
+from utils.files import to_json, write_file
+from utils.images import as_unit, colorize, read_image, to_8bit
+
+FIELDS = ("modality", "width", "height", "caption", "dense", "segments")  # what a template may name
+
+
+@dataclass
+class Item:
+    """One image to describe."""
+
+    image: Path
+    text: Path  # where its paragraph goes
+    modality: str
+    record: dict[str, Any] = field(default_factory=dict)  # the JSON beside the text
+
+    def open(self) -> Image.Image:
+        """The image as 8-bit RGB; InputError if it cannot be read."""
+        gray, chroma = read_image(self.image)
+        return Image.fromarray(cv2.cvtColor(colorize(to_8bit(as_unit(gray), "clamp"), chroma), cv2.COLOR_BGR2RGB))
+
+    def start(self) -> None:
+        """Take up what is known of the image; all of it is forgotten if the image is another one now."""
+        image, path = self.open(), self.text.with_suffix(".json")
+        known = digest(np.asarray(image).tobytes())
+        try:
+            self.record = json.loads(path.read_text(encoding="utf-8"))
+            same = self.record["image"] == known and isinstance(self.record["made_by"], dict)
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            self.record = {"image": known, "width": image.width, "height": image.height, "made_by": {}}
+
+
+@dataclass
+class Stage:
+    """One kind of part: what makes it from a list of items, and what it depends on."""
+
+    name: str
+    model: str
+    depends: Callable[[Item], Any]
+    load: Callable[[], Callable[[list[Item]], list]]  # -> results, or an exception where one failed
+
+
+def describe(items: list[Item], config: Describe, device: torch.device) -> list[str]:
+    """Write the paragraph of every image, model by model over all of them.
+
+    Returns:
+        A sentence for each image that could not be described.
+
+    Raises:
+        InputError: a template, model, endpoint or key that cannot be used; what was written before stays.
+    """
+    template = read_template(config)
+    mine = [item for item in items if not item.text.exists() or item.text.with_suffix(".json").exists()]
+    if len(mine) < len(items):
+        print(f"{len(items) - len(mine)} texts were not written by this command and are left as they are")
+    problems: dict[Path, str] = {}
+    for item in tqdm(mine, desc="reading", unit="image"):
+        try:
+            item.start()
+        except InputError as error:
+            problems[item.image] = str(error)
+    made = 0
+    for stage in stages(config, template, device):
+        todo = [item for item in mine if item.image not in problems and not is_made(item, stage)]
+        if not todo:
+            continue
+        answer = stage.load()
+        with tqdm(total=len(todo), desc=f"{stage.name} by {stage.model}", unit="image") as bar:
+            for first in range(0, len(todo), config.batch_size):
+                batch = todo[first : first + config.batch_size]
+                for item, result in zip(batch, answer(batch)):
+                    bar.update()
+                    last = stage.name == "paragraph"
+                    if last and not isinstance(result, Exception) and not result.strip():
+                        result = ValueError("an empty text")
+                    if isinstance(result, Exception):
+                        problems[item.image] = f"{item.image}: no {stage.name} ({result or type(result).__name__})"
+                        continue
+                    item.record[stage.name] = result
+                    item.record["made_by"][stage.name] = {"model": stage.model, "key": key_of(item, stage)}
+                    if last:
+                        item.record["prompt"] = prompt_of(item, template)
+                        item.text.unlink(missing_ok=True)  # first, so that no text stands beside the record of another
+                    write_file(item.text.with_suffix(".json"), to_json(item.record, indent=1))
+                    if last:
+                        write_file(item.text, result + "\n")
+                    made += last
+    print(f"{made} paragraphs written, {len(mine) - made - len(problems)} were up to date, {len(problems)} failed")
+    return list(problems.values())
+
+
+def stages(config: Describe, template: str, device: torch.device) -> Iterator[Stage]:
+    """The stages in their order. A model lives for its stage alone."""
+    if config.way == "parts":
+        yield Stage("caption", config.caption, lambda item: 0, lambda: guarded(Captioner(config.caption, device)))
+        yield Stage("dense", config.dense, lambda item: 0, lambda: guarded(DenseCaptioner(config.dense, device)))
+        segmenter = lambda: guarded(Segmenter(config.segments, device, config.points))  # noqa: E731
+        yield Stage("segments", config.segments, lambda item: config.points, segmenter)
+    sees = config.way == "image"
+
+    def chat() -> Callable[[list[Item]], list]:
+        if config.url:
+            return lambda batch: ask(endpoint, batch, template, sees, config.concurrency)
+        model = LocalChat(config.chat, device, config.max_tokens, sees)
+        return guarded(lambda images, batch: model(images, [prompt_of(item, template) for item in batch]), items=True)
+
+    endpoint = None
+    if config.url:
+        endpoint = Endpoint(config.url, config.chat, config.key, config.timeout, config.retries, config.max_tokens)
+    yield Stage(
+        "paragraph", config.chat, lambda item: [config.url, sees, config.max_tokens, prompt_of(item, template)], chat
+    )
+    if endpoint and any(endpoint.tokens):
+        cost = sum(count * price / 1e6 for count, price in zip(endpoint.tokens, config.price))
+        print(
+            f"{config.url}: {endpoint.tokens[0]} tokens in, {endpoint.tokens[1]} out, cost {cost:.4f} by describe.price"
+        )
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def key_of(item: Item, stage: Stage) -> str:
+    """What a part was made from."""
+    return digest(to_json([item.record["image"], item.modality, stage.model, stage.depends(item)]).encode())
+
+
+def is_made(item: Item, stage: Stage) -> bool:
+    """True if a part is there and would be made from the same again. A paragraph whose file is gone is written."""
+    made = stage.name in item.record and item.record["made_by"].get(stage.name, {}).get("key") == key_of(item, stage)
+    if made and stage.name == "paragraph" and not item.text.exists():
+        write_file(item.text, item.record["paragraph"] + "\n")
+    return made
+
+
+def read_template(config: Describe) -> str:
+    """The prompt's template; InputError if it cannot be read or names what there is not."""
+    try:
+        template = Path(config.template).read_text(encoding="utf-8").strip()
+        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the template {config.template} (describe.template)") from error
+    except ValueError as error:
+        raise InputError(f"{config.template} is no template ({error}); write {{{{ and }}}} for plain braces") from error
+    known = FIELDS if config.way == "parts" else FIELDS[:3]
+    for name in sorted(names - set(known)):
+        raise InputError(f"{config.template} has the unknown field {{{name}}}; with describe.way={config.way}: {known}")
+    return template
+
+
+def prompt_of(item: Item, template: str) -> str:
+    """The template with the parts of an image filled in."""
+    record = item.record
+    dense = [f"{found['label']} at {place(found['box'], record)}" for found in record.get("dense", [])]
+    segments = [
+        f"{100 * found['share']:.0f} % of the image at {place(found['box'], record)}{name_of(found, record)}"
+        for found in record.get("segments", [])
+    ]
+    return template.format(
+        modality=item.modality,
+        width=record["width"],
+        height=record["height"],
+        caption=record.get("caption", ""),
+        dense="; ".join(dense) or "none",
+        segments="; ".join(segments) or "none",
+    )
+
+
+def place(box: list[int], record: dict) -> str:
+    """Where a box lies, in words, e.g. "the top left"."""
+    x, y = (box[0] + box[2]) / 2 / record["width"], (box[1] + box[3]) / 2 / record["height"]
+    words = [("top", "middle", "bottom")[min(int(3 * y), 2)], ("left", "centre", "right")[min(int(3 * x), 2)]]
+    return "the " + " ".join(words)
+
+
+def name_of(segment: dict, record: dict) -> str:
+    """The dense caption whose box fits a segment's best, if one fits by half."""
+    fits = [(overlap(segment["box"], found["box"]), found["label"]) for found in record.get("dense", [])]
+    best, label = max(fits, default=(0, ""))
+    return f" ({label})" if best >= 0.5 else ""
+
+
+def overlap(one: list[int], two: list[int]) -> float:
+    """Intersection over union of two boxes [left, top, right, bottom]."""
+    sides = [max(0, min(one[i + 2], two[i + 2]) - max(one[i], two[i])) for i in (0, 1)]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)]
+    both = sides[0] * sides[1]
+    return both / max(sum(areas) - both, 1)
+
+
+def guarded(model: Callable, items: bool = False) -> Callable[[list[Item]], list]:
+    """A model over items, batched; where a batch fails, one by one, with the exception of each that fails again."""
+
+    def answer(batch: list[Item]) -> list:
+        try:
+            images = [item.open() for item in batch]
+            return model(images, batch) if items else model(images)
+        except Exception as error:  # the models are not ours
+            return [error] if len(batch) == 1 else [answer([item])[0] for item in batch]
+
+    return answer
+
+
+def ask(endpoint: Endpoint, batch: list[Item], template: str, sees: bool, concurrency: int) -> list:
+    """The answers of an endpoint to several items at a time."""
+
+    def one(item: Item) -> str | Exception:
+        content: str | list[dict] = prompt_of(item, template)
+        try:
+            if sees:
+                png = io.BytesIO()
+                item.open().save(png, "PNG")
+                url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+                content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": url}}]
+            return endpoint.ask(content)
+        except NoAnswer as error:
+            return error
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        return list(pool.map(one, batch))
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Whatever goes wrong in loading a model becomes an InputError that names it."""
+    try:
+        yield
+    except Exception as error:  # damaged files and unreachable hubs raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the model '{model}' cannot be loaded ({reason}); give a hub name that can be reached or a local folder"
+        ) from error
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """Half on a GPU, single elsewhere."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+class Captioner:
+    """A sentence on an image, by BLIP-2."""
+
+    def __init__(self, path: str, device: torch.device):
+        from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+        with loading(path):
+            self.processor = AutoProcessor.from_pretrained(path)
+            self.model = Blip2ForConditionalGeneration.from_pretrained(path, dtype=precision(device)).to(device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> list[str]:
+        inputs = self.processor(images=images, return_tensors="pt").to(self.model.device, self.model.dtype)
+        tokens = self.model.generate(**inputs, max_new_tokens=30, do_sample=False)
+        return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+class DenseCaptioner:
+    """Phrases with boxes, by Florence-2: [{"label": str, "box": [left, top, right, bottom]}, ...], in pixels."""
+
+    TASK = "<DENSE_REGION_CAPTION>"
+
+    def __init__(self, path: str, device: torch.device):
+        from transformers import AutoProcessor, Florence2ForConditionalGeneration
+
+        with loading(path):
+            self.processor = AutoProcessor.from_pretrained(path)
+            model = Florence2ForConditionalGeneration.from_pretrained(path, dtype=precision(device))
+            self.model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
+        inputs = self.processor(text=[self.TASK] * len(images), images=images, return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        tokens = self.model.generate(**inputs, max_new_tokens=256, num_beams=1, do_sample=False)
+        results = []
+        for text, image in zip(self.processor.batch_decode(tokens, skip_special_tokens=False), images):
+            found = self.processor.post_process_generation(text, task=self.TASK, image_size=image.size)[self.TASK]
+            pairs = zip(found["labels"], found["bboxes"])
+            results.append([{"label": label, "box": [round(float(x)) for x in box]} for label, box in pairs])
+        return results
+
+
+class Segmenter:
+    """The larger segments, by Segment Anything: [{"share": of the image, "box": [left, top, right, bottom]}, ...]."""
+
+    def __init__(self, path: str, device: torch.device, points: int):
+        from transformers import pipeline
+
+        with loading(path):
+            self.masks = pipeline("mask-generation", model=path, device=device, dtype=precision(device))
+        self.points = points
+
+    def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
+        return [self.describe(self.masks(image, points_per_batch=64, points_per_crop=self.points)) for image in images]
+
+    @staticmethod
+    def describe(found: dict) -> list[dict]:
+        """Masks as sizes and boxes, the ten largest, the largest first."""
+        segments = []
+        for mask in found["masks"]:
+            mask = np.asarray(mask, dtype=bool)
+            if mask.any():
+                rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+                box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+                segments.append({"share": round(float(mask.mean()), 4), "box": box})
+        return sorted(segments, key=lambda segment: -segment["share"])[:10]
+
+
+class LocalChat:
+    """A chat model of transformers; with `sees` it gets the image, too."""
+
+    def __init__(self, path: str, device: torch.device, max_tokens: int, sees: bool):
+        from transformers import pipeline
+
+        task = "image-text-to-text" if sees else "text-generation"
+        with loading(path):
+            self.pipe = pipeline(task, model=path, device=device, dtype=precision(device))
+        self.sees, self.options = sees, dict(max_new_tokens=max_tokens, return_full_text=False)
+
+    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
+        chats = []
+        for image, prompt in zip(images, prompts):
+            seen = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+            chats.append([{"role": "user", "content": seen if self.sees else prompt}])
+        outputs = self.pipe(text=chats, **self.options) if self.sees else self.pipe(chats, **self.options)
+        return [one[0]["generated_text"].strip() for one in outputs]
