@@ -2,14 +2,17 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_pairs, script
+from tests.conftest import ROOT, make_pairs, script
 from utils import describe, endpoint
 
 TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
@@ -148,6 +151,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             what = self.server.script.pop(0) if self.server.script else "well"
         if what == "drop":
             return self.connection.close()
+        if what == "pause":
+            self.server.stopped.wait(0.3)
         if what == "slow":
             self.server.stopped.wait(5)
         status = what if isinstance(what, int) else 200
@@ -269,6 +274,26 @@ def test_a_bad_server_is_asked_again(own, tmp_path, server, trouble):
     assert parts["image_url"]["image_url"]["url"].startswith("data:image/png;base64,")
     said = output + "".join(p.read_text() for p in text_folder(tmp_path).rglob("*.*"))
     assert "very-secret" not in said
+
+
+def test_killed_at_any_moment_it_goes_on(own, tmp_path, server):
+    server.script = ["pause"] * 6
+    words = [*own, *server.words, "describe.concurrency=1", "describe.batch_size=1"]
+    command = [sys.executable, "data_process.py", "describe", *words]
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(text_folder(tmp_path).rglob("*.txt"))) < 2:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    done = len(list(text_folder(tmp_path).rglob("*.txt")))
+    assert done < 6
+    server.script, asked = [], len(server.requests)
+    assert "0 failed" in script("data_process.py", "describe", *words)
+    assert len(server.requests) - asked <= 6 - done  # what was written is not asked again
+    for path in text_folder(tmp_path).rglob("*.json"):
+        assert json.loads(path.read_text())["paragraph"] == path.with_suffix(".txt").read_text().strip()
+    assert len(list(text_folder(tmp_path).rglob("*.txt"))) == 6
 
 
 def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server):

@@ -114,6 +114,7 @@ def describe(items: list[Item], config: Describe, device: torch.device) -> list[
                     if last:
                         write_file(item.text, result + "\n")
                     made += last
+        del answer  # before the next model is loaded
     print(f"{made} paragraphs written, {len(mine) - made - len(problems)} were up to date, {len(problems)} failed")
     return list(problems.values())
 
