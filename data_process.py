@@ -114,7 +114,7 @@ def describe_sets(sources: list[Source], config: Config) -> list[str]:
                 continue
             for folder, images in files.items():
                 text = source.folder("Text") / folder / f"{name}.txt"
-                items.append(Item(images[name][0], text, str(config.describe.modality.get(folder, folder))))
+                items.append(Item(images[name][0], text, str(config.describe.modality.get(folder) or folder)))
     return problems + describe(items, config.describe, pick_device(config.device))
 
 
@@ -127,7 +127,8 @@ def encode_sets(sources: list[Source], config: Config) -> list[str]:
         count = 0
         for name, digest in made_of.items():
             path = source.folder("TextFeature") / f"{name}.npy"
-            if name in features and not (path.is_file() and recorded(path) == digest):
+            given = path.is_file() and not recorded(path)
+            if name in features and not given and not (path.is_file() and recorded(path) == digest):
                 path.unlink(missing_ok=True)  # first, so that no feature ever stands beside the record of another
                 write_file(path.with_suffix(".json"), to_json({"made_of": digest}))
                 write_array(path, features[name])

@@ -165,7 +165,7 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
     """The text study on one set; see utils/study.py."""
     import torch
 
-    from utils.data import PairDataset, h5_path
+    from utils.data import PairDataset, h5_path, text_encoder_of
     from utils.evaluate import check_inputs
     from utils.study import text_study
 
@@ -175,6 +175,9 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
     check_inputs(model, dataset)
     if len(dataset) < 2:
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
+    encoder = text_encoder_of(h5_path(config.data.h5, name))
+    if model.text and encoder not in ("", model.text.name):
+        print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
     (feature,) = open_text_encoder(model, config, device).encode([sentence])
     folder = Path(config.test.output) / name / "text_study"
     text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, folder)

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -157,7 +158,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.stopped.wait(5)
         status = what if isinstance(what, int) else 200
         message = {"role": "assistant", "content": "" if what == "empty" else "A warm car stands at the road."}
-        usage = {"prompt_tokens": 70, "completion_tokens": 8, "total_tokens": 78}
+        usage = None if what == "uncounted" else {"prompt_tokens": 70, "completion_tokens": 8, "total_tokens": 78}
         answer = {"id": "1", "created": 1, "model": body["model"], "system_fingerprint": "", "usage": usage}
         answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
         data = b'{"choices": [' if what == "broken" else json.dumps(answer).encode()
@@ -201,9 +202,6 @@ def test_every_stage_by_local_models(own, tmp_path, models):
             assert (
                 f"one {modality} image of 48 x 40 pixels" in record["prompt"] and record["caption"] in record["prompt"]
             )
-            for segment in record["segments"]:
-                left, top, right, bottom = segment["box"]
-                assert 0 <= left < right <= 48 and 0 <= top < bottom <= 40 and 0 < segment["share"] <= 1
 
 
 def test_a_repetition_makes_only_what_has_changed(own, tmp_path, models, monkeypatch):
@@ -233,8 +231,14 @@ def test_a_text_written_by_hand_is_left_alone(own, tmp_path, server):
     path.parent.mkdir(parents=True)
     path.write_text("My own words.")
     output = script("data_process.py", "describe", *own, *server.words)
-    assert "1 texts were not written by this command" in output and path.read_text() == "My own words."
+    assert "1 texts were written or changed by somebody" in output and path.read_text() == "My own words."
     assert len(server.requests) == 5
+    edited = text_folder(tmp_path) / "VI" / "a1.txt"
+    edited.write_text("My correction.")  # nor is a paragraph that was corrected
+    (text_folder(tmp_path) / "VI" / "a2.txt").write_text(" ")  # an empty one is written again
+    output = script("data_process.py", "describe", *own, *server.words, "describe.chat=another")
+    assert edited.read_text() == "My correction." and "4 paragraphs written, 0 were up to date" in output
+    assert (text_folder(tmp_path) / "VI" / "a2.txt").read_text().strip()
 
 
 def test_a_model_that_sees(own, tmp_path, models):
@@ -312,6 +316,8 @@ def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server)
     [
         (401, [], "refuses the key in TEST_KEY"),
         (404, [], "knows no model 'some-model'"),
+        (None, ["describe.url=localhost:8000/v1"], "is no address"),
+        (None, ["describe.price=[1]"], "describe.price must be [in, out]"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
         (None, ["describe.template=configs/none.txt"], "cannot read the template"),
         (None, ["describe.template=configs/prompt_parts.txt"], "unknown field {caption}"),
@@ -334,7 +340,7 @@ def test_no_endpoint_there(own, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "x")
     words = ["describe.url=http://127.0.0.1:9/v1", "describe.key=TEST_KEY", "describe.retries=1", "describe.way=image"]
     output = script("data_process.py", "describe", *own, *words, "describe.template=configs/prompt_image.txt", code=1)
-    assert "http://127.0.0.1:9/v1 gave no answer" in output and "Traceback" not in output
+    assert "http://127.0.0.1:9/v1 cannot be reached" in output and "Traceback" not in output
 
 
 def test_from_images_to_h5(own, tmp_path, server):
@@ -371,3 +377,108 @@ def test_places_and_names_of_segments():
     mask[10:20, 30:60] = True
     (segment,) = describe.Segmenter.describe({"masks": [mask, np.zeros_like(mask)]})
     assert segment == {"share": round(300 / 5400, 4), "box": [30, 10, 60, 20]}
+
+
+def test_a_text_of_another_image_does_not_stay(own, tmp_path, server):
+    script("data_process.py", "describe", *own, *server.words)
+    path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    server.script = [400]
+    output = script("data_process.py", "describe", *own, *server.words, "describe.retries=0", code=1)
+    assert "VI/a2.png: no paragraph" in output
+
+
+def test_a_stage_after_a_change_drops_the_old_text(own, tmp_path, monkeypatch):
+    script("data_process.py", "describe", *own, *LOCAL)
+    path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    monkeypatch.setattr(describe.LocalChat, "__call__", lambda self, images, prompts: [""] * len(images))
+    script("data_process.py", "describe", *own, *LOCAL, code=1)
+    assert not (text_folder(tmp_path) / "VI" / "a2.txt").exists()  # encode would take it for the new image's
+    assert len(list(text_folder(tmp_path).rglob("*.txt"))) == 5
+
+
+def test_a_server_that_does_not_count(own, server):
+    server.script = ["uncounted"] * 6
+    assert "6 paragraphs written" in script("data_process.py", "describe", *own, *server.words)
+    assert len(server.requests) == 6
+
+
+def test_answers_before_a_refusal_are_kept(own, tmp_path, server):
+    server.script = ["well"] * 4 + [401] * 9
+    output = script("data_process.py", "describe", *own, *server.words, "describe.concurrency=1", code=1)
+    assert "refuses the key" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 4
+
+
+@pytest.mark.parametrize(
+    "template", ["{width:>q}", "{width:{foo}}", "{width!z}", "{caption.x}", "{}", "{0}", "{", " ", ""]
+)
+def test_templates_that_make_no_sense(own, tmp_path, server, template):
+    (tmp_path / "template.txt").write_text(template)
+    words = [*own, *server.words, f"describe.template={tmp_path / 'template.txt'}"]
+    output = script("data_process.py", "describe", *words, code=1)
+    assert "template.txt" in output and "Traceback" not in output and not server.requests
+
+
+@pytest.mark.parametrize("key", ["made_by", "width", "dense", "segments", "paragraph", "image", "caption", None])
+@pytest.mark.parametrize("value", ["abc", None, 3, [{}], {"paragraph": "x"}], ids=str)
+def test_a_damaged_json_is_made_again(own, tmp_path, models, server, key, value):
+    script("data_process.py", "describe", *own, *server.words)
+    path = text_folder(tmp_path) / "IR" / "a1.json"
+    path.write_text("{" if key is None else json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert "0 failed" in script("data_process.py", "describe", *own, *server.words)
+
+
+def test_models_without_all_their_weights_are_refused(own, models, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for stage in ("caption", "dense", "segments", "chat"):
+        folder = shutil.copytree(models[stage], tmp_path / f"short-{stage}")
+        weights = load_file(folder / "model.safetensors")
+        weights.pop(next(name for name in weights if "layer" in name and name.endswith("weight")))
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        output = script("data_process.py", "describe", *own, *LOCAL, f"describe.{stage}={folder}", code=1)
+        assert f"short-{stage}' cannot be loaded (its weights are not" in output
+
+
+def test_another_word_for_a_modality_changes_the_prompt_alone(own, models, monkeypatch):
+    script("data_process.py", "describe", *own, *LOCAL)
+    for kind in ("Captioner", "DenseCaptioner", "Segmenter"):
+        monkeypatch.setattr(describe, kind, None)
+    output = script("data_process.py", "describe", *own, *LOCAL, "describe.modality={IR: thermal}")
+    assert "3 paragraphs written, 3 were up to date" in output
+
+
+def test_segments_and_dense_captions_reach_the_prompt(own, tmp_path, monkeypatch):
+    from transformers import Florence2Processor, MaskGenerationPipeline
+
+    plain = MaskGenerationPipeline.__call__
+    loose = dict(pred_iou_thresh=-9, stability_score_thresh=-9)
+    monkeypatch.setattr(MaskGenerationPipeline, "__call__", lambda self, image, **o: plain(self, image, **o, **loose))
+    words = "<s>a warm car<loc_0><loc_0><loc_499><loc_499></s>"
+    monkeypatch.setattr(Florence2Processor, "batch_decode", lambda self, tokens, **o: [words] * len(tokens))
+    script("data_process.py", "describe", *own, *LOCAL)
+    record = json.loads((text_folder(tmp_path) / "IR" / "a1.json").read_text())
+    assert record["dense"] == [{"label": "a warm car", "box": [0, 0, 23, 19]}]
+    assert "a warm car at the top left" in record["prompt"] and record["segments"]
+    for segment in record["segments"]:
+        left, top, right, bottom = segment["box"]
+        assert 0 <= left < right <= 48 and 0 <= top < bottom <= 40 and 0 < segment["share"] <= 1
+        assert f"{100 * segment['share']:.0f} % of the image" in record["prompt"]
+
+
+def test_an_image_in_two_splits_is_described_once(own, tmp_path, server):
+    base = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    (base / "all.txt").write_text((base / "test.txt").read_text())
+    script("data_process.py", "describe", *own, *server.words, "Toy")
+    assert len(server.requests) == 6
+
+
+def test_chat_is_batched(models, own, monkeypatch):
+    import transformers
+
+    sizes, plain = [], transformers.LlamaForCausalLM.generate
+    record = lambda self, *a, **k: sizes.append(len(k["input_ids"])) or plain(self, *a, **k)  # noqa: E731
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", record)
+    script("data_process.py", "describe", *own, *LOCAL)
+    assert sizes == [2, 2, 2]

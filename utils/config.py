@@ -267,6 +267,8 @@ def _check(config: Config) -> None:
         raise InputError("net.name must be the name of a network, e.g. net.name=film")
     if not config.test.metrics:
         raise InputError("test.metrics names no metric, e.g. test.metrics=[EN,VIFF,Qabf]")
+    if len(config.describe.price) != 2 or min(config.describe.price) < 0:
+        raise InputError(f"describe.price must be [in, out], each 0 or more, not {config.describe.price}")
     resize = config.data.resize
     if resize is not None and (len(resize) != 2 or min(resize) < 16):
         raise InputError(f"data.resize must be [height, width], 16 pixels or more, not {resize}")

@@ -11,7 +11,7 @@ import io
 import json
 import string
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,8 @@ class Item:
     text: Path  # where its paragraph goes
     modality: str
     record: dict[str, Any] = field(default_factory=dict)  # the JSON beside the text
+    own: bool = False  # the text is not the paragraph of the JSON: somebody wrote or changed it
+    stale: bool = False  # the text is of another image
 
     def open(self) -> Image.Image:
         """The image as 8-bit RGB; InputError if it cannot be read."""
@@ -47,16 +49,53 @@ class Item:
         return Image.fromarray(cv2.cvtColor(colorize(to_8bit(as_unit(gray), "clamp"), chroma), cv2.COLOR_BGR2RGB))
 
     def start(self) -> None:
-        """Take up what is known of the image; all of it is forgotten if the image is another one now."""
+        """Take up what is known of the image: nothing if the image is another one now, no part that is damaged."""
         image, path = self.open(), self.text.with_suffix(".json")
-        known = digest(np.asarray(image).tobytes())
         try:
-            self.record = json.loads(path.read_text(encoding="utf-8"))
-            same = self.record["image"] == known and isinstance(self.record["made_by"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            self.record = {"image": known, "width": image.width, "height": image.height, "made_by": {}}
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            record = {}
+        record = record if isinstance(record, dict) else {}
+        written = self.text.read_text(encoding="utf-8", errors="replace").strip() if self.text.is_file() else ""
+        self.own = bool(written) and written != str(record.get("paragraph", "")).strip()
+        known, made_by = digest(np.asarray(image).tobytes()), record.get("made_by")
+        self.stale = record.get("image") != known
+        self.record = {"image": known, "width": image.width, "height": image.height, "made_by": {}}
+        if isinstance(made_by, dict) and not self.stale:
+            for stage, form in FORMS.items():
+                if stage in record and isinstance(made_by.get(stage), dict) and form(record[stage]):
+                    self.record[stage], self.record["made_by"][stage] = record[stage], made_by[stage]
+            self.record |= {"prompt": record["prompt"]} if "prompt" in record else {}
+
+    def save(self) -> None:
+        """Write the JSON. A text of another image, or of another paragraph, goes first: it must not stand beside it."""
+        if self.stale:
+            self.text.unlink(missing_ok=True)
+        self.stale = False
+        write_file(self.text.with_suffix(".json"), to_json(self.record, indent=1))
+
+
+def is_list_of(keys: set[str]) -> Callable[[Any], bool]:
+    """A check for a list of dicts with such keys and a box [left, top, right, bottom]."""
+
+    def check(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(found, dict)
+            and keys <= found.keys()
+            and isinstance(found.get("box"), list)
+            and [type(side) for side in found["box"]] == [int] * 4
+            for found in value
+        )
+
+    return check
+
+
+FORMS: dict[str, Callable[[Any], bool]] = {  # of the parts in a JSON
+    "caption": lambda value: isinstance(value, str),
+    "dense": is_list_of({"label"}),
+    "segments": lambda value: is_list_of({"share"})(value) and all(type(found["share"]) is float for found in value),
+    "paragraph": lambda value: isinstance(value, str) and bool(value.strip()),
+}
 
 
 @dataclass
@@ -66,7 +105,12 @@ class Stage:
     name: str
     model: str
     depends: Callable[[Item], Any]
-    load: Callable[[], Callable[[list[Item]], list]]  # -> results, or an exception where one failed
+    load: Callable[[], "Answer"]
+
+
+Answer = Callable[
+    [list[Item]], Iterator[tuple[Item, Any]]
+]  # items -> each with its part, or an exception, as they come
 
 
 def describe(items: list[Item], config: Describe, device: torch.device) -> list[str]:
@@ -79,72 +123,73 @@ def describe(items: list[Item], config: Describe, device: torch.device) -> list[
         InputError: a template, model, endpoint or key that cannot be used; what was written before stays.
     """
     template = read_template(config)
-    mine = [item for item in items if not item.text.exists() or item.text.with_suffix(".json").exists()]
-    if len(mine) < len(items):
-        print(f"{len(items) - len(mine)} texts were not written by this command and are left as they are")
     problems: dict[Path, str] = {}
-    for item in tqdm(mine, desc="reading", unit="image"):
+    items = list({item.text: item for item in items}.values())  # an image may be in two splits
+    for item in tqdm(items, desc="reading", unit="image"):
         try:
             item.start()
         except InputError as error:
             problems[item.image] = str(error)
+    mine = [item for item in items if not item.own]
+    if len(mine) < len(items):
+        print(f"{len(items) - len(mine)} texts were written or changed by somebody and are left as they are")
+    if config.url and any("paragraph" not in item.record for item in mine):
+        open_endpoint(config)  # a missing key is told before the other models are run
     made = 0
     for stage in stages(config, template, device):
         todo = [item for item in mine if item.image not in problems and not is_made(item, stage)]
         if not todo:
             continue
-        answer = stage.load()
-        with tqdm(total=len(todo), desc=f"{stage.name} by {stage.model}", unit="image") as bar:
-            for first in range(0, len(todo), config.batch_size):
-                batch = todo[first : first + config.batch_size]
-                for item, result in zip(batch, answer(batch)):
-                    bar.update()
-                    last = stage.name == "paragraph"
-                    if last and not isinstance(result, Exception) and not result.strip():
-                        result = ValueError("an empty text")
-                    if isinstance(result, Exception):
-                        problems[item.image] = f"{item.image}: no {stage.name} ({result or type(result).__name__})"
-                        continue
-                    item.record[stage.name] = result
-                    item.record["made_by"][stage.name] = {"model": stage.model, "key": key_of(item, stage)}
-                    if last:
-                        item.record["prompt"] = prompt_of(item, template)
-                        item.text.unlink(missing_ok=True)  # first, so that no text stands beside the record of another
-                    write_file(item.text.with_suffix(".json"), to_json(item.record, indent=1))
-                    if last:
-                        write_file(item.text, result + "\n")
-                    made += last
+        answer, last = stage.load(), stage.name == "paragraph"
+        for item, result in tqdm(answer(todo), desc=f"{stage.name} by {stage.model}", unit="image", total=len(todo)):
+            if last and isinstance(result, str) and not result.strip():
+                result = ValueError("an empty text")
+            if isinstance(result, Exception):
+                problems[item.image] = f"{item.image}: no {stage.name} ({str(result) or type(result).__name__})"
+                continue
+            item.record[stage.name] = result
+            item.record["made_by"][stage.name] = {"model": stage.model, "key": key_of(item, stage)}
+            if last:
+                item.record["prompt"], item.stale = prompt_of(item, template), True
+            item.save()
+            if last:
+                write_file(item.text, result + "\n")
+                made += 1
         del answer  # before the next model is loaded
-    print(f"{made} paragraphs written, {len(mine) - made - len(problems)} were up to date, {len(problems)} failed")
+    good = sum(item.image not in problems for item in mine)
+    print(f"{made} paragraphs written, {good - made} were up to date, {len(problems)} failed")
     return list(problems.values())
+
+
+def open_endpoint(config: Describe) -> Endpoint:
+    return Endpoint(config.url, config.chat, config.key, config.timeout, config.retries, config.max_tokens)
 
 
 def stages(config: Describe, template: str, device: torch.device) -> Iterator[Stage]:
     """The stages in their order. A model lives for its stage alone."""
+    size = config.batch_size
     if config.way == "parts":
-        yield Stage("caption", config.caption, lambda item: 0, lambda: guarded(Captioner(config.caption, device)))
-        yield Stage("dense", config.dense, lambda item: 0, lambda: guarded(DenseCaptioner(config.dense, device)))
-        segmenter = lambda: guarded(Segmenter(config.segments, device, config.points))  # noqa: E731
-        yield Stage("segments", config.segments, lambda item: config.points, segmenter)
-    sees = config.way == "image"
+        caption = lambda: batched(Captioner(config.caption, device), size)  # noqa: E731
+        dense = lambda: batched(DenseCaptioner(config.dense, device), size)  # noqa: E731
+        segments = lambda: batched(Segmenter(config.segments, device, config.points), size)  # noqa: E731
+        yield Stage("caption", config.caption, lambda item: 0, caption)
+        yield Stage("dense", config.dense, lambda item: 0, dense)
+        yield Stage("segments", config.segments, lambda item: config.points, segments)
+    sees, endpoints = config.way == "image", []
 
-    def chat() -> Callable[[list[Item]], list]:
+    def chat() -> Answer:
         if config.url:
-            return lambda batch: ask(endpoint, batch, template, sees, config.concurrency)
+            endpoints.append(open_endpoint(config))
+            return lambda todo: ask(endpoints[0], todo, template, sees, config.concurrency)
         model = LocalChat(config.chat, device, config.max_tokens, sees)
-        return guarded(lambda images, batch: model(images, [prompt_of(item, template) for item in batch]), items=True)
+        return batched(model, size, lambda item: prompt_of(item, template))
 
-    endpoint = None
-    if config.url:
-        endpoint = Endpoint(config.url, config.chat, config.key, config.timeout, config.retries, config.max_tokens)
-    yield Stage(
-        "paragraph", config.chat, lambda item: [config.url, sees, config.max_tokens, prompt_of(item, template)], chat
-    )
-    if endpoint and any(endpoint.tokens):
+    depends = lambda item: [config.url, sees, config.max_tokens, prompt_of(item, template)]  # noqa: E731
+    yield Stage("paragraph", config.chat, depends, chat)
+    for endpoint in endpoints:
         cost = sum(count * price / 1e6 for count, price in zip(endpoint.tokens, config.price))
-        print(
-            f"{config.url}: {endpoint.tokens[0]} tokens in, {endpoint.tokens[1]} out, cost {cost:.4f} by describe.price"
-        )
+        counts = "{} tokens in, {} out".format(*endpoint.tokens)
+        print(f"{config.url}: {counts}, cost {cost:.4f} by describe.price")
 
 
 def digest(data: bytes) -> str:
@@ -153,13 +198,13 @@ def digest(data: bytes) -> str:
 
 def key_of(item: Item, stage: Stage) -> str:
     """What a part was made from."""
-    return digest(to_json([item.record["image"], item.modality, stage.model, stage.depends(item)]).encode())
+    return digest(to_json([item.record["image"], stage.model, stage.depends(item)]).encode())
 
 
 def is_made(item: Item, stage: Stage) -> bool:
-    """True if a part is there and would be made from the same again. A paragraph whose file is gone is written."""
+    """True if a part would be made from the same again. A paragraph whose file is gone or empty is written."""
     made = stage.name in item.record and item.record["made_by"].get(stage.name, {}).get("key") == key_of(item, stage)
-    if made and stage.name == "paragraph" and not item.text.exists():
+    if made and stage.name == "paragraph" and not (item.text.is_file() and item.text.read_text().strip()):
         write_file(item.text, item.record["paragraph"] + "\n")
     return made
 
@@ -176,6 +221,12 @@ def read_template(config: Describe) -> str:
     known = FIELDS if config.way == "parts" else FIELDS[:3]
     for name in sorted(names - set(known)):
         raise InputError(f"{config.template} has the unknown field {{{name}}}; with describe.way={config.way}: {known}")
+    try:
+        filled = template.format(modality="", width=1, height=1, caption="", dense="", segments="")
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise InputError(f"{config.template} cannot be filled in ({error}); name its fields as {{caption}}") from error
+    if not filled.strip():
+        raise InputError(f"the template {config.template} (describe.template) is empty")
     return template
 
 
@@ -219,21 +270,28 @@ def overlap(one: list[int], two: list[int]) -> float:
     return both / max(sum(areas) - both, 1)
 
 
-def guarded(model: Callable, items: bool = False) -> Callable[[list[Item]], list]:
-    """A model over items, batched; where a batch fails, one by one, with the exception of each that fails again."""
+def batched(model: Callable, size: int, prompt: Callable[[Item], str] | None = None) -> Answer:
+    """A model over images, and perhaps prompts, in batches; where one fails, one by one, with what each raises."""
 
     def answer(batch: list[Item]) -> list:
         try:
             images = [item.open() for item in batch]
-            return model(images, batch) if items else model(images)
+            return model(images, [prompt(item) for item in batch]) if prompt else model(images)
         except Exception as error:  # the models are not ours
             return [error] if len(batch) == 1 else [answer([item])[0] for item in batch]
 
-    return answer
+    def answers(todo: list[Item]) -> Iterator[tuple[Item, Any]]:
+        for first in range(0, len(todo), size):
+            batch = todo[first : first + size]
+            yield from zip(batch, answer(batch))
+
+    return answers
 
 
-def ask(endpoint: Endpoint, batch: list[Item], template: str, sees: bool, concurrency: int) -> list:
-    """The answers of an endpoint to several items at a time."""
+def ask(
+    endpoint: Endpoint, todo: list[Item], template: str, sees: bool, concurrency: int
+) -> Iterator[tuple[Item, str | Exception]]:
+    """The answers of an endpoint, several asked for at a time; all that came in are given before an InputError is."""
 
     def one(item: Item) -> str | Exception:
         content: str | list[dict] = prompt_of(item, template)
@@ -248,7 +306,21 @@ def ask(endpoint: Endpoint, batch: list[Item], template: str, sees: bool, concur
             return error
 
     with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(one, batch))
+        waiting = {pool.submit(one, item): item for item in todo}
+        for future in as_completed(list(waiting)):
+            if isinstance(future.exception(), InputError):
+                for other in waiting:
+                    other.cancel()
+                break
+            yield waiting.pop(future), future.result()
+    fatal = None
+    for future, item in waiting.items():  # what was under way when no other question would fare better
+        if not future.cancelled():
+            fatal = future.exception() or fatal
+            if not future.exception():
+                yield item, future.result()
+    if fatal:
+        raise fatal
 
 
 @contextmanager
@@ -263,9 +335,13 @@ def loading(model: str) -> Iterator[None]:
         ) from error
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """Half on a GPU, single elsewhere."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def load(kind: type, path: str, device: torch.device) -> torch.nn.Module:
+    """A model, in half precision on a GPU; ValueError if its weights are not all there."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    model, report = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"its weights are not those of a {type(model).__name__}")
+    return model.to(device).eval()
 
 
 class Captioner:
@@ -276,7 +352,7 @@ class Captioner:
 
         with loading(path):
             self.processor = AutoProcessor.from_pretrained(path)
-            self.model = Blip2ForConditionalGeneration.from_pretrained(path, dtype=precision(device)).to(device).eval()
+            self.model = load(Blip2ForConditionalGeneration, path, device)
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[str]:
@@ -295,8 +371,7 @@ class DenseCaptioner:
 
         with loading(path):
             self.processor = AutoProcessor.from_pretrained(path)
-            model = Florence2ForConditionalGeneration.from_pretrained(path, dtype=precision(device))
-            self.model = model.to(device).eval()
+            self.model = load(Florence2ForConditionalGeneration, path, device)
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
@@ -315,10 +390,11 @@ class Segmenter:
     """The larger segments, by Segment Anything: [{"share": of the image, "box": [left, top, right, bottom]}, ...]."""
 
     def __init__(self, path: str, device: torch.device, points: int):
-        from transformers import pipeline
+        from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
         with loading(path):
-            self.masks = pipeline("mask-generation", model=path, device=device, dtype=precision(device))
+            model, processor = load(AutoModelForMaskGeneration, path, device), AutoImageProcessor.from_pretrained(path)
+            self.masks = pipeline("mask-generation", model=model, image_processor=processor, device=device)
         self.points = points
 
     def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
@@ -341,11 +417,24 @@ class LocalChat:
     """A chat model of transformers; with `sees` it gets the image, too."""
 
     def __init__(self, path: str, device: torch.device, max_tokens: int, sees: bool):
-        from transformers import pipeline
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoProcessor,
+            AutoTokenizer,
+            pipeline,
+        )
 
-        task = "image-text-to-text" if sees else "text-generation"
         with loading(path):
-            self.pipe = pipeline(task, model=path, device=device, dtype=precision(device))
+            if sees:
+                reader = AutoProcessor.from_pretrained(path)
+                model, tokenizer = load(AutoModelForImageTextToText, path, device), reader.tokenizer
+                self.pipe = pipeline("image-text-to-text", model=model, processor=reader, device=device)
+            else:
+                model, tokenizer = load(AutoModelForCausalLM, path, device), AutoTokenizer.from_pretrained(path)
+                self.pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device=device)
+            tokenizer.padding_side = "left"  # for texts of unequal length in one batch
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self.sees, self.options = sees, dict(max_new_tokens=max_tokens, return_full_text=False)
 
     def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
@@ -353,5 +442,6 @@ class LocalChat:
         for image, prompt in zip(images, prompts):
             seen = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
             chats.append([{"role": "user", "content": seen if self.sees else prompt}])
-        outputs = self.pipe(text=chats, **self.options) if self.sees else self.pipe(chats, **self.options)
+        options = self.options | {"batch_size": len(chats)}
+        outputs = self.pipe(text=chats, **options) if self.sees else self.pipe(chats, **options)
         return [one[0]["generated_text"].strip() for one in outputs]

@@ -10,6 +10,9 @@ from utils.errors import InputError
 BACKOFF = 0.5  # seconds before the first repetition; each later one waits twice as long
 
 
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ConnectionError")  # of the HTTP libraries that may be beneath
+
+
 class NoAnswer(Exception):
     """A question that got no usable answer, after all repetitions."""
 
@@ -35,11 +38,15 @@ class Endpoint:
     def __init__(self, url: str, model: str, key: str, timeout: float, retries: int, max_tokens: int):
         from huggingface_hub import InferenceClient
 
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"describe.url={url} is no address; it is like https://api.openai.com/v1")
         if key not in os.environ:
             raise InputError(f"the environment variable {key} (describe.key) is not set; export {key}=<key of {url}>")
+        secret = os.environ[key].strip() or "none"
         self.url, self.model, self.key = url, model, key
         self.retries, self.max_tokens, self.tokens = retries, max_tokens, [0, 0]
-        self._client = InferenceClient(base_url=url, api_key=os.environ[key] or "none", timeout=timeout)
+        self._client = InferenceClient(base_url=url, api_key=secret, timeout=timeout)
+        self._secret, self._reached = secret, False
         self._lock = threading.Lock()
 
     def ask(self, content: str | list[dict]) -> str:
@@ -56,9 +63,10 @@ class Endpoint:
                     [{"role": "user", "content": content}], model=self.model, max_tokens=self.max_tokens
                 )
                 text = (answer.choices[0].message.content or "").strip()
-                with self._lock:
-                    for i, count in enumerate((answer.usage.prompt_tokens, answer.usage.completion_tokens)):
-                        self.tokens[i] += count
+                with self._lock:  # not every server counts
+                    for i, name in enumerate(("prompt_tokens", "completion_tokens")):
+                        self.tokens[i] += getattr(getattr(answer, "usage", None), name, None) or 0
+                    self._reached = True
                 if text:
                     return text
                 reason = "an empty answer"
@@ -74,11 +82,15 @@ class Endpoint:
                         f"{self.url} knows no model '{self.model}', or is no OpenAI-compatible endpoint; "
                         "check describe.chat and describe.url"
                     ) from None
-                reason = f"status {status}" if status else type(error).__name__
+                self._reached |= status is not None
+                said = " ".join(response.text.split())[:200].replace(self._secret, "***") if status else ""
+                reason = f"status {status} {said}".strip() if status else type(error).__name__
                 if status and status != 429 and status < 500:
                     break
                 after = response.headers.get("retry-after", "") if status else ""
-                wait = max(wait, float(after) if after.isdigit() else 0)
+                wait = max(wait, min(float(after), 60) if after.isdigit() else 0)
             if attempt < self.retries:
                 time.sleep(wait)
+        if not self._reached and reason in UNREACHABLE:
+            raise InputError(f"{self.url} cannot be reached ({reason}); check describe.url")
         raise NoAnswer(f"{self.url} gave no answer ({reason})")
