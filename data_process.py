@@ -30,8 +30,7 @@ import torch
 from tqdm import tqdm
 
 from net import build_model
-from utils.clip import DEFAULT_CLIP, ClipEncoder
-from utils.clip import describe as describe_clip
+from utils.clip import DEFAULT_CLIP, ClipEncoder, describe_clip
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import h5_path
 from utils.describe import Item, describe
@@ -127,8 +126,8 @@ def encode_sets(sources: list[Source], config: Config) -> list[str]:
         count = 0
         for name, digest in made_of.items():
             path = source.folder("TextFeature") / f"{name}.npy"
-            given = path.is_file() and not recorded(path)
-            if name in features and not given and not (path.is_file() and recorded(path) == digest):
+            # a feature without a record was given, and stays
+            if name in features and (not path.is_file() or recorded(path) not in ("", digest)):
                 path.unlink(missing_ok=True)  # first, so that no feature ever stands beside the record of another
                 write_file(path.with_suffix(".json"), to_json({"made_of": digest}))
                 write_array(path, features[name])

@@ -91,9 +91,9 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     from tqdm import tqdm
 
     from net import build_model
-    from utils.clip import describe, label_of, open_clip
+    from utils.clip import describe_clip, label_of, open_clip
     from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
-    from utils.evaluate import Evaluator, average, fuse_set, sources_8bit
+    from utils.evaluate import Evaluator, average_all, fuse_set, sources_8bit
     from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
@@ -106,8 +106,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
 
-    if model.text and encoder not in ("", model.text.name):
-        print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
+    note_encoder(model, name, encoder)
     blocks = published_rows(PUBLISHED, dataset_name) if compare else []
 
     rules = [rule for rule in BASELINES if compare and rule != model.config["name"]]
@@ -129,9 +128,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
             pictures.append(side_by_side(row, ["A", "B", labels[0], "in colour", *labels[1:]]))
 
     per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
-    means, left_out = {}, {}
-    for label, results in per_image.items():
-        means[label], left_out[label] = average(results)
+    means, left_out = average_all(per_image)
     summary = {
         "set": name,
         "dataset": dataset_name,
@@ -151,7 +148,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     if pictures:
         write_image(folder / "comparison.png", stack_rows(pictures))
     if model.clip:
-        print(f"\nguided by {describe(model.clip)}")
+        print(f"\nguided by {describe_clip(model.clip)}")
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
     names = list(per_image[labels[0]])
     print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
@@ -159,6 +156,12 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         for metric, images in metrics.items():
             print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
     print(f"written: {folder}")
+
+
+def note_encoder(model: nn.Module, name: str, encoder: str) -> None:
+    """Say so if the text of a set is of another encoder than the network was trained with."""
+    if model.text and encoder not in ("", model.text.name):
+        print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
 
 
 def study_set(model: nn.Module, name: str, config: Config, device: torch.device, sentence: str) -> None:
@@ -175,9 +178,7 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
     check_inputs(model, dataset)
     if len(dataset) < 2:
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
-    encoder = text_encoder_of(h5_path(config.data.h5, name))
-    if model.text and encoder not in ("", model.text.name):
-        print(f"note: {name} has text of the encoder {encoder}, the network was trained with {model.text.name}")
+    note_encoder(model, name, text_encoder_of(h5_path(config.data.h5, name)))
     (feature,) = open_text_encoder(model, config, device).encode([sentence])
     folder = Path(config.test.output) / name / "text_study"
     text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, folder)
@@ -188,7 +189,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     import torch
     from tqdm import tqdm
 
-    from utils.clip import describe, open_clip
+    from utils.clip import describe_clip, open_clip
     from utils.evaluate import fuse_one
     from utils.images import (
         as_unit,
@@ -219,7 +220,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     texts = own_texts(model, config, args, list(pairs), device)
     clip = open_clip(config.clip, model, [], device)
     if clip:
-        print(f"guided by {describe(model.clip)}")
+        print(f"guided by {describe_clip(model.clip)}")
     problems = []
     for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
         try:

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
-from utils.clip import describe, open_clip
+from utils.clip import describe_clip, open_clip
 from utils.config import Config, Train, parse_args
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
 from utils.errors import InputError, enough_memory, run
@@ -142,7 +142,7 @@ def main() -> None:
     net.inputs = model.inputs
     folder = open_run_folder(config, model, first_epoch) if main_process else None
     writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
-    guide = describe(model.clip) if model.clip else f"text of {model.text.name}" if model.text else "nothing"
+    guide = describe_clip(model.clip) if model.clip else f"text of {model.text.name}" if model.text else "nothing"
     log.info(
         f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
         f"{config.precision}, guided by {guide}; {len(dataset)} pairs, {train.batch_size} a step "

@@ -111,7 +111,7 @@ def prepare(
 
     Args:
         model: the network.
-        precision: "bf16" for the feed-forward networks, two thirds of the work, and the text guidance of FILM.
+        precision: "bf16" for the feed-forward networks, most of a block's work, and the text guidance of FILM.
             All else stays float32: sums over the image and residual sums let the error of bf16 add up.
         tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
             likes, all on a GPU.

@@ -379,13 +379,15 @@ def test_places_and_names_of_segments():
     assert segment == {"share": round(300 / 5400, 4), "box": [30, 10, 60, 20]}
 
 
-def test_a_text_of_another_image_does_not_stay(own, tmp_path, server):
+def test_a_failed_description_leaves_the_old_one_whole(own, tmp_path, server):
     script("data_process.py", "describe", *own, *server.words)
+    old = {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")}
     path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
     server.script = [400]
     output = script("data_process.py", "describe", *own, *server.words, "describe.retries=0", code=1)
     assert "VI/a2.png: no paragraph" in output
+    assert {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")} == old
 
 
 def test_a_stage_after_a_change_drops_the_old_text(own, tmp_path, monkeypatch):

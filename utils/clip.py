@@ -128,7 +128,7 @@ def open_clip(
     return encoder if missing else None
 
 
-def describe(clip: dict[str, str]) -> str:
+def describe_clip(clip: dict[str, str]) -> str:
     """The identity of a CLIP in words, with a warning where its weights are random, which every output has to say."""
     return f"CLIP {clip['name']}" + " (random weights)" * (clip["name"] == RANDOM)
 

@@ -98,6 +98,10 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of the parts in a JSON
 }
 
 
+# items -> each with its part, or an exception, as they come
+Answer = Callable[[list[Item]], Iterator[tuple[Item, Any]]]
+
+
 @dataclass
 class Stage:
     """One kind of part: what makes it from a list of items, and what it depends on."""
@@ -105,12 +109,7 @@ class Stage:
     name: str
     model: str
     depends: Callable[[Item], Any]
-    load: Callable[[], "Answer"]
-
-
-Answer = Callable[
-    [list[Item]], Iterator[tuple[Item, Any]]
-]  # items -> each with its part, or an exception, as they come
+    load: Callable[[], Answer]
 
 
 def describe(items: list[Item], config: Describe, device: torch.device) -> list[str]:
@@ -162,6 +161,7 @@ def describe(items: list[Item], config: Describe, device: torch.device) -> list[
 
 
 def open_endpoint(config: Describe) -> Endpoint:
+    """The endpoint of the config; InputError if its address or key is missing."""
     return Endpoint(config.url, config.chat, config.key, config.timeout, config.retries, config.max_tokens)
 
 
@@ -204,7 +204,11 @@ def key_of(item: Item, stage: Stage) -> str:
 def is_made(item: Item, stage: Stage) -> bool:
     """True if a part would be made from the same again. A paragraph whose file is gone or empty is written."""
     made = stage.name in item.record and item.record["made_by"].get(stage.name, {}).get("key") == key_of(item, stage)
-    if made and stage.name == "paragraph" and not (item.text.is_file() and item.text.read_text().strip()):
+    if (
+        made
+        and stage.name == "paragraph"
+        and not (item.text.is_file() and item.text.read_text(encoding="utf-8").strip())
+    ):
         write_file(item.text, item.record["paragraph"] + "\n")
     return made
 

@@ -8,8 +8,6 @@ import time
 from utils.errors import InputError
 
 BACKOFF = 0.5  # seconds before the first repetition; each later one waits twice as long
-
-
 UNREACHABLE = ("ConnectError", "ConnectTimeout", "ConnectionError")  # of the HTTP libraries that may be beneath
 
 
@@ -88,7 +86,7 @@ class Endpoint:
                 if status and status != 429 and status < 500:
                     break
                 after = response.headers.get("retry-after", "") if status else ""
-                wait = max(wait, min(float(after), 60) if after.isdigit() else 0)
+                wait = max(wait, min(float(after), 60) if after.isdecimal() else 0)
             if attempt < self.retries:
                 time.sleep(wait)
         if not self._reached and reason in UNREACHABLE:

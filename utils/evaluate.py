@@ -107,6 +107,14 @@ def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dic
     return means, left_out
 
 
+def average_all(per_image: dict[str, dict[str, dict[str, float]]]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """`average` of every network: {label: means} and {label: images left out}."""
+    averages = {label: average(results) for label, results in per_image.items()}
+    return {label: means for label, (means, _) in averages.items()}, {
+        label: out for label, (_, out) in averages.items()
+    }
+
+
 def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
     """Both sources of a batch of one pair as (H, W) uint8, as the metrics take them."""
     return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from utils.config import Config
 from utils.data import PairDataset, collate, pad_texts
-from utils.evaluate import Evaluator, average, fuse_one, sources_8bit
+from utils.evaluate import Evaluator, average_all, fuse_one, sources_8bit
 from utils.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.table import format_table, write_results
 
@@ -49,9 +49,7 @@ def text_study(
         rows = sorted(rows, key=lambda row: -row[0])[:PICTURE_PAIRS]
 
     per_image = {label: evaluator.results() for label, evaluator in evaluators.items()}
-    means, left_out = {}, {}
-    for label, results in per_image.items():
-        means[label], left_out[label] = average(results)
+    means, left_out = average_all(per_image)
     levels = {label: float(np.mean(values)) for label, values in changes.items()}
     summary = {
         "ckpt": config.ckpt,
