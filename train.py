@@ -39,7 +39,7 @@ from utils import distributed
 from utils.clip import describe_clip, open_clip
 from utils.config import Config, Train, parse_args
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
-from utils.errors import InputError, enough_memory, run
+from utils.errors import InputError, enough_memory, nearest, run
 from utils.evaluate import (
     Evaluator,
     average,
@@ -273,8 +273,11 @@ def build_loss(options: dict) -> FusionLoss:
     """The loss of the config; InputError for an option it does not have."""
     known = inspect.signature(FusionLoss).parameters
     for key, value in options.items():
-        if key not in known or not isinstance(value, (int, float)):
-            raise InputError(f"loss.{key}={value} is not an option with a number; known: {', '.join(known)}")
+        if key not in known:
+            raise InputError(f"loss.{key} is not an option of the loss; {nearest(key, known)}")
+        kind = type(known[key].default)  # a number or a word
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise InputError(f"loss.{key} must be like {known[key].default!r}, not {value!r}")
     return FusionLoss(**options)
 
 

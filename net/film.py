@@ -149,9 +149,9 @@ class TextGuidedStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Both sources' features, concatenated (N, 2C, H, W) -> the fused image before the sigmoid (N, 1, H, W)."""
+    """Both sources' features, concatenated (N, 2C, H, W) -> the fused image before the sigmoid (N, outputs, H, W)."""
 
-    def __init__(self, channels: int, heads: int, blocks: int):
+    def __init__(self, channels: int, heads: int, blocks: int, outputs: int = 1):
         super().__init__()
 
         def restormer(width: int) -> nn.Sequential:
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         self.reduce = nn.Conv2d(2 * channels, channels, 1)
         self.restormer2 = restormer(channels)
         self.restormer3 = restormer(channels)
-        self.output = nn.Conv2d(channels, 1, 1)
+        self.output = nn.Conv2d(channels, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.restormer3(self.restormer2(self.reduce(self.restormer1(x)))))
@@ -186,6 +186,7 @@ class FILM(nn.Module):
 
     label = "FILM"
     inputs = ("text", "text_mask")
+    outputs = 1  # maps that the decoder ends in
 
     def __init__(
         self,
@@ -214,7 +215,7 @@ class FILM(nn.Module):
             TextGuidedStage(channels if i else 1, channels, hidden_dim, heads, blocks, tuple(token_grid))
             for i in range(stages)
         )
-        self.decoder = Decoder(channels, heads, blocks)
+        self.decoder = Decoder(channels, heads, blocks, self.outputs)
 
     def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim).
@@ -226,7 +227,7 @@ class FILM(nn.Module):
 
     def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """All of `forward` before the sigmoid, so that a variant can end in another way."""
-        return self.decoder(self.features(image_a, image_b, text, text_mask))  # (N, 1, H, W)
+        return self.decoder(self.features(image_a, image_b, text, text_mask))  # (N, outputs, H, W)
 
     def features(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Both sources' features after all stages, concatenated (N, 2C, H, W)."""

@@ -1,8 +1,11 @@
-"""The training loss of both papers: follow the brighter and the sharper source."""
+"""The training loss of both papers, follow the brighter and the sharper source, and what other tasks need instead."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from utils.errors import InputError
+from utils.metrics import gaussian_window, weighted_mean
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -31,19 +34,80 @@ def sobel_gradient(x: Tensor) -> Tensor:
     return sum(F.conv2d(x, kernel, padding=1, groups=x.shape[1]).abs() for kernel in kernels)
 
 
-class FusionLoss(nn.Module):
-    """Weighted sum of mean|F - max(A, B)|, mean|G(F) - max(G(A), G(B))| and L2 and SSIM terms.
+def sobel(x: Tensor) -> Tensor:
+    """Both Sobel derivatives of (N, 1, H, W), replicated border, unnormalised: (N, 2, H, W)."""
+    step = torch.arange(-1, 2, dtype=x.dtype, device=x.device)
+    sobel_x = torch.outer(2 - step.abs(), step)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel_x, sobel_x.T])[:, None])
 
-    G is `sobel_gradient`. FILM's weights are the defaults. MGFusion has the first two terms and a balance
-    lambda = 0.2; the copy of the paper at hand does not show which of them it multiplies. The L2 and
-    SSIM terms, sum over S in A, B of ||F - S||_2 + ssim_weight * (1 - SSIM(F, S)), are off by default
-    as published and then cost nothing; the norm runs over the whole batch, so its scale grows with it.
+
+def brighter(image_a: Tensor, image_b: Tensor) -> Tensor:
+    """max(A, B): both papers' target."""
+    return torch.maximum(image_a, image_b)
+
+
+def sharper(image_a: Tensor, image_b: Tensor, window: int = 9) -> Tensor:
+    """At every pixel the source with more edges around it: what is in focus."""
+    energy_a, energy_b = (
+        F.avg_pool2d(sobel(x).square().sum(dim=1, keepdim=True), window, 1, window // 2, count_include_pad=False)
+        for x in (image_a, image_b)
+    )
+    return torch.where(energy_a > energy_b, image_a, image_b)
+
+
+def exposed(image_a: Tensor, image_b: Tensor, window: int = 17, sigma: float = 0.2) -> Tensor:
+    """A and B weighted by how near they are to mid-gray around a pixel (Mertens et al. 2007): what is well exposed."""
+    weight_a, weight_b = (
+        F.avg_pool2d(torch.exp(-((x - 0.5) ** 2) / (2 * sigma**2)), window, 1, window // 2, count_include_pad=False)
+        for x in (image_a, image_b)
+    )
+    return torch.lerp(image_b, image_a, weight_a / (weight_a + weight_b + 1e-6))
+
+
+def visual_information(fused: Tensor, source: Tensor) -> Tensor:
+    """Visual information fidelity of F to a source (Sheikh and Bovik 2006), a smooth form: scalar, 1 = all of it.
+
+    As the metric VIFF in utils/metrics.py, over whole windows and four scales, but for where it has steps:
+    a flat source counts little instead of nothing. Sides of 41 pixels or more, values in [0, 1].
+    """
+    noise, floor = 2 / 255**2, 1e-6  # the floor keeps gradients of flat regions finite
+    kept = total = 0
+    for size in (17, 9, 5, 3):
+        window = gaussian_window(size)
+        if size < 17:
+            fused, source = (weighted_mean(x, window, step=2) for x in (fused, source))
+        mean_f, mean_s = weighted_mean(fused, window), weighted_mean(source, window)
+        var_f = (weighted_mean(fused * fused, window) - mean_f**2).clamp(min=0)
+        var_s = (weighted_mean(source * source, window) - mean_s**2).clamp(min=0)
+        gain = ((weighted_mean(fused * source, window) - mean_f * mean_s) / (var_s + floor)).clamp(min=0)
+        residual = (var_f - gain**2 * var_s).clamp(min=0)
+        kept = kept + torch.log1p(gain**2 * var_s / (residual + noise)).sum()
+        total = total + torch.log1p(var_s / noise).sum()
+    return kept / (total + floor)
+
+
+INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
+GRADIENTS = ("magnitude", "vector")
+
+
+class FusionLoss(nn.Module):
+    """Weighted sum of mean|F - T(A, B)| (intensity), a gradient term and, if they have a weight, further ones.
+
+    FILM's loss is the default: T = max, gradient mean|G(F) - max(G(A), G(B))| with G of `sobel_gradient`.
+    MGFusion has these two terms and a balance lambda = 0.2; the copy of the paper at hand does not show
+    which of them it multiplies. The L2 and SSIM terms, sum over S in A, B of ||F - S||_2 + ssim_weight *
+    (1 - SSIM(F, S)), are off by default as published; the norm runs over the whole batch, so its scale
+    grows with it. A term of weight 0 costs nothing.
 
     Args:
-        grad_weight: of the second term; FILM 20.
+        grad_weight: of the gradient term; FILM 20.
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
         ssim_weight: of SSIM against L2; FILM 71.
-        intensity_weight: of the first term; FILM 1.
+        intensity_weight: of the intensity term; FILM 1.
+        vif_weight: of the term -(V(F, A) + V(F, B)), V the `visual_information`; FILM has none.
+        intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
+        gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
+            with the longer ones at each pixel, so that an edge keeps its direction and sign.
     """
 
     def __init__(
@@ -52,22 +116,40 @@ class FusionLoss(nn.Module):
         fidelity_weight: float = 0.0,
         ssim_weight: float = 71.0,
         intensity_weight: float = 1.0,
+        vif_weight: float = 0.0,
+        intensity: str = "max",
+        gradient: str = "magnitude",
     ):
         super().__init__()
+        for key, value, choices in (("intensity", intensity, INTENSITIES), ("gradient", gradient, GRADIENTS)):
+            if value not in choices:
+                raise InputError(f"loss.{key} must be one of {', '.join(choices)}, not '{value}'")
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
-        self.intensity_weight = intensity_weight
+        self.intensity_weight, self.vif_weight = intensity_weight, vif_weight
+        self.intensity, self.gradient = INTENSITIES[intensity], gradient
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> dict[str, Tensor]:
         """Images (N, 1, H, W) in [0, 1] -> every term before its weight, and "total": scalars."""
-        sharper = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
+        sources = (image_a, image_b)
         terms = {
-            "intensity": (fused - torch.maximum(image_a, image_b)).abs().mean(),
-            "gradient": (sobel_gradient(fused) - sharper).abs().mean(),
+            "intensity": (fused - self.intensity(*sources)).abs().mean(),
+            "gradient": self.gradient_term(fused, *sources),
         }
         total = self.intensity_weight * terms["intensity"] + self.grad_weight * terms["gradient"]
         if self.fidelity_weight:
-            sources = (image_a, image_b)
             terms["l2"] = sum(torch.linalg.vector_norm(fused - source) for source in sources)
             terms["dissimilarity"] = sum(1 - ssim(fused, source) for source in sources)
             total = total + self.fidelity_weight * (terms["l2"] + self.ssim_weight * terms["dissimilarity"])
+        if self.vif_weight:
+            terms["vif"] = sum(visual_information(fused, source) for source in sources)
+            total = total - self.vif_weight * terms["vif"]
         return {"total": total, **terms}
+
+    def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+        if self.gradient == "magnitude":
+            sharper_edges = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
+            return (sobel_gradient(fused) - sharper_edges).abs().mean()
+        of_a, of_b = sobel(image_a), sobel(image_b)
+        longer = of_a.square().sum(dim=1, keepdim=True) > of_b.square().sum(dim=1, keepdim=True)
+        difference = sobel(fused) - torch.where(longer, of_a, of_b)
+        return (difference.square().sum(dim=1) + 1e-6).sqrt().mean()
