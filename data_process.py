@@ -10,7 +10,8 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
 
 A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data.py). Training sets are resized
 or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
-listed at once, and nothing is written for it.
+listed at once, and nothing is written for it. data.draw draws splits and data.simulate simulates sets of
+multi-focus and multi-exposure pairs first, where they are not there yet.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ from utils.data import h5_path
 from utils.describe import Item, describe
 from utils.errors import InputError, nearest, run
 from utils.files import cannot_write, to_json, write_file
-from utils.images import EXTENSIONS, as_unit, list_images, merge_chroma, read_image
+from utils.images import EXTENSIONS, as_unit, colorize, list_images, merge_chroma, read_image, write_image
+from utils.simulate import SIMULATORS
 from utils.text import TextEncoder, check_feature, encoder_name
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
@@ -74,7 +76,7 @@ def main() -> None:
     )
     command = args.words.pop(0) if args.words[:1] in (["describe"], ["encode"]) else ""
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in draw_splits(config, words):
+    for line in [*draw_splits(config, words), *simulate_sets(config, words)]:
         print(line)
     sources = find_sources(config, words)
     problems = {"describe": describe_sets, "encode": encode_sets, "": make_sets}[command](sources, config)
@@ -180,6 +182,59 @@ def draw_splits(config: Config, words: list[str]) -> list[str]:
                 write_file(splits[split].names, "\n".join([heads[split], *drawn, ""]))
                 said.append(f"{splits[split].names}: {heads[split][2:]}")
     return said
+
+
+def simulate_sets(config: Config, words: list[str]) -> list[str]:
+    """Make the sets that data.simulate asks for, images and text beside the real ones, and say so.
+
+    A set is made from all photographs of a split and takes that split's name, so what is simulated from
+    training images is trained on only. A set whose split file is there is kept.
+
+    Args:
+        words: the sets or datasets to make; others are left alone.
+
+    Raises:
+        InputError: a row that makes no sense, a task without a simulator, a photograph or text that is missing.
+    """
+    table, said = read_yaml(config.data.datasets), []
+    for dataset, origin in config.data.simulate.items():
+        if not isinstance(origin, dict) or set(origin) != {"of", "image"}:
+            raise InputError(f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {origin}")
+        row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
+        if row.task not in SIMULATORS:
+            can = ", ".join(SIMULATORS)
+            raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
+        splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
+        if dataset in words:
+            splits |= {path.stem for path in real.folder("Image").glob("*.txt")}
+        for split in sorted(splits):
+            made, source = (Source(**vars(each) | {"split": split}) for each in (row, real))
+            if not made.names.exists():
+                count = simulate_set(made, source, origin["image"], config.seed)
+                said.append(f"{made.names}: {count} pairs simulated from {source.name}, seed {config.seed}")
+    return said
+
+
+def simulate_set(made: Source, real: Source, folder: str, seed: int) -> int:
+    """Images, texts and at last the split file of a simulated set; returns how many pairs."""
+    problems: list[str] = []
+    names, images = read_split(real, problems), list_images(real.folder("Image") / folder)
+    make_pair, said = SIMULATORS[made.task]
+    for name in tqdm(names, desc=made.name, unit="pair"):
+        if name not in images:
+            problems.append(f"'{name}' has no image in {real.folder('Image') / folder}")
+            continue
+        gray, chroma = read_image(images[name][0])
+        rng = np.random.default_rng([seed, *f"{made.dataset}/{name}".encode()])
+        pair = make_pair(colorize((as_unit(gray) * 255).round().astype(np.uint8), chroma), rng)
+        paragraph = read_paragraph(real, folder, name)
+        for side, image, sentence in zip((made.a, made.b), pair, said):
+            write_image(made.folder("Image") / side / f"{name}.png", image)
+            write_file(made.folder("Text") / side / f"{name}.txt", f"{paragraph} {sentence}\n")
+    if problems:
+        raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
+    write_file(made.names, "\n".join([*names, ""]))
+    return len(names)
 
 
 def find_sources(config: Config, words: list[str]) -> list[Source]:

@@ -1,19 +1,22 @@
 """Test a fusion network: fused images, and the paper's tables.
 
+    python test.py                                                     the sample, with the weights that ship
     python test.py --config configs/film_ivf.yaml                      every test set of the config
     python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
     python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..."
     python test.py --a folder_a --b folder_b --out folder              pairs of equal names
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
+    python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
 
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv and
-metrics.json. With --compare the weight-free rules and published results stand beside it, and
-comparison.png shows some pairs. test.stretch says how the network's output becomes 8 bit: minmax, the
-published stretch of every image to its own range, or clamp.
+metrics.json. With --compare (or test.compare=true) the weight-free rules and published results stand
+beside it, and comparison.png shows some pairs. test.stretch says how the network's output becomes 8 bit:
+minmax, the published stretch of every image to its own range, or clamp.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,7 @@ from utils.errors import InputError, run
 
 # what takes seconds to import is imported where it is used, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -39,55 +43,107 @@ ARGUMENTS = {
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
     "--text-study": {"action": "store_true", "help": "fuse with own, another's, the default text and one sentence"},
+    "--export": {"metavar": "FILE", "help": "write the weights in half precision, tested so (.safetensors)"},
     "--sentence": {"metavar": "TEXT", "default": "An image.", "help": "that sentence"},
 }
 
 
 def main() -> None:
-    config, args = parse_args(__doc__, arguments=ARGUMENTS, default="configs/film_ivf.yaml")
+    config, args = parse_args(__doc__, arguments=ARGUMENTS, default="configs/sample.yaml")
     own = [args.a, args.b, args.out]
     if any(own) and not all(own):
         raise InputError("a pair of your own needs all of --a, --b and --out")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
-    from net import prepare
+    from net.checkpoint import read_checkpoint, save_weights
     from utils.evaluate import check_metrics
+    from utils.images import stack_rows, write_image
 
     device = pick_device(config.device)
     check_metrics(config.test.metrics)
-    model = open_model(config, device)
-    prepare(model, config.precision, config.test.tile, compile=config.compile)
+    config.test.compare |= args.compare
     if any(own):
-        fuse_own(model, config, args, device)
-    elif args.text_study:
-        for name in config.data.test:
-            study_set(model, name, config, device, args.sentence)
-    else:
-        for name in config.data.test:
-            test_set(model, name, config, device, args.compare)
+        config = replace(config, ckpt=find_checkpoint(config.ckpt, None))
+        fuse_own(open_model(config, device), config, args, device)
+        return
+    make_missing(config)
+    metrics, rows = {}, []
+    for name in config.data.test:
+        used = replace(config, ckpt=find_checkpoint(config.ckpt, name, config))
+        model = open_model(used, device, half=bool(args.export))
+        if args.text_study:
+            study_set(model, name, used, device, args.sentence)
+        else:
+            metrics[name], pictures = test_set(model, name, used, device)
+            rows += pictures[:1]
+    if len(config.data.test) > 1 and rows:
+        path = Path(config.test.output) / "comparison.png"
+        write_image(path, stack_rows(rows))
+        print(f"one pair of each set: {path}")
+    if args.export:
+        save_weights(args.export, read_checkpoint(used.ckpt) | {"metrics": metrics})
+        print(f"weights in half precision, measured as above: {args.export}")
 
 
-def open_model(config: Config, device: torch.device) -> nn.Module:
-    """The network of `ckpt`, or one without weights that the config names with ckpt=null."""
-    from net import build_model, load_model
+def find_checkpoint(ckpt: str | None, name: str | None, config: Config | None = None) -> str | None:
+    """`ckpt` with the task of a set for {task}, and the newest file for a *; `name` is None for a pair of one's own."""
+    from utils.data import h5_path, task_of
+
+    if ckpt and "{task}" in ckpt:
+        if name is None:
+            example = ckpt.replace("{task}", "IVF")
+            raise InputError(f"say which weights a pair of your own is for: ckpt={example} for infrared and visible")
+        ckpt = ckpt.replace("{task}", task_of(h5_path(config.data.h5, name)))
+    if ckpt and "*" in ckpt:
+        path = Path(ckpt)
+        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise InputError(f"there is no checkpoint {ckpt}; train first, or give one with ckpt=...")
+        ckpt = str(found[-1])
+        print(f"weights: {ckpt}")
+    return ckpt
+
+
+def make_missing(config: Config) -> None:
+    """Make the H5 files of test sets whose images are there and which have none yet."""
+    from utils.data import h5_path
+
+    missing = [name for name in config.data.test if not h5_path(config.data.h5, name).is_file()]
+    if missing:
+        from data_process import find_sources, make_sets
+
+        sources = [source for source in find_sources(config, missing) if source.names.is_file()]
+        problems = make_sets(sources, config)
+        if problems:
+            raise InputError("\n".join(problems))
+
+
+def open_model(config: Config, device: torch.device, half: bool = False) -> nn.Module:
+    """The network of `ckpt`, or one without weights that the config names with ckpt=null.
+
+    Args:
+        half: round the weights to half precision, as --export writes them.
+    """
+    from net import build_model, load_model, prepare
+    from net.checkpoint import halved
 
     if config.ckpt is None:
         model = build_model(**config.net)
         if any(True for _ in model.parameters()):
             raise InputError("ckpt is not given; give the weights to test with ckpt=...")
-        return model.to(device).eval()
-    path = Path(config.ckpt)
-    if "*" in config.ckpt:
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise InputError(f"there is no checkpoint {config.ckpt}; train first, or give one with ckpt=...")
-        config.ckpt, path = str(found[-1]), found[-1]
-        print(f"weights: {path}")
-    return load_model(path, device)
+        model.to(device).eval()
+    else:
+        model = load_model(config.ckpt, device)
+    if half:
+        model.load_state_dict(halved(model.state_dict()))
+    prepare(model, config.precision, config.test.tile, compile=config.compile)
+    return model
 
 
-def test_set(model: nn.Module, name: str, config: Config, device: torch.device, compare: bool) -> None:
-    """Fuse one set, save the images and the numbers, print the table."""
+def test_set(
+    model: nn.Module, name: str, config: Config, device: torch.device
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Fuse one set, save the images and the numbers, print the table; returns the network's means, and pictures."""
     from tqdm import tqdm
 
     from net import build_model
@@ -97,8 +153,12 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
     from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
-    path = h5_path(config.data.h5, name)
+    path, compare = h5_path(config.data.h5, name), config.test.compare
     dataset = PairDataset([path], model.inputs, chroma=True)
+    if config.text.use == "default" and "text" in model.inputs:
+        if model.text is None:
+            raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
+        dataset.only_text = model.text.default
     clip = open_clip(config.clip, model, [dataset], device)
     with open_h5(path) as file:
         dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
@@ -135,6 +195,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         "network": labels[0],
         "ckpt": config.ckpt,
         "text_encoder": encoder or None,
+        "text": config.text.use,
         "clip": model.clip,
         "stretch": config.test.stretch,
         "precision": config.precision,
@@ -156,6 +217,7 @@ def test_set(model: nn.Module, name: str, config: Config, device: torch.device, 
         for metric, images in metrics.items():
             print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
     print(f"written: {folder}")
+    return means[labels[0]], pictures
 
 
 def note_encoder(model: nn.Module, name: str, encoder: str) -> None:

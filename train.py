@@ -60,7 +60,7 @@ from utils.text import encoder_name
 # what decides a training, and so must not change where it is resumed
 SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "train.batch_size", "train.lr", "train.lr_step"]
 SAME_TO_RESUME += ["train.lr_gamma", "train.schedule", "train.warmup", "train.lr_low", "train.clip_grad", "train.crop"]
-SAME_TO_RESUME += ["train.augment", "clip_input"]
+SAME_TO_RESUME += ["train.augment", "clip_input", "text.use"]
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
 
@@ -117,6 +117,8 @@ def main() -> None:
         check_inputs(model, each)
     if "text" in model.inputs:
         model.text = text_of(config, dataset)
+        for each in used if config.text.use == "default" else ():
+            each.only_text = model.text.default
     if "clip" in inputs and train.crop and not dataset.clip:
         raise InputError(
             "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"

@@ -1,33 +1,64 @@
-"""Checkpoints on disk: ours, and the published FILM layout.
+"""Checkpoints on disk: ours, weights that ship, and the published FILM layout.
 
-Ours is one dict: net (name and options), model (state dict of the bare network), text (encoder, path,
-name and the default feature) or clip (name and revision) if the network takes it, and, for resuming,
-what train.py adds. Nothing in it needs pickle.
+Ours (.pth, by train.py) is one dict: net (name and options), model (state dict of the bare network), text
+(encoder, path, name and the default feature) or clip (name and revision) if the network takes it, and,
+for resuming, what train.py adds. Weights that ship (.safetensors, by test.py --export) hold the tensors
+in half precision and everything else but the optimiser in the header. Neither needs pickle.
 """
 
+import copy
 import io
+import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 
 from net.published import is_published, translate
 from net.registry import build_model
 from utils.errors import InputError
-from utils.files import write_file
+from utils.files import to_json, write_file
+
+DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
+HEADER = ("net", "text", "clip", "config", "commit", "epoch", "metrics")
+PLACES = (("data", "root"), ("data", "h5"), ("train", "exp"), ("train", "resume"), ("test", "output"))  # of one machine
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint; it is whole or not there."""
+    """Write a checkpoint as .pth; it is whole or not there."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_file(path, buffer.getvalue())
 
 
+def save_weights(path: str | Path, checkpoint: dict) -> None:
+    """Write a checkpoint's network as .safetensors, HEADER as JSON in its header; it is whole or not there.
+
+    `metrics` is what the weights were measured to do, {set: {metric: mean}}. Places on this machine stay here.
+    """
+    tensors = halved(checkpoint["model"])
+    facts = {key: copy.deepcopy(checkpoint.get(key)) for key in HEADER}
+    for part, key in PLACES:
+        facts["config"][part].pop(key, None)
+    facts["config"].pop("ckpt", None)
+    if facts["text"]:
+        tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
+        facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
+    header = {key: to_json(value) for key, value in facts.items()}
+    write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with its floats in half precision."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of ours or of the published layout, as ours, on the CPU and without pickle.
+    """Read a checkpoint of ours, weights that ship, or a published file, as ours, on the CPU and without pickle.
 
     Raises:
         InputError: missing, unreadable, or not a checkpoint.
@@ -35,8 +66,18 @@ def read_checkpoint(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if Path(path).suffix == ".safetensors":
+            checkpoint = read_weights(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        safetensors.SafetensorError,
+    ) as error:
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
@@ -48,11 +89,24 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def read_weights(path: str | Path) -> dict:
+    """A .safetensors of `save_weights` as a checkpoint, in single precision."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+    facts = {key: json.loads(value) for key, value in header.items() if key in HEADER}
+    tensors = safetensors.torch.load_file(path)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    default = tensors.pop(DEFAULT_TEXT, None)
+    if facts.get("text"):
+        facts["text"]["default"] = default
+    return facts | {"model": tensors}
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Open a checkpoint as a network in eval mode.
 
     Args:
-        path: a checkpoint of train.py, or a published IVF.pth, MIF.pth, MEF.pth or MFF.pth.
+        path: a checkpoint of train.py, a .safetensors that ships, or a published IVF.pth, MIF.pth, MEF.pth or MFF.pth.
         device: where to put the network.
 
     Returns:

@@ -35,6 +35,9 @@ class Data:
     patch_size: int | None = None  # training sets: cut into squares of this side, pixels
     stride: int | None = None  # step between patches, pixels; patch_size if not given
     draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
+    simulate: dict[str, Any] = field(
+        default_factory=dict
+    )  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Text:
 
     encoder: str = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
     path: str | None = None  # hub name or local folder; None: the encoder's default
+    use: str = "own"  # which text guides: each pair's own, or the default one for all pairs (ablation)
     recompute: bool = False  # encode Text/ even where TextFeature/ has features
     batch_size: int = 32  # paragraphs at a time
 
@@ -102,6 +106,7 @@ class Test:
 
     stretch: str = "minmax"  # minmax: the published per-image stretch, truncated; clamp: clamp and round
     metrics: list[str] = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
+    compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
     output: str = "test_output"
     tile: int | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
     num_workers: int = 2
@@ -116,7 +121,7 @@ class Config:
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
     precision: str = "fp32"  # fp32, or bf16 in the widest layers
     compile: bool = False  # torch.compile the Restormer blocks: slow at first, then fewer kernels (GPU)
-    ckpt: str | None = None  # weights to test; the newest file where it has a * in it
+    ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
     net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
     loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
     data: Data = field(default_factory=Data)
@@ -133,6 +138,7 @@ class Config:
 
 
 CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
+CHOICES |= {"text.use": ("own", "default")}
 CHOICES |= {"describe.way": ("parts", "image"), "clip_input": ("image", "crop"), "train.schedule": ("step", "warmup")}
 POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
 POSITIVE += ["train.lr_step", "train.lr_gamma", "train.lr_low", "train.clip_grad", "train.crop", "train.log_every"]
@@ -162,7 +168,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
-        if key in ("net", "loss", "data.draw") and isinstance(value, dict):
+        if key in ("net", "loss", "data.draw", "data.simulate") and isinstance(value, dict):
             *parents, last = key.split(".")
             setattr(reduce(getattr, parents, config), last, {})  # given as a whole, it replaces what the file says
         for part in reversed(key.split(".")):

@@ -118,6 +118,7 @@ class PairDataset(Dataset):
         chroma: return chroma too.
 
     Attributes:
+        only_text: a feature (L, dim) that every sample gets in place of its own; None: each has its own.
         dims: width of each feature that samples have, e.g. {"text": 768}.
         clip: name and revision of the CLIP that gave the vectors; None if samples have none.
 
@@ -135,6 +136,7 @@ class PairDataset(Dataset):
         chroma: bool = False,
     ):
         self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
+        self.only_text: Tensor | None = None
         files = {str(path): PairFile(path) for path in paths}
         self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
         if "text" in inputs:
@@ -218,6 +220,8 @@ class PairDataset(Dataset):
             "image_a": torch.from_numpy(np.ascontiguousarray(maps[0])),
             "image_b": torch.from_numpy(np.ascontiguousarray(maps[1])),
         } | {kind: pairs.feature(kind, name) for kind in self.dims}
+        if self.only_text is not None:
+            sample["text"] = self.only_text
         if self.chroma:
             coloured = ("chroma", name) in pairs
             stored = pairs["chroma", name][window] if coloured else np.full((2, height, width), NEUTRAL, np.uint8)
@@ -259,6 +263,14 @@ def text_encoder_of(path: str | Path) -> str:
     """The text encoder recorded in an H5 file; empty for a published file, which records none."""
     with open_h5(path) as file:
         return str(file.attrs.get("text_encoder", ""))
+
+
+def task_of(path: str | Path) -> str:
+    """The task recorded in an H5 file, e.g. IVF; InputError for a published file, which records none."""
+    with open_h5(path) as file:
+        if "task" not in file.attrs:
+            raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
+        return str(file.attrs["task"])
 
 
 def clip_of(file: h5py.File) -> dict[str, str] | None:

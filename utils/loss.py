@@ -104,7 +104,9 @@ class FusionLoss(nn.Module):
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
         ssim_weight: of SSIM against L2; FILM 71.
         intensity_weight: of the intensity term; FILM 1.
-        vif_weight: of the term -(V(F, A) + V(F, B)), V the `visual_information`; FILM has none.
+        vif_weight: of the term -log V(F, A) - log V(F, B), V the `visual_information`; FILM has none. The
+            logarithm counts what F keeps of one source more the less it is: the mere sum is best served
+            by taking over one of them.
         intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
         gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
@@ -141,8 +143,9 @@ class FusionLoss(nn.Module):
             terms["dissimilarity"] = sum(1 - ssim(fused, source) for source in sources)
             total = total + self.fidelity_weight * (terms["l2"] + self.ssim_weight * terms["dissimilarity"])
         if self.vif_weight:
-            terms["vif"] = sum(visual_information(fused, source) for source in sources)
-            total = total - self.vif_weight * terms["vif"]
+            kept = torch.stack([visual_information(fused, source) for source in sources])
+            terms["vif"] = kept.sum()
+            total = total - self.vif_weight * torch.log(kept + 1e-3).sum()
         return {"total": total, **terms}
 
     def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
