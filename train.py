@@ -58,8 +58,17 @@ from utils.metrics import LOWER_IS_BETTER
 from utils.text import encoder_name
 
 # what decides a training, and so must not change where it is resumed
-SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "train.batch_size", "train.lr", "train.lr_step"]
-SAME_TO_RESUME += ["train.lr_gamma", "train.schedule", "train.warmup", "train.lr_low", "train.clip_grad", "train.crop"]
+SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "data.leave_out", "train.batch_size"]
+SAME_TO_RESUME += [
+    "train.lr",
+    "train.lr_step",
+    "train.lr_gamma",
+    "train.schedule",
+    "train.warmup",
+    "train.lr_low",
+    "train.clip_grad",
+    "train.crop",
+]
 SAME_TO_RESUME += ["train.augment", "clip_input", "text.use"]
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
@@ -93,6 +102,7 @@ def main() -> None:
     inputs = [key for key in model.inputs if not (key == "clip" and crops_guide)]
     paths = [h5_path(config.data.h5, name) for name in config.data.train]
     dataset = PairDataset(paths, inputs, train.crop, train.augment, config.seed)
+    dataset.leave_out(config.data.leave_out)
     if train.batch_size % (world * train.accumulate) or len(dataset) < train.batch_size:
         raise InputError(
             f"train.batch_size={train.batch_size} must be a multiple of the {world} processes times "

@@ -186,7 +186,7 @@ def test_text_guides_the_result():
         assert not torch.equal(model(a, b, torch.randn(1, 4, 12)), model(a, b, torch.randn(1, 4, 12)))
 
 
-@pytest.mark.parametrize("name", ["film", "film_residual"])
+@pytest.mark.parametrize("name", ["film", "film_blend"])
 def test_gradients_reach_every_parameter(name):
     model = build_model(name, **SMALL)
     a, b = torch.rand(2, 2, 1, 20, 26)
@@ -211,13 +211,13 @@ def test_overfits_one_batch():
     assert min(losses[-10:]) < 0.25 * losses[0]
 
 
-def test_residual_starts_from_max():
-    model = build_model("film_residual", **SMALL)
+def test_blend_starts_from_the_mean():
+    model = build_model("film_blend", **SMALL)
     torch.nn.init.zeros_(model.decoder.output.weight)
     torch.nn.init.zeros_(model.decoder.output.bias)
     a, b = torch.rand(2, 1, 1, 20, 26)
     with torch.no_grad():
-        torch.testing.assert_close(model(a, b, torch.randn(1, 4, 12)), torch.maximum(a, b), atol=2 / 512, rtol=0)
+        torch.testing.assert_close(model(a, b, torch.randn(1, 4, 12)), (a + b) / 2, atol=2 / 512, rtol=0)
 
 
 def test_baselines():

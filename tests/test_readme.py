@@ -13,7 +13,7 @@ COMMANDS = re.findall(r"^(?:&& )?(?:python|torchrun [\w=-]+) (\w+\.py)(.*)$", RE
 
 
 def test_variant_is_shown_as_it_is():
-    assert (ROOT / "net" / "film_residual.py").read_text().strip() in README
+    assert (ROOT / "net" / "film_blend.py").read_text().strip() in README
 
 
 @pytest.mark.parametrize("name, words", COMMANDS)
@@ -36,7 +36,7 @@ def test_files_and_keys_that_are_named_exist():
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(film_\w+)\.yaml`", README):
         assert (ROOT / "configs" / f"{name}.yaml").is_file()
-    assert {"film", "film_residual", "mean", "max", "laplacian"} <= set(NETWORKS)
+    assert {"film", "film_blend", "mean", "max", "laplacian"} <= set(NETWORKS)
 
 
 def test_ci_finds_both_commands():

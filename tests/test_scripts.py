@@ -190,7 +190,9 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["data.train=[]"], "data.train names no set"),
         (["data.train=[None_train]"], "None_train.h5; make it with"),
         (["train.crop=64"], "smaller than train.crop"),
-        (["loss.grad=3"], "loss.grad=3 is not an option"),
+        (["loss.grad=3"], "loss.grad is not an option"),
+        (["loss.grad_weight=much"], "loss.grad_weight must be like 20.0"),
+        (["loss.intensity=dark"], "loss.intensity must be one of max, sharper, exposed"),
         (["train.best=Quality"], "no metric 'Quality'"),
         (["device=cuda:9"], "device 'cuda:9' is not to be had"),
     ],
@@ -202,11 +204,11 @@ def test_wrong_training_settings_are_one_sentence(prepared, words, message):
 
 def test_a_variant_trains_and_tests(prepared, tmp_path):
     """What the README's example says: one line of YAML, or one word on the command line."""
-    script("train.py", *prepared, "train.epochs=1", "net.name=film_residual")
+    script("train.py", *prepared, "train.epochs=1", "net.name=film_blend")
     folder = only_run(tmp_path)
-    assert {p.name for p in (folder / "code").iterdir()} == {"film.py", "film_residual.py", "train.py", "git.txt"}
+    assert {p.name for p in (folder / "code").iterdir()} == {"film.py", "film_blend.py", "train.py", "git.txt"}
     output = script("test.py", *prepared, f"ckpt={folder}/model/last.pth")
-    assert "\nFILM residual   " in output
+    assert "\nFILM blend      " in output
 
 
 def test_own_pairs(prepared, tmp_path):

@@ -29,15 +29,14 @@ class Data:
     h5: str = "VLFDataset_h5"  # folder of the H5 files that data_process.py writes
     datasets: str = "configs/datasets.yaml"  # the table of datasets; add a row for one of your own
     train: list[str] = field(default_factory=list)  # sets to train on, e.g. [MSRS_train]
+    leave_out: list[str] = field(default_factory=list)  # pairs of the training sets not to train on
     val: list[str] = field(default_factory=list)  # sets to validate on, whole images
     test: list[str] = field(default_factory=list)  # sets to test on, whole images
     resize: list[int] | None = None  # training sets: (H, W) in pixels, portrait images transposed
     patch_size: int | None = None  # training sets: cut into squares of this side, pixels
     stride: int | None = None  # step between patches, pixels; patch_size if not given
     draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
-    simulate: dict[str, Any] = field(
-        default_factory=dict
-    )  # of photographs, {dataset: {of: dataset, image: folder}}
+    simulate: dict[str, Any] = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
 @dataclass

@@ -171,6 +171,13 @@ class PairDataset(Dataset):
         """New random draws; call it before a DataLoader starts its workers."""
         self.epoch = epoch
 
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Take samples out; InputError for a name that is not there."""
+        unknown = set(names) - {name for _, name in self.samples}
+        if unknown:
+            raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
+        self.samples = [sample for sample in self.samples if sample[1] not in names]
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}, "_owner": None}  # open files stay with their process
 

@@ -1,0 +1,161 @@
+"""Weights that ship: the format, the files in models/, and that no test image was trained on."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+from net import build_model, load_model
+from net.checkpoint import read_checkpoint, save_weights
+from tests.conftest import ROOT, process, script
+from tests.test_scripts import only_run
+from utils.config import load_config, read_yaml
+
+SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
+SHIPPED = sorted((ROOT / "models").glob("*.safetensors"))
+CONFIGS = {"IVF": "film_ivf_small", "MIF": "film_mif_small", "MEF": "film_mef_small", "MFF": "film_mff_small"}
+CONFIGS |= {"MGFusion_IVF": "mgfusion_ivf_small"}
+
+
+def checkpoint_of(model: torch.nn.Module) -> dict:
+    places = {"data": {"root": "/home/me", "h5": "/home/me", "train": ["Toy_train"]}, "train": {"exp": "/home/me"}}
+    config = places | {"test": {"output": "/home/me"}, "ckpt": "/home/me", "seed": 3}
+    text = {"encoder": "auto", "path": None, "name": "auto:toy", "default": torch.randn(5, 12)}
+    facts = {"net": model.config, "text": text, "clip": None, "config": config, "commit": "abc", "epoch": 2}
+    return facts | {"model": model.state_dict(), "optimizer": {"state": {}}, "metrics": {"Toy_test": {"EN": 7.0}}}
+
+
+def test_round_trip_in_half_precision(tmp_path):
+    model = build_model("film_blend", **SMALL).eval()
+    checkpoint = checkpoint_of(model)
+    save_weights(tmp_path / "w.safetensors", checkpoint)
+    loaded = load_model(tmp_path / "w.safetensors")
+    assert loaded.config == model.config | {"token_grid": [8, 8]} and loaded.text.name == "auto:toy"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.half().float())
+    assert torch.equal(loaded.text.default, checkpoint["text"]["default"].half().float())
+    again = read_checkpoint(tmp_path / "w.safetensors")
+    assert again["metrics"] == {"Toy_test": {"EN": 7.0}} and again["commit"] == "abc" and again["config"]["seed"] == 3
+    assert b"/home/me" not in (tmp_path / "w.safetensors").read_bytes()  # places of this machine stay here
+    assert checkpoint["config"]["data"]["root"] == "/home/me"  # and the checkpoint is as it was
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", b"\xff" * 64, (2).to_bytes(8, "little") + b"{}", (1 << 60).to_bytes(8, "little") + b"{}"],
+)
+def test_damaged_weights_are_one_sentence(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    output = script("test.py", f"ckpt={path}", f"data.h5={tmp_path}/h5", code=1)
+    assert str(path) in output and "Traceback" not in output
+
+
+def test_a_header_that_is_no_json_is_one_sentence(tmp_path):
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", {"net": "{"})
+    output = script("test.py", f"ckpt={tmp_path}/w.safetensors", f"data.h5={tmp_path}/h5", code=1)
+    assert "not a checkpoint that can be read" in output and "Traceback" not in output
+
+
+def test_export_measures_what_it_writes(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    last = only_run(tmp_path) / "model" / "last.pth"
+    script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "w.safetensors")
+    measured = read_checkpoint(tmp_path / "w.safetensors")["metrics"]["Toy_test"]
+    script("test.py", *prepared, f"ckpt={tmp_path}/w.safetensors")
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert summary["mean"]["FILM"] == measured
+
+
+def test_default_text_for_all(prepared, tmp_path):
+    """text.use=default trains and tests with one text: another text of the pairs changes nothing."""
+    script("train.py", *prepared, "train.epochs=1", "text.use=default")
+    last = only_run(tmp_path) / "model" / "last.pth"
+    results = []
+    for use in ("own", "default"):
+        script("test.py", *prepared, f"ckpt={last}", f"text.use={use}", "test.stretch=clamp")
+        results.append(json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text()))
+    assert [r["text"] for r in results] == ["own", "default"]
+    assert results[0]["mean"] != results[1]["mean"]
+    output = script("train.py", *prepared, "train.epochs=2", f"train.resume={last}", code=1)
+    assert "text.use is own and was default in the run to resume" in output
+
+
+def test_weights_of_a_task_are_asked_for(tmp_path):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((32, 32), np.uint8))
+    output = script("test.py", "--a", image, "--b", image, "--out", tmp_path / "f.png", code=1)
+    assert "say which weights a pair of your own is for: ckpt=models/IVF.safetensors" in output
+
+
+def test_all_five_ship():
+    assert {path.stem for path in SHIPPED} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_weights(path):
+    """Small, half precision, with all that is needed to make them again, by the config that stands here."""
+    assert path.stat().st_size < 5e6 and not any(c in path.read_bytes() for c in (b"/work", b"/tmp", b"/home"))
+    checkpoint = read_checkpoint(path)
+    assert all(value > 0 for means in checkpoint["metrics"].values() for value in means.values())
+    assert len(checkpoint["commit"]) == 40 and checkpoint["epoch"] == checkpoint["config"]["train"]["epochs"]
+    config = load_config(ROOT / "configs" / f"{CONFIGS[path.stem]}.yaml")
+    assert checkpoint["net"] == build_model(**config.net).config
+    for part, keys in (("data", ["train"]), ("train", ["lr", "epochs", "batch_size", "crop", "schedule"])):
+        for key in keys:
+            assert checkpoint["config"][part][key] == getattr(getattr(config, part), key), key
+    assert checkpoint["config"]["loss"] == config.loss and checkpoint["config"]["seed"] == config.seed
+    model = load_model(path)
+    assert model.text.default.shape[1] == 384 if "text" in model.inputs else model.clip
+
+
+def test_sample_by_default(tmp_path):
+    """`python test.py` alone: four tables, and a picture of one pair of each set."""
+    output = process("test.py", f"data.h5={tmp_path}/h5", f"test.output={tmp_path}/out")
+    for name in ("SampleIVF", "SampleMIF", "SampleMEF", "SampleMFF"):
+        assert f"The test result of {name}:" in output
+        assert cv2.imread(str(tmp_path / "out" / name / "comparison.png")) is not None
+    picture = cv2.imread(str(tmp_path / "out" / "comparison.png"))
+    assert picture is not None and picture.shape[0] > 400
+
+
+def test_no_test_image_is_trained_on(shared):
+    """By name, and by what images show at 16 x 16: MEFPairs and SICE come from mixed sources."""
+    table, root = read_yaml(ROOT / "configs" / "datasets.yaml"), shared / "data" / "VLFDataset" / "Image"
+    for name in CONFIGS.values():
+        config = load_config(ROOT / "configs" / f"{name}.yaml")
+        trained, tested, left_out = {}, {}, config.data.leave_out
+        for sets, found in ((config.data.train, trained), (config.data.test, tested)):
+            for dataset, _, split in (each.rpartition("_") for each in sets):
+                row = table[config.data.simulate.get(dataset, {"of": dataset})["of"]]
+                folder = root / row["task"] / config.data.simulate.get(dataset, {"of": dataset})["of"]
+                for image in (folder / f"{split}.txt").read_text().split("\n"):
+                    used = image and (split != "train" or image not in left_out)
+                    for side in (row["a"], row["b"]) if used else ():
+                        (path,) = (folder / side).glob(f"{glob_escape(image)}.*")
+                        found[path] = thumbnail(path)
+        assert trained and tested and not trained.keys() & tested.keys()
+        assert not {digest(path) for path in trained} & {digest(path) for path in tested}
+        train, test = (np.stack(list(found.values())) for found in (trained, tested))
+        nearest = (test @ train.T).max()
+        print(f"{name}: {len(train)} training images, {len(test)} test images, nearest two correlate {nearest:.3f}")
+
+
+def glob_escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def thumbnail(path: Path) -> np.ndarray:
+    """16 x 16 gray values, mean 0 and norm 1."""
+    small = cv2.resize(cv2.imread(str(path), 0), (16, 16), interpolation=cv2.INTER_AREA).astype(np.float64).ravel()
+    small -= small.mean()
+    return small / max(np.linalg.norm(small), 1e-9)
