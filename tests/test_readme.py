@@ -40,5 +40,5 @@ def test_files_and_keys_that_are_named_exist():
 
 
 def test_ci_finds_both_commands():
-    for number in (1, 2):
+    for number in (1, "demo", 2):
         assert f"<!-- command {number} -->\n```bash\n" in README
