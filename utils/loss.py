@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.metrics import gaussian_window, weighted_mean
+from utils.metrics import gaussian_window
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -64,25 +64,35 @@ def exposed(image_a: Tensor, image_b: Tensor, window: int = 17, sigma: float = 0
     return torch.lerp(image_b, image_a, weight_a / (weight_a + weight_b + 1e-6))
 
 
-def visual_information(fused: Tensor, source: Tensor) -> Tensor:
-    """Visual information fidelity of F to a source (Sheikh and Bovik 2006), a smooth form: scalar, 1 = all of it.
+def smoothed(x: Tensor, window: list[float], step: int = 1) -> Tensor:
+    """Weighted mean of (N, 1, H, W) over whole windows only, every `step`-th sample, by one 1-D window both ways."""
+    weights = x.new_tensor(window)
+    x = F.conv2d(x, weights.view(1, 1, -1, 1), stride=(step, 1))
+    return F.conv2d(x, weights.view(1, 1, 1, -1), stride=(1, step))
+
+
+def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """Visual information fidelity of F to A and to B (Sheikh and Bovik 2006), a smooth form: (2), 1 = all of it.
 
     As the metric VIFF in utils/metrics.py, over whole windows and four scales, but for where it has steps:
     a flat source counts little instead of nothing. Sides of 41 pixels or more, values in [0, 1].
     """
     noise, floor = 2 / 255**2, 1e-6  # the floor keeps gradients of flat regions finite
+    n = len(fused)
+    maps = torch.cat([fused, image_a, image_b])
     kept = total = 0
     for size in (17, 9, 5, 3):
         window = gaussian_window(size)
         if size < 17:
-            fused, source = (weighted_mean(x, window, step=2) for x in (fused, source))
-        mean_f, mean_s = weighted_mean(fused, window), weighted_mean(source, window)
-        var_f = (weighted_mean(fused * fused, window) - mean_f**2).clamp(min=0)
-        var_s = (weighted_mean(source * source, window) - mean_s**2).clamp(min=0)
-        gain = ((weighted_mean(fused * source, window) - mean_f * mean_s) / (var_s + floor)).clamp(min=0)
-        residual = (var_f - gain**2 * var_s).clamp(min=0)
-        kept = kept + torch.log1p(gain**2 * var_s / (residual + noise)).sum()
-        total = total + torch.log1p(var_s / noise).sum()
+            maps = smoothed(maps, window, step=2)
+        products = maps[:n].repeat(2, 1, 1, 1) * maps[n:]
+        mean, square, product = smoothed(torch.cat([maps, maps**2, products]), window).split([3 * n, 3 * n, 2 * n])
+        variance = (square - mean**2).clamp(min=0)
+        of_fused, of_source = variance[:n].repeat(2, 1, 1, 1), variance[n:]
+        gain = ((product - mean[:n].repeat(2, 1, 1, 1) * mean[n:]) / (of_source + floor)).clamp(min=0)
+        residual = (of_fused - gain**2 * of_source).clamp(min=0)
+        kept = kept + torch.log1p(gain**2 * of_source / (residual + noise)).view(2, -1).sum(dim=1)
+        total = total + torch.log1p(of_source / noise).view(2, -1).sum(dim=1)
     return kept / (total + floor)
 
 
@@ -143,7 +153,7 @@ class FusionLoss(nn.Module):
             terms["dissimilarity"] = sum(1 - ssim(fused, source) for source in sources)
             total = total + self.fidelity_weight * (terms["l2"] + self.ssim_weight * terms["dissimilarity"])
         if self.vif_weight:
-            kept = torch.stack([visual_information(fused, source) for source in sources])
+            kept = visual_information(fused, *sources)
             terms["vif"] = kept.sum()
             total = total - self.vif_weight * torch.log(kept + 1e-3).sum()
         return {"total": total, **terms}

@@ -118,13 +118,13 @@ def gaussian_window(size: int) -> list[float]:
     return [w / sum(window) for w in window]
 
 
-def weighted_mean(x: Tensor, window: list[float], step: int = 1) -> Tensor:
+def _filter(x: Tensor, window: list[float], step: int = 1) -> Tensor:
     """Weighted mean over whole windows only, every `step`-th sample, by the same 1-D window both ways.
 
     A sum of shifted views: on one channel that is several times faster than a convolution.
     """
     if x.device.type == "cpu" and len(x) > 1:  # one map at a time stays in the cache
-        return torch.cat([weighted_mean(single, window, step) for single in x.split(1)])
+        return torch.cat([_filter(single, window, step) for single in x.split(1)])
     for dim in (2, 3):
         shifted = [
             x.narrow(dim, i, x.shape[dim] - len(window) + 1)[(slice(None),) * dim + (slice(None, None, step),)]
@@ -140,7 +140,7 @@ def _local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, T
     """Window means of A, B, F (3N maps), their variances, and the covariances of F with A and B (2N)."""
     n = len(maps) // 3
     a, b, f = maps.chunk(3)
-    moments = weighted_mean(torch.cat([maps, maps**2, a * f, b * f]), window)
+    moments = _filter(torch.cat([maps, maps**2, a * f, b * f]), window)
     mean, square, product = moments.split([3 * n, 3 * n, 2 * n])
     return mean, square - mean**2, product - mean[: 2 * n] * _both(mean[2 * n :])
 
@@ -173,7 +173,7 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     numerator, denominator = fused.new_zeros(2, 2 * n)
     for size in (17, 9, 5, 3):
         if size < 17:
-            maps = weighted_mean(maps, gaussian_window(size), step=2)
+            maps = _filter(maps, gaussian_window(size), step=2)
         _, variance, covariance = _local_moments(maps, gaussian_window(size))
         variance = variance.clamp(min=0)
         source, target = variance[: 2 * n], _both(variance[2 * n :])
@@ -296,7 +296,7 @@ def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     )
     half = 15
     narrow, wide = (
-        weighted_mean(
+        _filter(
             F.pad(seen, (half,) * 4),
             [math.exp(-(t**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for t in range(-half, half + 1)],
         )
