@@ -198,7 +198,8 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
     """
     table, said = read_yaml(config.data.datasets), []
     for dataset, origin in config.data.simulate.items():
-        if not isinstance(origin, dict) or set(origin) != {"of", "image"}:
+        named = isinstance(origin, dict) and set(origin) == {"of", "image"}
+        if not named or not all(isinstance(word, str) for word in origin.values()):
             raise InputError(f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {origin}")
         row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
         if row.task not in SIMULATORS:

@@ -53,6 +53,10 @@ def main() -> None:
     own = [args.a, args.b, args.out]
     if any(own) and not all(own):
         raise InputError("a pair of your own needs all of --a, --b and --out")
+    if args.export and (any(own) or args.text_study or "{task}" in (config.ckpt or "{task}")):
+        raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no pair and no --text-study")
+    if args.export and Path(args.export).suffix != ".safetensors":
+        raise InputError(f"--export writes a .safetensors, not {args.export}")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
     from net.checkpoint import read_checkpoint, save_weights
@@ -63,13 +67,13 @@ def main() -> None:
     check_metrics(config.test.metrics)
     config.test.compare |= args.compare
     if any(own):
-        config = replace(config, ckpt=find_checkpoint(config.ckpt, None))
+        config = replace(config, ckpt=find_checkpoint(config, None))
         fuse_own(open_model(config, device), config, args, device)
         return
     make_missing(config)
     metrics, rows = {}, []
     for name in config.data.test:
-        used = replace(config, ckpt=find_checkpoint(config.ckpt, name, config))
+        used = replace(config, ckpt=find_checkpoint(config, name))
         model = open_model(used, device, half=bool(args.export))
         if args.text_study:
             study_set(model, name, used, device, args.sentence)
@@ -85,10 +89,11 @@ def main() -> None:
         print(f"weights in half precision, measured as above: {args.export}")
 
 
-def find_checkpoint(ckpt: str | None, name: str | None, config: Config | None = None) -> str | None:
+def find_checkpoint(config: Config, name: str | None) -> str | None:
     """`ckpt` with the task of a set for {task}, and the newest file for a *; `name` is None for a pair of one's own."""
     from utils.data import h5_path, task_of
 
+    ckpt = config.ckpt
     if ckpt and "{task}" in ckpt:
         if name is None:
             example = ckpt.replace("{task}", "IVF")

@@ -42,9 +42,10 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     """
     tensors = halved(checkpoint["model"])
     facts = {key: copy.deepcopy(checkpoint.get(key)) for key in HEADER}
+    config = facts["config"] or {}  # published weights record none
     for part, key in PLACES:
-        facts["config"][part].pop(key, None)
-    facts["config"].pop("ckpt", None)
+        config.get(part, {}).pop(key, None)
+    config.pop("ckpt", None)
     if facts["text"]:
         tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
         facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}

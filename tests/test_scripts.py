@@ -192,6 +192,7 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["train.crop=64"], "smaller than train.crop"),
         (["loss.grad=3"], "loss.grad is not an option"),
         (["loss.grad_weight=much"], "loss.grad_weight must be like 20.0"),
+        (["loss.vif_weight=1"], "loss.vif_weight needs images of 41 pixels a side or more; raise train.crop"),
         (["loss.intensity=dark"], "loss.intensity must be one of max, sharper, exposed"),
         (["train.best=Quality"], "no metric 'Quality'"),
         (["device=cuda:9"], "device 'cuda:9' is not to be had"),

@@ -97,6 +97,7 @@ def test_sets_are_simulated_once(photographs, tmp_path):
     "simulate, message",
     [
         ("{ToyFocus: Toy}", "data.simulate.ToyFocus must be like {of: RoadScene, image: VI}"),
+        ("{ToyFocus: {of: [Toy], image: VI}}", "must be like {of: RoadScene, image: VI}"),
         ("{ToyFocus: {of: Toi, image: VI}}", "has no dataset 'Toi'; did you mean 'Toy'"),
         ("{ToyFocus: {of: Toy, image: XX}}", "'a1' has no image in"),
         ("{ToyMedical: {of: Toy, image: VI}}", "MIF cannot be simulated"),

@@ -72,6 +72,19 @@ def test_export_measures_what_it_writes(prepared, tmp_path):
     assert summary["mean"]["FILM"] == measured
 
 
+@pytest.mark.parametrize("words", [["ckpt=null"], ["ckpt=models/{task}.safetensors"], ["ckpt=a.pth", "--text-study"]])
+def test_an_export_without_one_checkpoint_is_one_sentence(tmp_path, words):
+    output = script("test.py", *words, "--export", tmp_path / "w.safetensors", code=1)
+    assert "--export tests one checkpoint on its sets" in output
+    assert "not w.pth" in script("test.py", "ckpt=a.pth", "--export", "w.pth", code=1)
+
+
+def test_weights_without_a_config_are_saved(tmp_path):
+    checkpoint = checkpoint_of(build_model("film_blend", **SMALL)) | {"config": None, "text": None}
+    save_weights(tmp_path / "w.safetensors", checkpoint)
+    assert load_model(tmp_path / "w.safetensors").text is None
+
+
 def test_default_text_for_all(prepared, tmp_path):
     """text.use=default trains and tests with one text: another text of the pairs changes nothing."""
     script("train.py", *prepared, "train.epochs=1", "text.use=default")

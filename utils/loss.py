@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.metrics import gaussian_window
+from utils.metrics import VIFF_MIN_SIDE, gaussian_window
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -75,8 +75,13 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     """Visual information fidelity of F to A and to B (Sheikh and Bovik 2006), a smooth form: (2), 1 = all of it.
 
     As the metric VIFF in utils/metrics.py, over whole windows and four scales, but for where it has steps:
-    a flat source counts little instead of nothing. Sides of 41 pixels or more, values in [0, 1].
+    a flat source counts little instead of nothing. Values in [0, 1].
+
+    Raises:
+        InputError: under 41 pixels a side.
     """
+    if min(fused.shape[-2:]) < VIFF_MIN_SIDE:
+        raise InputError(f"loss.vif_weight needs images of {VIFF_MIN_SIDE} pixels a side or more; raise train.crop")
     noise, floor = 2 / 255**2, 1e-6  # the floor keeps gradients of flat regions finite
     n = len(fused)
     maps = torch.cat([fused, image_a, image_b])
