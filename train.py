@@ -7,7 +7,7 @@
 
 A run writes exp/<time>_<name>/: code/ (this script, the network's file, git commit and diff), model/
 (last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
-TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over all
+curves.png, TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over all
 processes, so the number of processes does not change the training, but for batch normalisation
 (MGFusion) on CPUs, where every process has the statistics of its own pairs.
 """
@@ -18,7 +18,6 @@ import itertools
 import json
 import logging
 import math
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
 from utils.clip import describe_clip, open_clip
 from utils.config import Config, Train, parse_args
+from utils.curves import draw_curves
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
 from utils.errors import InputError, enough_memory, nearest, run
 from utils.evaluate import (
@@ -51,7 +51,7 @@ from utils.evaluate import (
     split,
     to_device,
 )
-from utils.files import to_json, write_file
+from utils.files import git, to_json, write_file
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
 from utils.metrics import LOWER_IS_BETTER
@@ -238,6 +238,8 @@ def main() -> None:
             # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
             for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:
                 save_checkpoint(folder / "model" / name, checkpoint)
+            if kept or epoch == train.epochs:
+                draw_curves(folder / "metrics.jsonl", folder / "curves.png")
 
     if main_process:
         writer.close()
@@ -335,17 +337,6 @@ def drop_records_after(path: Path, epoch: int) -> None:
     if path.is_file():
         whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
         write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
-
-
-def git(*command: str) -> str:
-    """What git says of the folder of this script; a note where there is no repository."""
-    try:
-        call = subprocess.run(
-            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace"
-        )
-    except OSError:
-        return "git is not installed"
-    return call.stdout.strip() if call.returncode == 0 else "not in a git repository"
 
 
 def log_values(pending: list[tuple], keys: list[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,14 @@ def cannot_write(path: str | Path, error: OSError) -> InputError:
     """The sentence for a file that cannot be written."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     return InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?")
+
+
+def git(*command: str) -> str:
+    """What git says of this repository; a note where there is none."""
+    try:
+        call = subprocess.run(
+            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace"
+        )
+    except OSError:
+        return "git is not installed"
+    return call.stdout.strip() if call.returncode == 0 else "not in a git repository"
