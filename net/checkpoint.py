@@ -7,9 +7,12 @@ in half precision and everything else but the optimiser in the header. Neither n
 """
 
 import copy
+import hashlib
 import io
+import itertools
 import json
-import pickle
+import re
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +27,38 @@ from utils.errors import InputError
 from utils.files import to_json, write_file
 
 DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
-HEADER = ("net", "text", "clip", "config", "commit", "epoch", "metrics")
+FACTS = ("config", "commit", "epoch", "metrics")  # how a network was trained, and what it was measured to do
+HEADER = ("net", "text", "clip", *FACTS)
 PLACES = (("data", "root"), ("data", "h5"), ("train", "exp"), ("train", "resume"), ("test", "output"))  # of one machine
+
+
+WEIGHTS = "model.safetensors"  # in a folder to share
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def find_weights(name: str | Path, **hub) -> Path:
+    """A checkpoint: the file, that of a folder of `save_pretrained`, or that of a hub id `owner/name`, downloaded.
+
+    Args:
+        name: file, folder or hub id.
+        hub: further arguments of huggingface_hub.hf_hub_download.
+
+    Raises:
+        InputError: nothing of the kind is there.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / WEIGHTS
+    elif not path.exists() and path.suffix not in (".pth", ".pt", ".safetensors") and HUB_ID.fullmatch(str(name)):
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(str(name), WEIGHTS, **hub))
+        except Exception as error:  # what is unreachable, private or unknown raises many kinds
+            raise InputError(f"{name} is no file or folder here and cannot be had from the hub; see ckpt=") from error
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
+    return path
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -49,8 +82,20 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     if facts["text"]:
         tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
         facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
-    header = {key: to_json(value) for key, value in facts.items()}
+    header = {key: to_json(value) for key, value in facts.items()} | {"digest": digest(tensors)}
     write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values: a flipped bit of a weight would not show otherwise."""
+    parts = ((name.encode(), tensors[name].contiguous().numpy(force=True).tobytes()) for name in sorted(tensors))
+    return hashlib.sha256(b"".join(itertools.chain(*parts))).hexdigest()
+
+
+def checkpoint_of(model: nn.Module) -> dict:
+    """A network of `build_model` or `load_model` as a checkpoint."""
+    text = model.text and vars(model.text)
+    return model.facts | {"net": model.config, "model": model.state_dict(), "text": text, "clip": model.clip}
 
 
 def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -64,21 +109,15 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         InputError: missing, unreadable, or not a checkpoint.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
+    path = find_weights(path)
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             checkpoint = read_weights(path)
         else:
+            if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+                raise ValueError("a part of it has another checksum")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        safetensors.SafetensorError,
-    ) as error:
+    except Exception as error:  # damaged ones raise many kinds
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
@@ -96,6 +135,8 @@ def read_weights(path: str | Path) -> dict:
         header = file.metadata() or {}
     facts = {key: json.loads(value) for key, value in header.items() if key in HEADER}
     tensors = safetensors.torch.load_file(path)
+    if header.get("digest", digest(tensors)) != digest(tensors):
+        raise ValueError("its weights are not those that were written")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     default = tensors.pop(DEFAULT_TEXT, None)
     if facts.get("text"):
@@ -107,23 +148,33 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     """Open a checkpoint as a network in eval mode.
 
     Args:
-        path: a checkpoint of train.py, a .safetensors that ships, or a published IVF.pth, MIF.pth, MEF.pth or MFF.pth.
+        path: a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, a
+            folder of `save_pretrained`, or a hub id.
         device: where to put the network.
 
     Returns:
         The network. `.config` is its name and options, for `build_model(**config)`. `.text` is None
         for the published layout, else what the network was trained with: a namespace of `encoder`,
         `path`, `name` and `default`, the feature (L, dim) to use where there is no text. `.clip` is
-        likewise `name` and `revision` of the CLIP that gave its vectors, or None.
+        likewise `name` and `revision` of the CLIP that gave its vectors, or None. `.facts` has what is
+        recorded of FACTS.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.
     """
     checkpoint = read_checkpoint(path)
-    model = build_model(**checkpoint["net"])
+    try:
+        model = build_model(**checkpoint["net"])
+        model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
+        if model.text and not (
+            torch.is_tensor(model.text.default) and model.text.default.ndim == 2 and model.text.name
+        ):
+            raise TypeError("its default text is no feature (L, dim)")
+    except (InputError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the network in {path} cannot be built: {error}") from error
     load_weights(model, checkpoint["model"], path)
-    model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
     model.clip = checkpoint.get("clip")
+    model.facts = {key: checkpoint[key] for key in FACTS if checkpoint.get(key) is not None}
     return model.to(device).eval()
 
 

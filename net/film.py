@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from net.hub import Shared
 from net.registry import register
 from net.restormer import Mixed, RestormerBlock, Striped, pointwise, recomputed
 from utils.errors import InputError
@@ -168,7 +169,7 @@ class Decoder(nn.Module):
 
 
 @register("film")
-class FILM(nn.Module):
+class FILM(Shared, nn.Module):
     """FILM with the sizes of the published network as defaults (2,070,235 parameters).
 
     Args:

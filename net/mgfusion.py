@@ -15,6 +15,7 @@ gradient (the sum of their magnitudes, as in the loss), and how Tanh's range bec
 import torch
 from torch import Tensor, nn
 
+from net.hub import Shared
 from net.registry import register
 from net.restormer import RestormerBlock, Striped
 from utils.errors import InputError
@@ -112,7 +113,7 @@ class Decoder(Striped):
 
 
 @register("mgfusion")
-class MGFusion(nn.Module):
+class MGFusion(Shared, nn.Module):
     """MGFusion.
 
     Args:

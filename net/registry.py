@@ -63,6 +63,7 @@ def build_model(name: str, **options) -> nn.Module:
         raise InputError(f"the inputs of '{name}', {model.inputs}, may be of {INPUTS} only")
     model.label = getattr(model, "label", name)  # what tables call it
     model.text = model.clip = None  # what it was trained with, if that is known
+    model.facts = {}
     return model
 
 
