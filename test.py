@@ -16,6 +16,7 @@ minmax, the published stretch of every image to its own range, or clamp.
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from utils.report import Report
     from utils.text import TextEncoder
 
 BASELINES = ["mean", "max", "laplacian"]
@@ -37,13 +39,17 @@ PICTURE_PAIRS = 4  # rows of comparison.png
 
 ARGUMENTS = {
     "--compare": {"action": "store_true", "help": "add weight-free rules, published results, a picture"},
+    "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
     "--a": {"metavar": "PATH", "help": "image or folder of source A (IR, MRI, OVER, NEAR)"},
     "--b": {"metavar": "PATH", "help": "image or folder of source B (VI, T, UNDER, FAR)"},
     "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
     "--text-study": {"action": "store_true", "help": "fuse with own, another's, the default text and one sentence"},
-    "--export": {"metavar": "FILE", "help": "write the weights in half precision, tested so (.safetensors)"},
+    "--export": {
+        "metavar": "FILE",
+        "help": "write the weights in half precision, tested so: a .safetensors, or a folder to share",
+    },
     "--sentence": {"metavar": "TEXT", "default": "An image.", "help": "that sentence"},
 }
 
@@ -53,15 +59,18 @@ def main() -> None:
     own = [args.a, args.b, args.out]
     if any(own) and not all(own):
         raise InputError("a pair of your own needs all of --a, --b and --out")
-    if args.export and (any(own) or args.text_study or "{task}" in (config.ckpt or "{task}")):
-        raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no pair and no --text-study")
-    if args.export and Path(args.export).suffix != ".safetensors":
-        raise InputError(f"--export writes a .safetensors, not {args.export}")
+    sets_only = [flag for flag in ("text_study", "export", "report") if any(own) and getattr(args, flag)]
+    if sets_only:
+        raise InputError(f"--{sets_only[0].replace('_', '-')} is for test sets, not for a pair of --a and --b")
+    if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
+        raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
-    from net.checkpoint import read_checkpoint, save_weights
+    from net.checkpoint import checkpoint_of, save_weights
     from utils.evaluate import check_metrics
+    from utils.files import git
     from utils.images import stack_rows, write_image
+    from utils.report import Report
 
     device = pick_device(config.device)
     check_metrics(config.test.metrics)
@@ -72,20 +81,29 @@ def main() -> None:
         return
     make_missing(config)
     metrics, rows = {}, []
-    for name in config.data.test:
-        used = replace(config, ckpt=find_checkpoint(config, name))
-        model = open_model(used, device, half=bool(args.export))
-        if args.text_study:
-            study_set(model, name, used, device, args.sentence)
-        else:
-            metrics[name], pictures = test_set(model, name, used, device)
-            rows += pictures[:1]
+    with ExitStack() as stack:
+        folder = Path(config.test.output) / "report"
+        report = stack.enter_context(closing(Report(folder))) if args.report else None
+        for name in config.data.test:
+            used = replace(config, ckpt=find_checkpoint(config, name))
+            model = open_model(used, device, half=bool(args.export))
+            if args.text_study:
+                study_set(model, name, used, device, args.sentence)
+            else:
+                metrics[name], pictures = test_set(model, name, used, device, report)
+                rows += pictures[:1]
+        if report:
+            print(f"open in a browser: {report.write(config, git('rev-parse', 'HEAD'))}")
     if len(config.data.test) > 1 and rows:
         path = Path(config.test.output) / "comparison.png"
         write_image(path, stack_rows(rows))
         print(f"one pair of each set: {path}")
     if args.export:
-        save_weights(args.export, read_checkpoint(used.ckpt) | {"metrics": metrics})
+        model.facts["metrics"] = metrics
+        if Path(args.export).suffix:
+            save_weights(args.export, checkpoint_of(model))
+        else:
+            model.save_pretrained(args.export)
         print(f"weights in half precision, measured as above: {args.export}")
 
 
@@ -146,19 +164,19 @@ def open_model(config: Config, device: torch.device, half: bool = False) -> nn.M
 
 
 def test_set(
-    model: nn.Module, name: str, config: Config, device: torch.device
+    model: nn.Module, name: str, config: Config, device: torch.device, report: Report | None = None
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """Fuse one set, save the images and the numbers, print the table; returns the network's means, and pictures."""
     from tqdm import tqdm
 
     from net import build_model
     from utils.clip import describe_clip, label_of, open_clip
-    from utils.data import PairDataset, h5_path, open_h5, text_encoder_of
+    from utils.data import PairDataset, attribute, h5_path, open_h5, text_encoder_of
     from utils.evaluate import Evaluator, average_all, fuse_set, sources_8bit
     from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
-    path, compare = h5_path(config.data.h5, name), config.test.compare
+    path, compare = h5_path(config.data.h5, name), config.test.compare or report is not None
     dataset = PairDataset([path], model.inputs, chroma=True)
     if config.text.use == "default" and "text" in model.inputs:
         if model.text is None:
@@ -166,7 +184,7 @@ def test_set(
         dataset.only_text = model.text.default
     clip = open_clip(config.clip, model, [dataset], device)
     with open_h5(path) as file:
-        dataset_name = str(file.attrs.get("dataset", name.rpartition("_")[0] or name))
+        dataset_name = attribute(file, "dataset") or name.rpartition("_")[0] or name
     encoder = text_encoder_of(path) if "text" in model.inputs else ""
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
@@ -188,9 +206,11 @@ def test_set(
         color = colorize(fused[0], batch["chroma"][0].numpy())
         write_image(folder / "Gray" / f"{image}.png", fused[0])
         write_image(folder / "RGB" / f"{image}.png", color)
+        shown = {"A": image_a, "B": image_b, labels[0]: fused[0], "in colour": color} | dict(zip(labels[1:], fused[1:]))
         if compare and len(pictures) < PICTURE_PAIRS:
-            row = [image_a, image_b, fused[0], color, *fused[1:]]
-            pictures.append(side_by_side(row, ["A", "B", labels[0], "in colour", *labels[1:]]))
+            pictures.append(side_by_side(list(shown.values()), list(shown)))
+        if report:
+            report.add_images(name, image, shown)
 
     per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
     means, left_out = average_all(per_image)
@@ -211,6 +231,8 @@ def test_set(
         "published": dict(blocks),
     }
     write_results(folder, summary, per_image)
+    if report:
+        report.add_numbers(summary, per_image)
     if pictures:
         write_image(folder / "comparison.png", stack_rows(pictures))
     if model.clip:

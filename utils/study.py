@@ -57,6 +57,8 @@ def text_study(
         "stretch": config.test.stretch,
         "metrics": config.test.metrics,
         "mean": means,
+        "dataset": folder.parent.name,
+        "published": {},
         "left_out": left_out,
         "mean_change_in_8bit_levels": levels,
     }

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import itertools
+import math
+import re
 from pathlib import Path
 
 from utils.config import read_yaml
@@ -60,6 +63,65 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     return "\n".join([*lines, LINE])
 
 
+def ranks(rows: dict[str, dict[str, float]], metrics: list[str]) -> dict[str, dict[str, int]]:
+    """By label and metric 1 for the best and 2 for the second best, of the values as printed; 0 for the others."""
+    places: dict[str, dict[str, int]] = {label: {} for label in rows}
+    for metric in metrics:
+        sign = 1 if metric in LOWER_IS_BETTER else -1
+        values = {label: sign * round(row[metric], 2) for label, row in rows.items() if not math.isnan(row[metric])}
+        order = sorted(set(values.values()))[:2]
+        for label in rows:
+            places[label][metric] = order.index(values[label]) + 1 if values.get(label) in order else 0
+    return places
+
+
+def to_paste(summary: dict, latex: bool) -> str:
+    """A table ready to paste: LaTeX with booktabs, or Markdown. Best bold, second underlined, published rows apart.
+
+    Args:
+        summary: as for `write_results`.
+    """
+    metrics, rows, places = summary["metrics"], summary["mean"], ranks(summary["mean"], summary["metrics"])
+    marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
+
+    def escape(text: str) -> str:
+        return re.sub(r"([&%$#_{}])", r"\\\1", text) if latex else text.replace("|", r"\|")
+
+    def line(label: str, cells: list[str]) -> str:
+        return " & ".join([escape(label), *cells]) + r" \\" if latex else f"| {' | '.join([escape(label), *cells])} |"
+
+    def number(row: dict[str, float], metric: str, place: int = 0) -> str:
+        value = row.get(metric)
+        return "-" if value is None or math.isnan(value) else marks[place].format(f"{value:.2f}")
+
+    down = r"$\downarrow$" if latex else "↓"
+    heads = [escape(metric) + down * (metric in LOWER_IS_BETTER) for metric in metrics]
+    measured = [line(label, [number(row, m, places[label][m]) for m in metrics]) for label, row in rows.items()]
+    published = [
+        [
+            escape(f"published: {source}"),
+            *(line(label, [number(row, m) for m in metrics]) for label, row in block.items()),
+        ]
+        for source, block in summary["published"].items()
+    ]
+    if latex:
+        blocks = [
+            [r"\midrule", rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{{head}}} \\", *body] for head, *body in published
+        ]
+        start = [
+            rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}",
+            r"\toprule",
+            line(summary["dataset"], heads),
+            r"\midrule",
+        ]
+        lines = [*start, *measured, *itertools.chain(*blocks), r"\bottomrule", r"\end{tabular}"]
+    else:
+        blocks = [[f"| {head} |" + " |" * len(metrics), *body] for head, *body in published]
+        start = [line(summary["dataset"], heads), "| --- |" + " ---: |" * len(metrics)]
+        lines = [*start, *measured, *itertools.chain(*blocks)]
+    return "\n".join([*lines, ""])
+
+
 def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, dict[str, float]]]]:
     """Published results on a dataset: (where from and on which images, {method: {metric: mean}})."""
     return [
@@ -69,11 +131,12 @@ def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, 
 
 
 def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:
-    """metrics.json (summary and all values) and metrics.csv (a line per network and image, then the means).
+    """metrics.json (summary, all values), metrics.csv (a line per network and image, the means), table.tex, table.md.
 
     Args:
-        folder: where to; both files are replaced as a whole.
-        summary: JSON-ready facts of the run, with "metrics" and "mean" {label: {metric: mean}}.
+        folder: where to; every file is replaced as a whole.
+        summary: JSON-ready facts of the run, with "dataset", "metrics", "mean" {label: {metric: mean}} and
+            "published" {source: rows like those of mean}.
         per_image: {label: {image: {metric: value}}}.
     """
     text = io.StringIO()
@@ -84,4 +147,6 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
         for name, row in [*images.items(), ("mean", summary["mean"][label])]:
             table.writerow([label, name, *(row[metric] for metric in metrics), summary["stretch"]])
     write_file(folder / "metrics.csv", text.getvalue())
+    write_file(folder / "table.tex", to_paste(summary, latex=True))
+    write_file(folder / "table.md", to_paste(summary, latex=False))
     write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))

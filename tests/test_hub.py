@@ -1,0 +1,68 @@
+"""Sharing: a folder of save_pretrained is a checkpoint wherever one is asked for."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from net import build_model, load_model
+from net.film import FILM
+from net.film_blend import FILMBlend
+from net.mgfusion import MGFusion
+from tests.conftest import script
+from tests.test_scripts import only_run
+from utils.errors import InputError
+
+SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
+
+
+def test_round_trip(tmp_path):
+    model = build_model("film_blend", **SMALL).half().float()
+    model.facts = {"config": {"seed": 4, "data": {"train": ["Toy_train"]}}, "metrics": {"Toy_test": {"EN": 7.125}}}
+    model.save_pretrained(tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "trained on Toy_train" in card and "seed 4" in card and "| Toy_test | 7.12 |" in card
+    assert json.loads((tmp_path / "mine" / "config.json").read_text())["name"] == "film_blend"
+    for loaded in (FILMBlend.from_pretrained(tmp_path / "mine"), load_model(tmp_path / "mine")):
+        assert type(loaded) is FILMBlend and loaded.facts == model.facts and not loaded.training
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+    with pytest.raises(InputError, match="holds a FILMBlend and not a MGFusion"):
+        MGFusion.from_pretrained(tmp_path / "mine")
+    assert isinstance(FILM.from_pretrained(tmp_path / "mine"), FILM)  # a variant of it
+
+
+def test_a_shared_folder_is_a_checkpoint(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    last = only_run(tmp_path) / "model" / "last.pth"
+    assert (only_run(tmp_path) / "curves.png").is_file()
+    script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "mine")
+    measured = load_model(tmp_path / "mine").facts["metrics"]["Toy_test"]
+    script("test.py", *prepared, f"ckpt={tmp_path}/mine")
+    assert json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"] == measured
+    assert re.search(r"\| Toy_test \| \d+\.\d\d \|", (tmp_path / "mine" / "README.md").read_text())
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there is no checkpoint .*model.safetensors"):
+        load_model(tmp_path / "empty")
+
+
+def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
+    build_model("film_blend", **SMALL).save_pretrained(tmp_path / "mine")
+    asked = []
+
+    def download(repo_id, filename, **options):
+        asked.append((repo_id, filename))
+        if repo_id == "no/body":
+            raise OSError("unreachable")
+        return str(tmp_path / "mine" / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert load_model("some-body/film-small").config["name"] == "film_blend"
+    assert asked == [("some-body/film-small", "model.safetensors")]
+    with pytest.raises(InputError, match="no/body is no file or folder here and cannot be had from the hub"):
+        load_model("no/body")

@@ -1,0 +1,187 @@
+"""The report in a real headless browser (skipped where there is none), and tables to paste."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import script
+from utils.config import Config
+from utils.errors import InputError
+from utils.report import Report
+from utils.table import ranks, to_paste
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SUMMARY = {
+    "dataset": "My_set",
+    "network": "ours",
+    "ckpt": "w.pth",
+    "stretch": "minmax",
+    "precision": "fp32",
+    "metrics": ["EN", "CE"],
+    "mean": {"ours": {"EN": 7.001, "CE": 2.0}, "max": {"EN": 6.9, "CE": 1.0}, "mean": {"EN": 7.0, "CE": float("nan")}},
+    "published": {"A & B, Table 1": {"FILM": {"EN": 7.4}}},
+}
+
+# what a reader does; what came of it stands in the title
+PLAY = """
+<script>
+addEventListener("load", () => {
+  const all = (query, from = document) => [...from.querySelectorAll(query)];
+  const names = () => all(".images tbody button").map(button => button.textContent).join(" ");
+  const seen = {first: names(), chosen: document.querySelector(".viewer h3").textContent};
+  seen.loaded = all(".slide img").every(image => image.complete && image.naturalWidth > 0);
+  const head = text => all(".images th button").find(button => button.textContent === text);
+  head("EN").click(); seen.EN = names(); head("EN").click(); seen.ENagain = names();
+  head("CE\\u2193").click(); seen.CE = names(); head("image").click(); seen.image = names();
+  seen.sorted = all(".images th").map(th => th.getAttribute("aria-sort")).join(" ");
+  all(".images tbody button").find(button => button.textContent === "c</script>").click();
+  seen.clicked = document.querySelector(".viewer h3").textContent;
+  const range = document.querySelector("input[type=range]");
+  range.value = 25; range.dispatchEvent(new Event("input"));
+  const over = document.querySelectorAll(".slide img")[1];
+  seen.cut = over.style.clipPath;
+  document.querySelector("[aria-label='zoom in']").click();
+  const transforms = new Set(all(".view img").map(image => image.style.transform));
+  seen.together = transforms.size; seen.scale = document.querySelector(".viewer").dataset.scale;
+  const view = document.querySelector(".view"); view.focus();
+  view.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true, cancelable: true}));
+  seen.moved = !transforms.has(document.querySelector(".view img").style.transform);
+  const select = document.querySelector("[aria-label=left]");
+  select.value = 1; select.dispatchEvent(new Event("change"));
+  seen.left = document.querySelector(".slide img").alt;
+  const before = getComputedStyle(document.body).backgroundColor;
+  document.getElementById("theme").click();
+  seen.theme = before !== getComputedStyle(document.body).backgroundColor;
+  seen.wide = document.documentElement.scrollWidth <= innerWidth;
+  seen.errors = window.problems; seen.footer = document.querySelector("footer").textContent.includes("commit abc");
+  document.title = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+@pytest.fixture
+def report(tmp_path):
+    report, rng = Report(tmp_path / "report"), np.random.default_rng(0)
+    values = {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
+    for name in values:
+        images = {label: rng.integers(0, 256, (30, 40), dtype=np.uint8) for label in ("A", "B", "ours", "max")}
+        report.add_images("Toy_test", name, images)
+    per_image = {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}
+    report.add_numbers(SUMMARY, {"ours": per_image})
+    return report.write(Config(), "abc")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("size", ["1300,900", "500,800"])  # a desk, and about a phone: Chromium's narrowest window
+def test_report_in_a_browser(report, tmp_path, size):
+    page = report.read_text()
+    catcher = "<script>window.problems = 0; addEventListener('error', () => window.problems++);</script>"
+    report.write_text(
+        page.replace("<head>", "<head>" + catcher).replace(
+            "</body>", PLAY.replace("c</script>", "c<\\/script>") + "</body>"
+        )
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}/profile",
+        f"--window-size={size}",
+    ]
+    options += ["--virtual-time-budget=3000", "--host-resolver-rules=MAP * ~NOTFOUND"]  # no network
+    call = subprocess.run(
+        [BROWSER, *options, "--dump-dom", report.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    seen = json.loads(
+        re.search(r"<title>(.*?)</title>", call.stdout, re.S)[1].replace("&lt;", "<").replace("&gt;", ">")
+    )
+    odd = "c</script>"
+    assert seen == {
+        "first": f"b a {odd}",  # the worst of the last metric, where lower is better; no value comes last
+        "chosen": "b",
+        "EN": f"b {odd} a",
+        "ENagain": f"a {odd} b",
+        "CE": f"b a {odd}",
+        "image": f"a b {odd}",
+        "sorted": "ascending none none",
+        "clicked": odd,
+        "cut": "inset(0px 0px 0px 25%)",
+        "together": 1,
+        "scale": "1.50",
+        "moved": True,
+        "left": f"B, {odd}",
+        "theme": True,
+        "loaded": True,
+        "wide": True,
+        "errors": 0,
+        "footer": True,
+    }
+
+
+def test_report_needs_no_network(report):
+    page = report.read_text()
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(", page) and "fetch(" not in page
+
+
+def test_report_replaces_a_report_and_nothing_else(report, tmp_path):
+    again = Report(tmp_path / "report")
+    again.add_images("Toy_test", "only", {label: np.zeros((8, 8), np.uint8) for label in ("A", "B", "ours")})
+    again.close()
+    assert (tmp_path / "report" / "images" / "1" / "2_3.png").is_file()  # what was there is whole
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there and is no report"):
+        Report(tmp_path / "mine")
+
+
+def test_report_of_a_test(prepared, tmp_path):
+    output = script("test.py", *prepared, "net={name: max}", "ckpt=null", "--report")
+    assert f"open in a browser: {tmp_path}/out/report/index.html" in output
+    pictures = list((tmp_path / "out" / "report" / "images").rglob("*.png"))
+    assert len(pictures) == 2 * (2 + 2 + 2)  # A, B, fused, in colour, and two other rules, of two pairs
+    assert cv2.imread(str(pictures[0])) is not None
+
+
+def test_ranks_are_of_what_is_printed():
+    assert ranks(SUMMARY["mean"], SUMMARY["metrics"]) == {
+        "ours": {"EN": 1, "CE": 2},
+        "max": {"EN": 2, "CE": 1},
+        "mean": {"EN": 1, "CE": 0},  # 7.00 as well
+    }
+
+
+def test_tables_to_paste():
+    assert (
+        to_paste(SUMMARY, latex=True)
+        == r"""\begin{tabular}{lcc}
+\toprule
+My\_set & EN & CE$\downarrow$ \\
+\midrule
+ours & \textbf{7.00} & \underline{2.00} \\
+max & \underline{6.90} & \textbf{1.00} \\
+mean & \textbf{7.00} & - \\
+\midrule
+\multicolumn{3}{l}{published: A \& B, Table 1} \\
+FILM & 7.40 & - \\
+\bottomrule
+\end{tabular}
+"""
+    )
+    assert (
+        to_paste(SUMMARY, latex=False)
+        == """| My_set | EN | CE↓ |
+| --- | ---: | ---: |
+| ours | **7.00** | <u>2.00</u> |
+| max | <u>6.90</u> | **1.00** |
+| mean | **7.00** | - |
+| published: A & B, Table 1 | | |
+| FILM | 7.40 | - |
+"""
+    )
