@@ -33,7 +33,7 @@ from tqdm import tqdm
 from net import build_model
 from utils.clip import DEFAULT_CLIP, ClipEncoder, describe_clip
 from utils.config import Config, parse_args, pick_device, read_yaml
-from utils.data import h5_path
+from utils.data import CHECKSUM, crc32, h5_path
 from utils.describe import Item, describe
 from utils.errors import InputError, nearest, run
 from utils.files import cannot_write, to_json, write_file
@@ -153,6 +153,9 @@ def draw_splits(config: Config, words: list[str]) -> list[str]:
     for dataset, counts in config.data.draw.items():
         if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
             raise InputError(f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {counts}")
+        odd = [split for split in counts if not re.fullmatch(r"\w[\w-]*", str(split))]
+        if odd:
+            raise InputError(f"data.draw.{dataset} names a split '{odd[0]}', which is no word")
         if not {dataset, *(f"{dataset}_{split}" for split in counts)} & set(words):
             continue
         row = find_dataset(dataset, table, config)
@@ -454,7 +457,7 @@ def read_features(
         try:
             with open(given, "rb") as stored:
                 features[name] = check_feature(np.lib.format.read_array(stored, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy's parser raises many kinds
             problems.append(f"the text feature {given} cannot be used ({error})")
     if paragraphs and (go_on or not problems):
         try:
@@ -517,13 +520,17 @@ def write_sample(file: h5py.File, pieces: dict[str, list[np.ndarray]], features:
     first = next(iter(pieces))
     for group, feature in features.items():
         stored = file.create_dataset(f"{group}/{first}", data=feature)
+        stored.attrs[CHECKSUM] = crc32(feature)
         for piece in list(pieces)[1:]:
             file[f"{group}/{piece}"] = stored  # a hard link
     for piece, maps in pieces.items():
         for group, image in zip(("imageA", "imageB", "chroma"), maps):
             image = image.reshape(-1, *image.shape[-2:])
             # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
-            file.create_dataset(f"{group}/{piece}", data=image, compression="gzip" if group == "chroma" else None)
+            stored = file.create_dataset(
+                f"{group}/{piece}", data=image, compression="gzip" if group == "chroma" else None
+            )
+            stored.attrs[CHECKSUM] = crc32(image)
 
 
 if __name__ == "__main__":

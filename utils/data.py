@@ -8,6 +8,7 @@ where it all came from. A published file (floats in [0, 1], text (1, L, dim), no
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,11 +36,24 @@ def open_h5(path: str | Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
-    if missing or not len(file["imageA"]):
+    try:
+        missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
+        if missing or not len(file["imageA"]):
+            raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
+    except Exception as error:
         file.close()
-        raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}); make it again with data_process.py") from error
     return file
+
+
+def attribute(file: h5py.File, key: str) -> str:
+    """An attribute of an H5 file as text, empty if there is none; InputError if the file is damaged there."""
+    try:
+        return str(file.attrs.get(key, ""))
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{file.filename} is damaged ({error}); make it again with data_process.py") from error
 
 
 @contextlib.contextmanager
@@ -49,8 +63,16 @@ def reading(path: str | Path, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
+
+
+CHECKSUM = "crc32"  # attribute of a dataset
+
+
+def crc32(array: np.ndarray) -> int:
+    """Checksum of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array))
 
 
 class PairFile:
@@ -71,7 +93,11 @@ class PairFile:
     def __getitem__(self, key: tuple[str, str]) -> np.ndarray | h5py.Dataset:
         if key not in self.found:
             group, name = key
-            self.found[key] = self._view(self.file[group][name])
+            dataset = self.file[group][name]
+            self.found[key] = self._view(dataset)
+            if CHECKSUM in dataset.attrs and dataset.attrs[CHECKSUM] != crc32(self.found[key][()]):
+                del self.found[key]
+                raise ValueError(f"the bytes of {group} are not those that were written")
         if os.fstat(self.file.id.get_vfd_handle()).st_size < len(self.bytes):
             raise OSError("the file has been cut short since it was opened")
         return self.found[key]
@@ -269,20 +295,21 @@ def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 def text_encoder_of(path: str | Path) -> str:
     """The text encoder recorded in an H5 file; empty for a published file, which records none."""
     with open_h5(path) as file:
-        return str(file.attrs.get("text_encoder", ""))
+        return attribute(file, "text_encoder")
 
 
 def task_of(path: str | Path) -> str:
     """The task recorded in an H5 file, e.g. IVF; InputError for a published file, which records none."""
     with open_h5(path) as file:
-        if "task" not in file.attrs:
-            raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
-        return str(file.attrs["task"])
+        task = attribute(file, "task")
+    if not task:
+        raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
+    return task
 
 
 def clip_of(file: h5py.File) -> dict[str, str] | None:
     """Name and revision of the CLIP recorded in an H5 file; None if it has no CLIP vectors."""
-    return {key: str(file.attrs.get(f"clip_{key}", "")) for key in ("name", "revision")} if "clip" in file else None
+    return {key: attribute(file, f"clip_{key}") for key in ("name", "revision")} if "clip" in file else None
 
 
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # as many as Pillow refuses are not decoded
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
