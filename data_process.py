@@ -36,7 +36,7 @@ from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import CHECKSUM, crc32, h5_path
 from utils.describe import Item, describe
 from utils.errors import InputError, nearest, run
-from utils.files import cannot_write, to_json, write_file
+from utils.files import alone, plain_name, to_json, write_file, writing
 from utils.images import EXTENSIONS, as_unit, colorize, list_images, merge_chroma, read_image, write_image
 from utils.simulate import SIMULATORS
 from utils.text import TextEncoder, check_feature, encoder_name
@@ -95,7 +95,8 @@ def make_sets(sources: list[Source], config: Config) -> list[str]:
         whole = source.name in (*config.data.val, *config.data.test)
         training = source.name in config.data.train or (source.split == "train" and not whole)
         try:
-            print(process(source, config, training, "text" in inputs, clip))
+            with alone(path := h5_path(config.data.h5, source.name)), writing(path):
+                print(process(source, config, training, "text" in inputs, clip))
         except InputError as error:
             problems.append(str(error))
     return problems
@@ -291,7 +292,6 @@ def process(source: Source, config: Config, training: bool, text: bool, clip: Cl
     files = {folder: list_images(source.folder("Image") / folder) for folder in (source.a, source.b)}
     texts = read_features(source, names, config, problems)[0] if text else {}
     path = h5_path(config.data.h5, source.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w") as file:
@@ -328,8 +328,6 @@ def process(source: Source, config: Config, training: bool, text: bool, clip: Cl
             size = file.id.get_filesize()
         os.truncate(temporary, size)  # less what reserve() left over
         os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     cut = f" in {count} pieces" if count != len(names) else ""
@@ -351,9 +349,9 @@ def read_split(source: Source, problems: list[str]) -> list[str]:
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
     if not listed:
         raise InputError(f"{source.name} was not made: the split file {path} is empty")
-    plain = [name for name in listed if "/" not in name and "\0" not in name and name != ".."]
+    plain = [name for name in listed if plain_name(name)]
     problems += [f"'{name}' is listed {count} times" for name, count in listed.items() if count > 1]
-    problems += [f"'{name}' is not a plain file name" for name in listed if name not in plain]
+    problems += [f"{name!r} is not a plain file name" for name in listed if name not in plain]
     return plain
 
 

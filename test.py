@@ -173,6 +173,7 @@ def test_set(
     from utils.clip import describe_clip, label_of, open_clip
     from utils.data import PairDataset, attribute, h5_path, open_h5, text_encoder_of
     from utils.evaluate import Evaluator, average_all, fuse_set, sources_8bit
+    from utils.files import plain_name, replacing
     from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.table import format_table, published_rows, write_results
 
@@ -185,6 +186,8 @@ def test_set(
     clip = open_clip(config.clip, model, [dataset], device)
     with open_h5(path) as file:
         dataset_name = attribute(file, "dataset") or name.rpartition("_")[0] or name
+    if not plain_name(dataset_name):
+        raise InputError(f"{path} is of a dataset {dataset_name!r}, which is no plain name; make it again")
     encoder = text_encoder_of(path) if "text" in model.inputs else ""
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
@@ -197,44 +200,46 @@ def test_set(
     labels = [label_of(m) for m in models]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]
     pictures = []
-    fused_pairs = fuse_set(models, dataset, device, config.test.num_workers, clip=clip)
-    for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
-        image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
-        fused = [to_8bit(output, config.test.stretch) for output in outputs]
-        for evaluator, result in zip(evaluators, fused):
-            evaluator.add(image, result, image_a, image_b)
-        color = colorize(fused[0], batch["chroma"][0].numpy())
-        write_image(folder / "Gray" / f"{image}.png", fused[0])
-        write_image(folder / "RGB" / f"{image}.png", color)
-        shown = {"A": image_a, "B": image_b, labels[0]: fused[0], "in colour": color} | dict(zip(labels[1:], fused[1:]))
-        if compare and len(pictures) < PICTURE_PAIRS:
-            pictures.append(side_by_side(list(shown.values()), list(shown)))
-        if report:
-            report.add_images(name, image, shown)
+    with replacing(folder) as staged:
+        fused_pairs = fuse_set(models, dataset, device, config.test.num_workers, clip=clip)
+        for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
+            image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
+            fused = [to_8bit(output, config.test.stretch) for output in outputs]
+            for evaluator, result in zip(evaluators, fused):
+                evaluator.add(image, result, image_a, image_b)
+            color = colorize(fused[0], batch["chroma"][0].numpy())
+            write_image(staged / "Gray" / f"{image}.png", fused[0])
+            write_image(staged / "RGB" / f"{image}.png", color)
+            shown = {"A": image_a, "B": image_b, labels[0]: fused[0], "in colour": color}
+            shown |= dict(zip(labels[1:], fused[1:]))
+            if compare and len(pictures) < PICTURE_PAIRS:
+                pictures.append(side_by_side(list(shown.values()), list(shown)))
+            if report:
+                report.add_images(name, image, shown)
 
-    per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
-    means, left_out = average_all(per_image)
-    summary = {
-        "set": name,
-        "dataset": dataset_name,
-        "network": labels[0],
-        "ckpt": config.ckpt,
-        "text_encoder": encoder or None,
-        "text": config.text.use,
-        "clip": model.clip,
-        "stretch": config.test.stretch,
-        "precision": config.precision,
-        "images": len(dataset),
-        "metrics": config.test.metrics,
-        "mean": means,
-        "left_out": left_out,
-        "published": dict(blocks),
-    }
-    write_results(folder, summary, per_image)
-    if report:
-        report.add_numbers(summary, per_image)
-    if pictures:
-        write_image(folder / "comparison.png", stack_rows(pictures))
+        per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
+        means, left_out = average_all(per_image)
+        summary = {
+            "set": name,
+            "dataset": dataset_name,
+            "network": labels[0],
+            "ckpt": config.ckpt,
+            "text_encoder": encoder or None,
+            "text": config.text.use,
+            "clip": model.clip,
+            "stretch": config.test.stretch,
+            "precision": config.precision,
+            "images": len(dataset),
+            "metrics": config.test.metrics,
+            "mean": means,
+            "left_out": left_out,
+            "published": dict(blocks),
+        }
+        write_results(staged, summary, per_image)
+        if report:
+            report.add_numbers(summary, per_image)
+        if pictures:
+            write_image(staged / "comparison.png", stack_rows(pictures))
     if model.clip:
         print(f"\nguided by {describe_clip(model.clip)}")
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
@@ -259,6 +264,7 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
 
     from utils.data import PairDataset, h5_path, text_encoder_of
     from utils.evaluate import check_inputs
+    from utils.files import replacing
     from utils.study import text_study
 
     if "text" not in model.inputs:
@@ -270,7 +276,9 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
     note_encoder(model, name, text_encoder_of(h5_path(config.data.h5, name)))
     (feature,) = open_text_encoder(model, config, device).encode([sentence])
     folder = Path(config.test.output) / name / "text_study"
-    text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, folder)
+    with replacing(folder) as staged:
+        text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, staged)
+    print(f"written: {folder}")
 
 
 def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> None:

@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +51,7 @@ from utils.evaluate import (
     split,
     to_device,
 )
-from utils.files import git, to_json, write_file
+from utils.files import alone, git, plain_name, to_json, write_file, writing
 from utils.images import side_by_side, to_8bit, write_image
 from utils.loss import FusionLoss
 from utils.metrics import LOWER_IS_BETTER
@@ -77,6 +77,12 @@ log = logging.getLogger("train")
 
 
 def main() -> None:
+    with ExitStack() as held:
+        train_network(held)
+
+
+def train_network(held: ExitStack) -> None:
+    """The training; `held` keeps its folder from other runs until it ends, well or not."""
     config, _ = parse_args(__doc__)
     train = config.train
     rank, world, device = distributed.start(config.device)
@@ -152,8 +158,9 @@ def main() -> None:
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model) if world > 1 else model
     net.inputs = model.inputs
-    folder = open_run_folder(config, model, first_epoch) if main_process else None
-    writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
+    folder = open_run_folder(config, model, first_epoch, held) if main_process else None
+    with writing(folder):
+        writer = SummaryWriter(folder, purge_step=step + 1) if main_process else None
     guide = describe_clip(model.clip) if model.clip else f"text of {model.text.name}" if model.text else "nothing"
     log.info(
         f"{config.net['name']}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
@@ -295,16 +302,24 @@ def build_loss(options: dict) -> FusionLoss:
     return FusionLoss(**options)
 
 
-def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) -> Path:
-    """A new run folder, or that of the checkpoint to resume; what is needed to repeat the run goes in."""
+def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int, held: ExitStack) -> Path:
+    """A new run folder, or that of the checkpoint to resume; what is needed to repeat the run goes in.
+
+    It is kept from other runs until `held` is closed.
+    """
     if config.train.resume and Path(config.train.resume).parent.name == "model":
         folder = Path(config.train.resume).parent.parent
+        held.enter_context(alone(folder))
         drop_records_after(folder / "metrics.jsonl", first_epoch)
     else:
+        if not plain_name(config.name):
+            raise InputError(f"name is '{config.name}' and becomes part of a folder's name: no slashes, please")
         folder = new_folder(Path(config.train.exp), time.strftime("%Y%m%d-%H%M%S"), config.name)
+        held.enter_context(alone(folder))
     for name in ("code", "model", "pic_fusion"):
         (folder / name).mkdir(exist_ok=True)
-    ancestors = [kind for kind in type(model).__mro__ if kind.__module__.startswith("net.")]  # a variant and its base
+    # a variant and its base
+    ancestors = [k for k in type(model).__mro__ if issubclass(k, torch.nn.Module) and k.__module__.startswith("net.")]
     for source in (__file__, *map(inspect.getsourcefile, ancestors)):
         write_file(folder / "code" / Path(source).name, Path(source).read_bytes())
     write_file(folder / "code" / "git.txt", f"{git('rev-parse', 'HEAD')}\n\n{git('diff', 'HEAD')}\n")
@@ -315,10 +330,18 @@ def open_run_folder(config: Config, model: torch.nn.Module, first_epoch: int) ->
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
-        handlers=[logging.FileHandler(folder / "log.txt"), logging.StreamHandler()],
+        handlers=[LogFile(folder / "log.txt"), logging.StreamHandler()],
         force=True,
     )
     return folder
+
+
+class LogFile(logging.FileHandler):
+    """A log that cannot be written ends the run in one sentence, where logging by itself prints a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with writing(self.baseFilename):
+            raise
 
 
 def new_folder(parent: Path, start: str, name: str) -> Path:
@@ -366,11 +389,12 @@ def log_values(pending: list[tuple], keys: list[str]) -> dict[str, float]:
 
 def write_record(folder: Path, writer: SummaryWriter, step: int, kind: str, record: dict) -> None:
     """One line in metrics.jsonl, and the same to TensorBoard."""
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(to_json({"kind": kind, **record}) + "\n")
-    for key, value in record.items():
-        if key not in ("epoch", "step"):
-            writer.add_scalar(f"{kind}/{key}", value, step)
+    with writing(folder):
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(to_json({"kind": kind, **record}) + "\n")
+        for key, value in record.items():
+            if key not in ("epoch", "step"):
+                writer.add_scalar(f"{kind}/{key}", value, step)
 
 
 def save_pictures(prefix: Path, batch: dict, fused: torch.Tensor) -> None:

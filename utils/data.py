@@ -19,12 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
+from utils.files import plain_name
 from utils.images import NEUTRAL, as_unit
 from utils.text import check_feature
 
 
 def h5_path(folder: str | Path, name: str) -> Path:
-    """Where the set <dataset>_<split> lies."""
+    """Where the set <dataset>_<split> lies; InputError for a name that leaves the folder."""
+    if not plain_name(name):
+        raise InputError(f"'{name}' is no name of a set; sets are called <dataset>_<split>")
     return Path(folder) / f"{name}.h5"
 
 
@@ -94,6 +97,8 @@ class PairFile:
         if key not in self.found:
             group, name = key
             dataset = self.file[group][name]
+            if dataset.external or dataset.is_virtual or not self._beside(dataset.file.filename):
+                raise ValueError("its bytes are in a file of another folder")
             self.found[key] = self._view(dataset)
             if CHECKSUM in dataset.attrs and dataset.attrs[CHECKSUM] != crc32(self.found[key][()]):
                 del self.found[key]
@@ -101,6 +106,11 @@ class PairFile:
         if os.fstat(self.file.id.get_vfd_handle()).st_size < len(self.bytes):
             raise OSError("the file has been cut short since it was opened")
         return self.found[key]
+
+    def _beside(self, filename: str) -> bool:
+        """True for this file and those in its folder, which it may link to."""
+        mine = self.file.filename
+        return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
 
     def _view(self, dataset: h5py.Dataset) -> np.ndarray | h5py.Dataset:
         """A dataset as a view of the mapped file, where its bytes lie there as NumPy has them."""
@@ -165,6 +175,9 @@ class PairDataset(Dataset):
         self.only_text: Tensor | None = None
         files = {str(path): PairFile(path) for path in paths}
         self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
+        for path, name in self.samples:
+            if not plain_name(name):
+                raise InputError(f"{path} names a sample {name!r}, which is no plain file name; make it again")
         if "text" in inputs:
             for path, pairs in files.items():
                 if not pairs.holds("text"):

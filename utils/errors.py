@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's main; print the sentence of an InputError or OSError and exit with 1."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
+    # where TensorBoard's thread cannot write, the training hears of it and says so
+    threading.excepthook = lambda args: issubclass(args.exc_type, OSError) or threading.__excepthook__(args)
     try:
         main()
     except InputError as error:

@@ -1,11 +1,17 @@
 """Writing files so that nothing is ever half there."""
 
+import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from utils.errors import InputError
 
@@ -18,15 +24,82 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        if temporary.parent.is_dir():
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError into an InputError that says what cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?") from error
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other runs from writing to an output, a file or folder.
+
+    What a killed run left half-written, there and beside it, is removed.
+
+    Raises:
+        InputError: another run is writing to it, or nothing can be written there.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            message = f"another run is writing {path}; let it end, or choose another place for this one"
+            raise InputError(message) from error
+    try:
+        beside = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+        for left in [*(p for p in path.parent.iterdir() if beside.fullmatch(p.name)), *path.rglob(".*.tmp")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `folder` when the block ends well, and not before.
+
+    What else is in `folder` stays. The files at the top, tables, are of those below, images: the old ones go before
+    the first image comes, the new ones come after the last, so that no table stands beside images of another run.
+
+    Raises:
+        InputError: another run is writing to `folder`, or it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with alone(folder), writing(folder):
+        try:
+            temporary.mkdir()
+            yield temporary
+            files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+            tables = [path for path in files if len(path.parts) == 1]
+            for path in tables:
+                (folder / path).unlink(missing_ok=True)
+            for path in sorted(files, key=lambda path: path in tables):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / path, folder / path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def plain_name(name: str) -> bool:
+    """True for a name that stays in its folder, on any system: no part of a path, no control character, no device."""
+    odd = r"\.*|.*[/\\\x00-\x1f].*|[a-z]:.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
+    return not re.fullmatch(odd, name, re.IGNORECASE | re.DOTALL)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -40,12 +113,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(clean(value), indent=indent)
-
-
-def cannot_write(path: str | Path, error: OSError) -> InputError:
-    """The sentence for a file that cannot be written."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?")
 
 
 def git(*command: str) -> str:

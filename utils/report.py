@@ -9,7 +9,7 @@ import yaml
 
 from utils.config import Config
 from utils.errors import InputError
-from utils.files import cannot_write, to_json, write_file
+from utils.files import to_json, write_file, writing
 from utils.images import write_image
 from utils.metrics import LOWER_IS_BETTER
 from utils.table import ranks
@@ -69,12 +69,10 @@ class Report:
         text = to_json(data).replace("<", "\\u003c")  # no name or path may end the script
         write_file(self.temporary / "index.html", TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text))
         old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
-        try:
+        with writing(self.folder):
             if self.folder.exists():
                 os.replace(self.folder, old)
             os.replace(self.temporary, self.folder)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
         shutil.rmtree(old, ignore_errors=True)
         return self.folder / "index.html"
 

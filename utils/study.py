@@ -67,7 +67,7 @@ def text_study(
     print("\n" + format_table(f"the text study on {folder.parent.name}", config.test.metrics, means))
     for label, level in levels.items():
         print(f"{label}: a pixel changes by {level:.3f} of 255 levels on average")
-    print(f"the sentence: {sentence}\nwritten: {folder}")
+    print(f"the sentence: {sentence}")
 
 
 def variants(model: nn.Module, dataset: PairDataset, feature: Tensor, seed: int) -> Iterator[dict[str, Tensor]]:
