@@ -1,11 +1,12 @@
 """Images on disk: reading as gray and colour, the step to 8 bit, writing."""
 
 import io
+import math
 import os
 from pathlib import Path
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # as many as Pillow refuses are not decoded
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "180000000")  # MAX_PIXELS
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from utils.errors import InputError
 from utils.files import write_file
 
+MAX_PIXELS = 180_000_000  # of an image; in colour and as floats they take 2 GiB
+Image.MAX_IMAGE_PIXELS = None  # `read_image` counts them, before anything is decoded
 WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 EXTENSIONS = WRITABLE | {".pgm", ".ppm", ".jp2"}
 NEUTRAL = 128  # chroma of a gray pixel
@@ -29,14 +32,22 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         chroma: (2, H, W) uint8, Cr and Cb around 128; None for an image without colour.
 
     Raises:
-        InputError: missing, unreadable or truncated file, NaN, or floats outside [0, 1].
+        InputError: missing, unreadable or truncated file, more than MAX_PIXELS, NaN, or floats outside [0, 1].
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
     try:  # OpenCV fills up a truncated file with gray and says nothing; Pillow refuses it
-        Image.open(io.BytesIO(data)).load()
+        with Image.open(io.BytesIO(data)) as picture:
+            if math.prod(picture.size) > MAX_PIXELS:
+                size = " x ".join(map(str, picture.size))
+                raise InputError(
+                    f"{path} is {size} pixels, and {MAX_PIXELS / 1e6:.0f} million are the most; scale it down"
+                )
+            picture.load()
+    except InputError:
+        raise
     except UnidentifiedImageError:
         pass  # not one of Pillow's formats
     except Exception as error:  # its decoders raise many kinds
@@ -45,8 +56,10 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         image = None
-    if image is None or image.dtype not in (np.uint8, np.uint16, np.float32):
+    if image is None:
         raise InputError(f"{path} is not an image that can be read")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"{path} has pixels of type {image.dtype}; save it as 8 bit, 16 bit or 32-bit float")
     if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
         raise InputError(f"{path} holds floats outside [0, 1] or NaN; scale it to [0, 1] or save it as 16 bit")
     if image.ndim == 2:

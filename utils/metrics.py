@@ -66,7 +66,9 @@ def spatial_frequency(fused: Tensor, image_a: Tensor = None, image_b: Tensor = N
 
 
 def average_gradient(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
-    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border."""
+    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border; NaN for a line of pixels."""
+    if min(fused.shape[2:]) < 2:
+        return fused.new_full((len(fused),), math.nan)
     gy, gx = torch.gradient(fused, dim=(2, 3))
     return _mean(((gx**2 + gy**2) / 2).sqrt())
 
