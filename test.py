@@ -64,6 +64,8 @@ def main() -> None:
         raise InputError(f"--{sets_only[0].replace('_', '-')} is for test sets, not for a pair of --a and --b")
     if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
         raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
+    if args.export and Path(args.export).suffix not in ("", ".safetensors"):
+        raise InputError(f"--export writes a .safetensors, or a folder, not {args.export}")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
     from net.checkpoint import checkpoint_of, save_weights

@@ -9,7 +9,6 @@ in half precision and everything else but the optimiser in the header. Neither n
 import copy
 import hashlib
 import io
-import itertools
 import json
 import re
 import zipfile
@@ -30,8 +29,7 @@ DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
 FACTS = ("config", "commit", "epoch", "metrics")  # how a network was trained, and what it was measured to do
 HEADER = ("net", "text", "clip", *FACTS)
 PLACES = (("data", "root"), ("data", "h5"), ("train", "exp"), ("train", "resume"), ("test", "output"))  # of one machine
-
-
+DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # in a folder to share
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -82,14 +80,17 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     if facts["text"]:
         tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
         facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
-    header = {key: to_json(value) for key, value in facts.items()} | {"digest": digest(tensors)}
+    header = {key: to_json(value) for key, value in facts.items()}
+    header[DIGEST] = digest(tensors, header)
     write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names and values: a flipped bit of a weight would not show otherwise."""
-    parts = ((name.encode(), tensors[name].contiguous().numpy(force=True).tobytes()) for name in sorted(tensors))
-    return hashlib.sha256(b"".join(itertools.chain(*parts))).hexdigest()
+def digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
+    """SHA-256 of all names and values: a flipped bit of a weight would not show otherwise."""
+    whole = hashlib.sha256(json.dumps({key: header[key] for key in sorted(header) if key != DIGEST}).encode())
+    for name in sorted(tensors):
+        whole.update(name.encode() + tensors[name].contiguous().numpy(force=True).tobytes())
+    return whole.hexdigest()
 
 
 def checkpoint_of(model: nn.Module) -> dict:
@@ -135,7 +136,7 @@ def read_weights(path: str | Path) -> dict:
         header = file.metadata() or {}
     facts = {key: json.loads(value) for key, value in header.items() if key in HEADER}
     tensors = safetensors.torch.load_file(path)
-    if header.get("digest", digest(tensors)) != digest(tensors):
+    if header[DIGEST] != digest(tensors, header):
         raise ValueError("its weights are not those that were written")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     default = tensors.pop(DEFAULT_TEXT, None)

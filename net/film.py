@@ -200,8 +200,8 @@ class FILM(Shared, nn.Module):
         token_grid: tuple[int, int] = (288, 384),
     ):
         super().__init__()
-        if min(text_dim, hidden_dim, channels, heads, blocks, stages, *token_grid) < 1:
-            raise InputError("the sizes under net must all be at least 1")
+        if min(text_dim, hidden_dim, channels, heads, blocks, stages, *token_grid) < 1 or max(blocks, stages) > 100:
+            raise InputError("the sizes under net must all be at least 1, net.blocks and net.stages at most 100")
         if channels % heads or hidden_dim % heads:
             raise InputError(
                 f"net.channels ({channels}) and net.hidden_dim ({hidden_dim}) must be multiples of net.heads ({heads})"

@@ -137,8 +137,11 @@ class MGFusion(Shared, nn.Module):
         without: tuple[str, ...] = (),
     ):
         super().__init__()
-        if min(clip_dim, channels, heads, blocks) < 1 or channels % heads:
-            raise InputError("the sizes under net must all be at least 1, and net.channels a multiple of net.heads")
+        if min(clip_dim, channels, heads, blocks) < 1 or channels % heads or blocks > 100:
+            raise InputError(
+                "the sizes under net must all be at least 1, net.blocks at most 100, and net.channels a multiple of "
+                "net.heads"
+            )
         if not set(without) <= {"cii", "cff"}:
             raise InputError(f"net.without={[*without]} may name cii and cff only")
         self.inputs = () if {"cii", "cff"} <= set(without) else ("clip",)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from utils.errors import InputError, nearest
+from utils.errors import InputError, enough_memory, nearest
 
 NETWORKS: dict[str, type[nn.Module]] = {}
 INPUTS = ("text", "text_mask", "clip")  # what a network may take beside the images
@@ -56,7 +56,8 @@ def build_model(name: str, **options) -> nn.Module:
         if not _same_kind(value, defaults[key]):
             raise InputError(f"net.{key} must be like {defaults[key]!r}, not {value!r}")
     options = defaults | options
-    model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
+    with enough_memory(f"build the network '{name}'", "lower its sizes, the options under net"):
+        model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
     model.config = {"name": name, **options}
     model.inputs = tuple(getattr(model, "inputs", ()))  # what it takes beside the images
     if not set(model.inputs) <= set(INPUTS):

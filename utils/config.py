@@ -20,6 +20,8 @@ from utils.errors import InputError, nearest
 if TYPE_CHECKING:
     import torch
 
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
+
 
 @dataclass
 class Data:
@@ -165,7 +167,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise InputError(f"'{override}' is not of the form key=value, e.g. train.lr=1e-4")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except YAML_ERRORS as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
         if key in ("net", "loss", "data.draw", "data.simulate") and isinstance(value, dict):
             *parents, last = key.split(".")
@@ -183,7 +185,7 @@ def read_yaml(path: str | Path) -> dict:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the file {path} ({getattr(error, 'strerror', 'not text')})") from error
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
@@ -233,7 +235,7 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
         return [_convert(item, options[0], name, source) for item in value]
     if kind is float:
         value = _number(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300:
             return float(value)
     elif kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)  # a folder or run may be called 7
