@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -348,11 +348,9 @@ def new_folder(parent: Path, start: str, name: str) -> Path:
     """Make <parent>/<start>_<name>; a second run of the same second gets <start>-2, and so on."""
     for count in itertools.count(1):
         folder = parent / f"{start}{f'-{count}' if count > 1 else ''}_{name}"
-        try:
+        with writing(folder), suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            continue
 
 
 def drop_records_after(path: Path, epoch: int) -> None:

@@ -1,5 +1,6 @@
 """data_process.py and the H5 dataset: what goes in comes out, and every bad input is one sentence."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import make_pairs, process, script
 from utils.data import PairDataset, collate, default_text, pad_texts
@@ -82,6 +84,84 @@ def test_bit_depths(tmp_path):
         assert gray.shape == (20, 30) and gray.dtype == image.dtype
         assert (chroma is not None) == (image.ndim == 3)
     np.testing.assert_array_equal(read_image(tmp_path / "gray16.png")[0], cv2.imread(str(tmp_path / "gray16.png"), -1))
+
+
+def test_kinds_of_images(tmp_path):
+    """What a file of any kind shows is what an 8-bit colour PNG of the same pixels shows."""
+    rng = np.random.default_rng(0)
+    colour = cv2.resize(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), (30, 20))
+    picture = Image.fromarray(colour)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: shown turned by 90 degrees
+    picture.save(tmp_path / "plain.png")
+    picture.quantize(200).convert("RGB").save(tmp_path / "plain_palette.png")
+    picture.quantize(200).save(tmp_path / "palette.png", transparency=3)
+    picture.convert("RGBA").save(tmp_path / "alpha.png")
+    picture.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    picture.save(tmp_path / "turned.png", exif=turned)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
+    picture.save(tmp_path / "turned.jpg", quality=100, subsampling=0, exif=turned)
+    picture.save(tmp_path / "several.tiff", save_all=True, append_images=[picture.rotate(180)])
+    gray, chroma = read_image(tmp_path / "plain.png")
+    for name, off in {"alpha": 0, "cmyk.tiff": 0, "several": 0, "palette": 0, "cmyk.jpg": 4}.items():
+        (path,) = tmp_path.glob(f"{name}*")
+        expected = read_image(tmp_path / "plain_palette.png") if name == "palette" else (gray, chroma)
+        for found, right in zip(read_image(path), expected):
+            assert np.abs(found.astype(int) - right).max() <= off, name
+    for name, off in {"turned.png": 0, "turned.jpg": 4}.items():
+        assert np.abs(read_image(tmp_path / name)[0].astype(int) - np.rot90(gray, -1)).max() <= off, name
+    picture.convert("1").save(tmp_path / "bits.png")
+    assert set(np.unique(read_image(tmp_path / "bits.png")[0])) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((4, 5), np.nan, np.float32), "floats outside .0, 1. or NaN"),
+        (np.full((4, 5), np.inf, np.float32), "floats outside .0, 1. or NaN"),
+        (np.full((4, 5), -0.1, np.float32), "floats outside .0, 1. or NaN"),
+        (np.full((4, 5), 0.5, np.float64), "pixels of type float64"),
+        (np.full((4, 5), 5, np.int16), "pixels of type int16"),
+    ],
+    ids=["NaN", "inf", "negative", "float64", "int16"],
+)
+def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words):
+    cv2.imwrite(str(tmp_path / "x.tiff"), pixels)
+    with pytest.raises(InputError, match=rf"x\.tiff (holds|has) {words}"):
+        read_image(tmp_path / "x.tiff")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 20000), (20000, 3)], ids=str)
+def test_images_of_odd_sizes_are_fused(tmp_path, size):
+    gray = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), gray)
+    cv2.imwrite(str(tmp_path / "b.png"), np.dstack([gray, 255 - gray, gray]))  # gray against colour
+    for weights in ("IVF", "MGFusion_IVF"):
+        words = ["--a", tmp_path / "a.png", "--b", tmp_path / "b.png", "--out", tmp_path / "fused.png"]
+        script("test.py", *words, f"ckpt=models/{weights}.safetensors", "device=cpu")
+        assert cv2.imread(str(tmp_path / "fused.png")).shape == (*size, 3)
+
+
+def test_degenerate_images_do_not_spoil_a_table(toy, tmp_path):
+    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    odd = {
+        "black": np.zeros((50, 60)),
+        "flat": np.full((50, 60), 90),
+        "dot": np.full((1, 1), 7),
+        "line": np.eye(1, 300),
+    }
+    for name, pixels in odd.items():
+        for folder in ("IR", "VI"):
+            cv2.imwrite(str(image / folder / f"{name}.png"), pixels.astype(np.uint8))
+        shutil.copy(tmp_path / "VLF/TextFeature/IVF/Toy/b1.npy", tmp_path / f"VLF/TextFeature/IVF/Toy/{name}.npy")
+    (image / "test.txt").write_text("\n".join(["b1", "b2", *odd]))
+    words = [*PROCESS[1:], *toy, f"test.output={tmp_path}/out", "ckpt=null", "net={name: max}", "--report"]
+    output = script("test.py", *words)
+    assert "left out of the mean AG of max, undefined there: 2 (dot, line)" in output
+    assert "left out of the mean Qabf of max, undefined there: 2 (black, dot)" in output
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert all(np.isfinite(value) for value in summary["mean"]["max"].values())
+    assert summary["per_image"]["max"]["dot"]["AG"] is None and summary["per_image"]["max"]["flat"]["EN"] == 0
 
 
 def test_published_h5_opens(tmp_path):

@@ -1,0 +1,273 @@
+"""Files made to do harm: nothing in them runs, and no name in them reads or writes outside the config's folders."""
+
+import io
+import os
+import pickle
+import struct
+import zlib
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from net import load_model
+from tests.conftest import CONFIG, make_pairs, script
+from tests.test_text import save_bert
+from utils.config import load_config
+from utils.data import PairDataset
+from utils.errors import InputError
+from utils.files import plain_name
+from utils.images import MAX_PIXELS, read_image
+
+
+class Mark:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_the_mark_works(tmp_path):
+    pickle.loads(pickle.dumps(Mark(tmp_path / "mark")))
+    assert (tmp_path / "mark").is_dir()
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "folder"])
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path, new, name):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    content = {"net": {"name": "film"}, "model": {"weight": torch.zeros(2)}, "extra": Mark(tmp_path / "mark")}
+    target = path / "model.safetensors" if path.is_dir() else path
+    torch.save(content, target, _use_new_zipfile_serialization=new)
+    with pytest.raises(InputError, match="can be read safely"):
+        load_model(path)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_run_to_resume_that_runs_code_is_refused(prepared, tmp_path):
+    torch.save({"optimizer": Mark(tmp_path / "mark")}, tmp_path / "last.pth")
+    output = script("train.py", *prepared, f"train.resume={tmp_path}/last.pth", code=1)
+    assert "can be read safely" in output and not (tmp_path / "mark").exists()
+
+
+def test_a_text_encoder_that_runs_code_is_refused(toy, tmp_path):
+    folder = save_bert(tmp_path / "bert")
+    os.remove(f"{folder}/model.safetensors")
+    torch.save({"embeddings": Mark(tmp_path / "mark")}, f"{folder}/pytorch_model.bin")
+    with pytest.raises(InputError, match="bert"):
+        from utils.text import TextEncoder
+
+        TextEncoder("auto", folder, "cpu")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_feature_that_runs_code_is_refused(toy, tmp_path):
+    feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "a1.npy"
+    np.save(feature, np.array([Mark(tmp_path / "mark")], dtype=object), allow_pickle=True)
+    output = script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
+    assert "a1.npy cannot be used" in output and not (tmp_path / "mark").exists()
+
+
+def test_yaml_that_runs_code_is_refused(tmp_path):
+    for text in ("seed: !!python/object/apply:os.mkdir [{}]", "!!python/object/new:os.mkdir [{}]"):
+        (tmp_path / "c.yaml").write_text(text.format(tmp_path / "mark"))
+        with pytest.raises(InputError, match=r"c\.yaml.* is not valid YAML"):
+            load_config(tmp_path / "c.yaml", [])
+    assert not (tmp_path / "mark").exists()
+
+
+CLIMBING = [
+    "../a2",
+    "/etc/passwd",
+    "..",
+    ".",
+    "a/b",
+    "a\\b",
+    "C:a",
+    "con",
+    "NUL",
+    "com1.x",
+    "a\0b",
+    "a\nb",
+    "a\x1bb",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", CLIMBING, ids=repr)
+def test_names_that_are_no_plain_file_names(name):
+    assert not plain_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a1", "MRI-PET 1", "1.5x", ".hidden", "..two", "con1", "bücher", "at 10:32", "(1)"], ids=repr
+)
+def test_plain_names(name):
+    assert plain_name(name)
+
+
+@pytest.mark.parametrize("name", ["../a2", "/etc/passwd", "a\\b", "a\0b", "con"], ids=repr)
+def test_a_split_file_that_climbs_is_refused(toy, tmp_path, name):
+    (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text(f"a1\n{name}\n")
+    output = script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
+    assert "is not a plain file name" in output and not (tmp_path / "h5" / "Toy_train.h5").exists()
+
+
+@pytest.mark.parametrize("word", ["../Toy_test", "/tmp/Toy_test"])
+def test_a_set_that_climbs_is_refused(prepared, word):
+    assert "is no name of a set" in script(
+        "test.py", *prepared, f"data.test=[{word}]", "ckpt=null", "net.name=max", code=1
+    )
+
+
+def test_a_run_that_climbs_is_refused(prepared, tmp_path):
+    output = script("train.py", *prepared, "name=../evil", code=1)
+    assert "becomes part of a folder's name" in output and not list(tmp_path.glob("*evil"))
+
+
+@pytest.mark.parametrize("key", ["dataset", "name"])
+def test_an_h5_that_climbs_is_refused(prepared, tmp_path, key):
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        if key == "dataset":
+            file.attrs["dataset"] = "../../evil"
+        else:
+            for group in ("imageA", "imageB", "text"):
+                file[group].move("b1", "..\\..\\evil")
+    output = script("test.py", *prepared, "ckpt=null", "net={name: max}", code=1)
+    assert "Toy_test.h5" in output and "plain" in output
+    assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["link", "external", "virtual"])
+def test_an_h5_that_reads_other_files_is_refused(prepared, tmp_path, way):
+    """The bytes of a file elsewhere would become an image, and be shown."""
+    secret = tmp_path / "secret" / "key.h5"
+    secret.parent.mkdir()
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path, "r+") as file, h5py.File(secret, "w") as other:
+        shape = file["imageA/b1"].shape
+        other["key"] = np.full(shape, 77, np.uint8)
+        del file["imageA/b1"]
+        if way == "link":
+            file["imageA/b1"] = h5py.ExternalLink(str(secret), "key")
+        elif way == "external":
+            file["imageA"].create_dataset("b1", shape, np.uint8, external=[(str(secret), 0, int(np.prod(shape)))])
+        else:
+            layout = h5py.VirtualLayout(shape, np.uint8)
+            layout[...] = h5py.VirtualSource(str(secret), "key", shape)
+            file["imageA"].create_virtual_dataset("b1", layout)
+    with pytest.raises(InputError, match=r"'b1' of .*Toy_test\.h5 .* of another folder"):
+        PairDataset([path], ())[0]
+
+
+def declaring(kind: str, width: int, height: int) -> bytes:
+    """A small file that says it is a large image."""
+    if kind == "pgm":
+        return b"P5 %d %d 255\n" % (width, height) + bytes(100)
+    if kind == "png":
+        parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100)))]
+        chunks = [
+            struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+            for t, d in [*parts, (b"IEND", b"")]
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    data = bytearray(cv2.imencode(f".{kind}", np.zeros((128, 128), np.uint8))[1])
+    if kind == "jpg":
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", height, width)
+    elif kind == "bmp":
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "pgm"])
+def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
+    path = tmp_path / f"large.{kind}"
+    path.write_bytes(declaring(kind, 40000, 30000))
+    with pytest.raises(InputError, match=rf"large\.{kind} is 40000 x 30000 pixels, and {MAX_PIXELS // 10**6} million"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\x02.", b"\x80\x02]q\x00(K\x01e.", b"PK\x03\x04" + bytes(40), b"", pickle.dumps({"model": 1})],
+    ids=repr,
+)
+def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
+    """Found by tests/fuzz.py: PyTorch's reader raises IndexError and others."""
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} (is not a checkpoint|holds no 'model')"):
+            load_model(tmp_path / name)
+
+
+def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
+    """Found by tests/fuzz.py: NumPy's reader of headers raises tokenize.TokenError."""
+    feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "a1.npy"
+    stored = io.BytesIO()
+    np.save(stored, np.zeros((3, 12), np.float32))
+    feature.write_bytes(stored.getvalue().replace(b"}", b"("))
+    assert "a1.npy cannot be used" in script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan", "train: {lr: .inf}"]
+)
+def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
+    """Found by tests/fuzz.py: PyYAML raises ValueError and RecursionError."""
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml", [])
+
+
+@pytest.mark.parametrize("group", ["imageA", "imageB", "text", "chroma"])
+def test_a_flipped_bit_of_an_h5_is_noticed(toy, tmp_path, group):
+    """Found by tests/fuzz.py: a pixel was another one, and nobody said so."""
+    script("data_process.py", *CONFIG, *toy, "Toy_test")
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path) as file:
+        offset = file[f"{group}/b2"].id.get_offset() or file[f"{group}/b2"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 40] ^= 4
+    path.write_bytes(content)
+    dataset = PairDataset([path], chroma=True)
+    dataset[0]
+    with pytest.raises(InputError, match=r"'b2' of .*Toy_test\.h5"):
+        dataset[1]
+
+
+def test_a_flipped_bit_of_weights_is_noticed(prepared, tmp_path):
+    """Found by tests/fuzz.py, as above."""
+    script("train.py", *prepared, "train.epochs=1")
+    (last,) = (tmp_path / "exp").glob("*/model/last.pth")
+    script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "w.safetensors")
+    weight = max(load_model(last).state_dict().values(), key=torch.numel)
+    shared = tmp_path / "w.safetensors"
+    for path, place in [
+        (last, last.read_bytes().index(weight.numpy().tobytes()) + 9),
+        (shared, shared.read_bytes().index(weight.half().numpy().tobytes()) + 9),
+        (shared, shared.read_bytes().index(b"Toy_train") + 1),  # what it was trained on, in the header
+    ]:
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        content[place] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=path.name):
+            load_model(path)
+        path.write_bytes(whole)
+        load_model(path)
+
+
+def test_networks_too_large_to_build_are_one_sentence(tmp_path):
+    make_pairs(tmp_path / "VLF", ["a1"], "train")
+    output = script("train.py", *CONFIG, "net.channels=1000000000", "device=cpu", code=1)
+    assert "not enough memory to build the network 'film'" in output
+    assert "at most 100" in script("train.py", *CONFIG, "net.blocks=1000000000", "device=cpu", code=1)
