@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from net.mgfusion import MGFusion
 from tests.conftest import script
 from tests.test_scripts import only_run
 from utils.errors import InputError
+from utils.files import to_json
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
 
@@ -32,6 +35,24 @@ def test_round_trip(tmp_path):
     with pytest.raises(InputError, match="holds a FILMBlend and not a MGFusion"):
         MGFusion.from_pretrained(tmp_path / "mine")
     assert isinstance(FILM.from_pretrained(tmp_path / "mine"), FILM)  # a variant of it
+
+
+def test_push_to_hub(tmp_path, monkeypatch):
+    """The hub itself is not asked: what would be uploaded opens."""
+
+    def upload(self, *, repo_id, folder_path, **_):
+        shutil.copytree(folder_path, tmp_path / "uploaded")
+        return f"{repo_id} is up"
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    model = build_model("mgfusion", clip_dim=12, channels=8, heads=2, blocks=1)
+    model.clip = {"name": "some clip", "revision": "1"}
+    assert model.push_to_hub("some-body/mgfusion") == "some-body/mgfusion is up"
+    loaded = MGFusion.from_pretrained(tmp_path / "uploaded")
+    assert to_json(loaded.config) == to_json(model.config) and loaded.clip == model.clip
 
 
 def test_a_shared_folder_is_a_checkpoint(prepared, tmp_path):
