@@ -35,7 +35,7 @@ from utils.clip import DEFAULT_CLIP, ClipEncoder, describe_clip
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data import CHECKSUM, crc32, h5_path
 from utils.describe import Item, describe
-from utils.errors import InputError, nearest, run
+from utils.errors import InputError, nearest, run, shown
 from utils.files import alone, plain_name, to_json, write_file, writing
 from utils.images import EXTENSIONS, as_unit, colorize, list_images, merge_chroma, read_image, write_image
 from utils.simulate import SIMULATORS
@@ -95,7 +95,7 @@ def make_sets(sources: list[Source], config: Config) -> list[str]:
         whole = source.name in (*config.data.val, *config.data.test)
         training = source.name in config.data.train or (source.split == "train" and not whole)
         try:
-            with alone(path := h5_path(config.data.h5, source.name)), writing(path):
+            with alone(h5_path(config.data.h5, source.name)):
                 print(process(source, config, training, "text" in inputs, clip))
         except InputError as error:
             problems.append(str(error))
@@ -153,7 +153,7 @@ def draw_splits(config: Config, words: list[str]) -> list[str]:
     table, said = read_yaml(config.data.datasets), []
     for dataset, counts in config.data.draw.items():
         if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
-            raise InputError(f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {counts}")
+            raise InputError(f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {shown(counts)}")
         odd = [split for split in counts if not re.fullmatch(r"\w[\w-]*", str(split))]
         if odd:
             raise InputError(f"data.draw.{dataset} names a split '{odd[0]}', which is no word")
@@ -204,7 +204,7 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
     for dataset, origin in config.data.simulate.items():
         named = isinstance(origin, dict) and set(origin) == {"of", "image"}
         if not named or not all(isinstance(word, str) for word in origin.values()):
-            raise InputError(f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {origin}")
+            raise InputError(f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {shown(origin)}")
         row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
         if row.task not in SIMULATORS:
             can = ", ".join(SIMULATORS)
@@ -276,7 +276,7 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     ):
         raise InputError(
             f"the row {dataset} of {config.data.datasets} must be like {{task: IVF, a: IR, b: VI, color: [VI]}}, with "
-            f"color a list of none, one or both of the folders; it is {row}"
+            f"color a list of none, one or both of the folders; it is {shown(row)}"
         )
     return Source(dataset, "", root=Path(config.data.root), **row)
 
@@ -294,7 +294,7 @@ def process(source: Source, config: Config, training: bool, text: bool, clip: Cl
     path = h5_path(config.data.h5, source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
+        with writing(path), h5py.File(temporary, "w") as file:
             for name in tqdm(names, desc=source.name, unit="pair"):
                 try:
                     images, chroma = read_pair(source, files, name)
@@ -326,8 +326,9 @@ def process(source: Source, config: Config, training: bool, text: bool, clip: Cl
             count = len(file["imageA"])
             file.flush()
             size = file.id.get_filesize()
-        os.truncate(temporary, size)  # less what reserve() left over
-        os.replace(temporary, path)
+        with writing(path):
+            os.truncate(temporary, size)  # less what reserve() left over
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     cut = f" in {count} pieces" if count != len(names) else ""
@@ -479,7 +480,7 @@ def recorded(feature: Path) -> str:
     """What a feature of TextFeature/ was encoded from, by the JSON beside it; empty if it was given."""
     try:
         return str(json.loads(feature.with_suffix(".json").read_text(encoding="utf-8"))["made_of"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

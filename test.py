@@ -8,15 +8,16 @@
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
 
-A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv and
-metrics.json. With --compare (or test.compare=true) the weight-free rules and published results stand
-beside it, and comparison.png shows some pairs. test.stretch says how the network's output becomes 8 bit:
-minmax, the published stretch of every image to its own range, or clamp.
+A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv, metrics.json, and
+table.tex and table.md to paste. With --compare (or test.compare=true) the weight-free rules and published
+results stand beside it, and comparison.png shows some pairs; --report adds a page for the browser,
+<test.output>/report. Results come to their place when a set is done. test.stretch says how the network's
+output becomes 8 bit: minmax, the published stretch of every image to its own range, or clamp.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,15 +65,17 @@ def main() -> None:
         raise InputError(f"--{sets_only[0].replace('_', '-')} is for test sets, not for a pair of --a and --b")
     if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
         raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
-    if args.export and Path(args.export).suffix not in ("", ".safetensors"):
+    if args.export and Path(args.export).suffix in (".pth", ".pt", ".bin", ".ckpt", ".onnx"):
         raise InputError(f"--export writes a .safetensors, or a folder, not {args.export}")
+    if args.report and args.text_study:
+        raise InputError("--report shows test sets; the text study draws a picture of its own")
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
     from net.checkpoint import checkpoint_of, save_weights
     from utils.evaluate import check_metrics
     from utils.files import git
     from utils.images import stack_rows, write_image
-    from utils.report import Report
+    from utils.report import new_report
 
     device = pick_device(config.device)
     check_metrics(config.test.metrics)
@@ -83,26 +86,27 @@ def main() -> None:
         return
     make_missing(config)
     metrics, rows = {}, []
-    with ExitStack() as stack:
-        folder = Path(config.test.output) / "report"
-        report = stack.enter_context(closing(Report(folder))) if args.report else None
+    place = Path(config.test.output) / "report"
+    with new_report(place, config, git("rev-parse", "HEAD")) if args.report else nullcontext() as report:
         for name in config.data.test:
             used = replace(config, ckpt=find_checkpoint(config, name))
             model = open_model(used, device, half=bool(args.export))
+            if args.export:
+                check_export(args.export, model)
             if args.text_study:
                 study_set(model, name, used, device, args.sentence)
             else:
                 metrics[name], pictures = test_set(model, name, used, device, report)
                 rows += pictures[:1]
-        if report:
-            print(f"open in a browser: {report.write(config, git('rev-parse', 'HEAD'))}")
+    if report:
+        print(f"open in a browser: {place}/index.html")
     if len(config.data.test) > 1 and rows:
         path = Path(config.test.output) / "comparison.png"
         write_image(path, stack_rows(rows))
         print(f"one pair of each set: {path}")
     if args.export:
         model.facts["metrics"] = metrics
-        if Path(args.export).suffix:
+        if Path(args.export).suffix == ".safetensors":
             save_weights(args.export, checkpoint_of(model))
         else:
             model.save_pretrained(args.export)
@@ -121,12 +125,26 @@ def find_checkpoint(config: Config, name: str | None) -> str | None:
         ckpt = ckpt.replace("{task}", task_of(h5_path(config.data.h5, name)))
     if ckpt and "*" in ckpt:
         path = Path(ckpt)
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda p: p.stat().st_mtime)
+        try:
+            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda p: p.stat().st_mtime)
+        except ValueError as error:
+            raise InputError(f"ckpt={ckpt} is no pattern ({error}); a * stands for a part of a name") from error
         if not found:
             raise InputError(f"there is no checkpoint {ckpt}; train first, or give one with ckpt=...")
         ckpt = str(found[-1])
         print(f"weights: {ckpt}")
     return ckpt
+
+
+def check_export(place: str, model: nn.Module) -> None:
+    """InputError if a network cannot be exported to a place; better now than after the test."""
+    from net.hub import Shared, check_place
+
+    if Path(place).suffix == ".safetensors":
+        return
+    if not isinstance(model, Shared):
+        raise InputError(f"--export to a folder is for FILM, MGFusion and what is built on them, not {model.label}")
+    check_place(Path(place))
 
 
 def make_missing(config: Config) -> None:
@@ -177,7 +195,7 @@ def test_set(
     from utils.evaluate import Evaluator, average_all, fuse_set, sources_8bit
     from utils.files import plain_name, replacing
     from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
-    from utils.table import format_table, published_rows, write_results
+    from utils.table import format_table, left_out_lines, published_rows, write_results
 
     path, compare = h5_path(config.data.h5, name), config.test.compare or report is not None
     dataset = PairDataset([path], model.inputs, chroma=True)
@@ -192,7 +210,7 @@ def test_set(
         raise InputError(f"{path} is of a dataset {dataset_name!r}, which is no plain name; make it again")
     encoder = text_encoder_of(path) if "text" in model.inputs else ""
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
-    folder = Path(config.test.output) / (dataset_name if len(same) < 2 else name)
+    folder = Path(config.test.output) / (dataset_name if same == [name] else name)
 
     note_encoder(model, name, encoder)
     blocks = published_rows(PUBLISHED, dataset_name) if compare else []
@@ -202,7 +220,7 @@ def test_set(
     labels = [label_of(m) for m in models]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]
     pictures = []
-    with replacing(folder) as staged:
+    with replacing(folder, outdated=["comparison.png"]) as staged:
         fused_pairs = fuse_set(models, dataset, device, config.test.num_workers, clip=clip)
         for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
             image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
@@ -247,10 +265,7 @@ def test_set(
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
     names = list(per_image[labels[0]])
     print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
-    for label, metrics in left_out.items():
-        for metric, images in metrics.items():
-            print(f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})")
-    print(f"written: {folder}")
+    print("\n".join([*left_out_lines(left_out), f"written: {folder}"]))
     return means[labels[0]], pictures
 
 
@@ -277,9 +292,9 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
     note_encoder(model, name, text_encoder_of(h5_path(config.data.h5, name)))
     (feature,) = open_text_encoder(model, config, device).encode([sentence])
-    folder = Path(config.test.output) / name / "text_study"
+    folder = Path(config.test.output) / f"{name}_text_study"
     with replacing(folder) as staged:
-        text_study(model, dataset, sentence, torch.from_numpy(feature), config, device, staged)
+        text_study(model, dataset, name, sentence, torch.from_numpy(feature), config, device, staged)
     print(f"written: {folder}")
 
 
@@ -316,6 +331,9 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
         pairs = {name: (paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()}
     else:
         check_writable(out)
+    for *sources, target in pairs.values():
+        if target.resolve() in [source.resolve() for source in sources]:
+            raise InputError(f"--out {out} would write over the source {target}; choose another place")
     texts = own_texts(model, config, args, list(pairs), device)
     clip = open_clip(config.clip, model, [], device)
     if clip:

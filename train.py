@@ -39,7 +39,7 @@ from utils.clip import describe_clip, open_clip
 from utils.config import Config, Train, parse_args
 from utils.curves import draw_curves
 from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
-from utils.errors import InputError, enough_memory, nearest, run
+from utils.errors import InputError, enough_memory, nearest, run, shown
 from utils.evaluate import (
     Evaluator,
     average,
@@ -148,10 +148,13 @@ def train_network(held: ExitStack) -> None:
             raise InputError(f"{train.resume} holds weights only; train.resume needs a checkpoint of train.py")
         check_same_run(checkpoint, config, model)
         load_weights(model, checkpoint["model"], train.resume)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
-        first_epoch, step, best = checkpoint["epoch"], checkpoint["step"], checkpoint["best"]
-        torch.set_rng_state(checkpoint["rng"][rank % len(checkpoint["rng"])])
+        try:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            scheduler.load_state_dict(checkpoint["scheduler"])
+            first_epoch, step, best = int(checkpoint["epoch"]), int(checkpoint["step"]), checkpoint["best"]
+            torch.set_rng_state(checkpoint["rng"][rank % len(checkpoint["rng"])])
+        except Exception as error:  # a checkpoint may hold anything
+            raise InputError(f"{train.resume} cannot be resumed: it is damaged ({error})") from error
         if first_epoch >= train.epochs:
             raise InputError(f"{train.resume} has {first_epoch} epochs already; raise train.epochs")
 
@@ -298,7 +301,7 @@ def build_loss(options: dict) -> FusionLoss:
             raise InputError(f"loss.{key} is not an option of the loss; {nearest(key, known)}")
         kind = type(known[key].default)  # a number or a word
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise InputError(f"loss.{key} must be like {known[key].default!r}, not {value!r}")
+            raise InputError(f"loss.{key} must be like {known[key].default!r}, not {shown(value)}")
     return FusionLoss(**options)
 
 
@@ -348,9 +351,11 @@ def new_folder(parent: Path, start: str, name: str) -> Path:
     """Make <parent>/<start>_<name>; a second run of the same second gets <start>-2, and so on."""
     for count in itertools.count(1):
         folder = parent / f"{start}{f'-{count}' if count > 1 else ''}_{name}"
-        with writing(folder), suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
+        with writing(folder):
+            parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
 
 
 def drop_records_after(path: Path, epoch: int) -> None:

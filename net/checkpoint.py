@@ -7,6 +7,7 @@ in half precision and everything else but the optimiser in the header. Neither n
 """
 
 import copy
+import functools
 import hashlib
 import io
 import json
@@ -28,7 +29,8 @@ from utils.files import to_json, write_file
 DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
 FACTS = ("config", "commit", "epoch", "metrics")  # how a network was trained, and what it was measured to do
 HEADER = ("net", "text", "clip", *FACTS)
-PLACES = (("data", "root"), ("data", "h5"), ("train", "exp"), ("train", "resume"), ("test", "output"))  # of one machine
+PLACES = ["ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output"]
+PATHS = ["clip", "text.path"]  # a hub name, or a folder of one machine, of which the last part stays
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # in a folder to share
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -47,13 +49,16 @@ def find_weights(name: str | Path, **hub) -> Path:
     path = Path(name)
     if path.is_dir():
         path = path / WEIGHTS
-    elif not path.exists() and path.suffix not in (".pth", ".pt", ".safetensors") and HUB_ID.fullmatch(str(name)):
+    elif HUB_ID.fullmatch(str(name)) and not path.parent.is_dir() and path.suffix not in (".pth", ".safetensors"):
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(str(name), WEIGHTS, **hub))
+            path = Path(hf_hub_download(str(name), WEIGHTS, **hub))
         except Exception as error:  # what is unreachable, private or unknown raises many kinds
-            raise InputError(f"{name} is no file or folder here and cannot be had from the hub; see ckpt=") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{name} is no file or folder here and cannot be had from the hub ({reason})") from error
+        print(f"weights of {name} on the hub")
+        return path
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
     return path
@@ -69,14 +74,19 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 def save_weights(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint's network as .safetensors, HEADER as JSON in its header; it is whole or not there.
 
-    `metrics` is what the weights were measured to do, {set: {metric: mean}}. Places on this machine stay here.
+    `metrics` is what the weights were measured to do, {set: {metric: mean}}. Places on this machine, and how texts
+    were described, stay here.
     """
     tensors = halved(checkpoint["model"])
     facts = {key: copy.deepcopy(checkpoint.get(key)) for key in HEADER}
-    config = facts["config"] or {}  # published weights record none
-    for part, key in PLACES:
-        config.get(part, {}).pop(key, None)
-    config.pop("ckpt", None)
+    for place in PLACES:
+        *parents, last = ["config", *place.split(".")]
+        functools.reduce(lambda part, key: part.get(key) or {}, parents, facts).pop(last, None)
+    for place in ["text.path", "clip.name", *(f"config.{path}" for path in PATHS)]:
+        *parents, last = place.split(".")
+        part = functools.reduce(lambda part, key: part.get(key) or {}, parents, facts)
+        if isinstance(part, dict) and Path(str(part.get(last))).is_absolute():
+            part[last] = Path(part[last]).name
     if facts["text"]:
         tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
         facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
@@ -121,13 +131,38 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damaged ones raise many kinds
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(state[key]) for key in state):
         raise InputError(f"{path} holds no 'model' with the weights of a network")
     if is_published(checkpoint["model"]):
         checkpoint = {"net": {"name": "film"}, "model": translate(checkpoint["model"]), "text": None}
     if not isinstance(checkpoint.get("net"), dict) or "name" not in checkpoint["net"]:
         raise InputError(f"{path} holds weights but not which network they belong to ('net')")
+    text, clip = checkpoint.get("text"), checkpoint.get("clip")
+    right = {
+        "text": not text or (is_text(text) and is_plain(text.get("default")) and text["default"].ndim == 2),
+        "clip": not clip
+        or (isinstance(clip, dict) and all(isinstance(clip.get(k), str) for k in ("name", "revision"))),
+        "config": isinstance(checkpoint.get("config") or {}, dict),
+    }
+    if not all(right.values()):
+        raise InputError(f"{path} is damaged: its '{min(right, key=right.get)}' is not what a training records")
     return checkpoint
+
+
+def is_plain(value: object) -> bool:
+    """True for a tensor with values of its own, as networks have."""
+    return torch.is_tensor(value) and value.layout is torch.strided and not value.is_meta
+
+
+def is_text(text: object) -> bool:
+    """True for what a checkpoint records of a text encoder, whatever its default feature."""
+    words = text if isinstance(text, dict) else {}
+    path = words.get("path")
+    return (
+        words.get("encoder") in ("blip2", "auto")
+        and (path is None or isinstance(path, str))
+        and bool(words.get("name"))
+    )
 
 
 def read_weights(path: str | Path) -> dict:
@@ -166,14 +201,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     checkpoint = read_checkpoint(path)
     try:
         model = build_model(**checkpoint["net"])
-        model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
-        if model.text and not (
-            torch.is_tensor(model.text.default) and model.text.default.ndim == 2 and model.text.name
-        ):
-            raise TypeError("its default text is no feature (L, dim)")
-    except (InputError, TypeError, AttributeError, RuntimeError) as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"the network in {path} cannot be built: {error}") from error
     load_weights(model, checkpoint["model"], path)
+    model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
+    if model.text and model.text.default.shape[1] != model.config.get("text_dim", model.text.default.shape[1]):
+        raise InputError(f"{path} is damaged: its default text is {model.text.default.shape[1]} wide")
     model.clip = checkpoint.get("clip")
     model.facts = {key: checkpoint[key] for key in FACTS if checkpoint.get(key) is not None}
     return model.to(device).eval()

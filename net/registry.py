@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from utils.errors import InputError, enough_memory, nearest
+from utils.errors import InputError, enough_memory, nearest, shown
 
 NETWORKS: dict[str, type[nn.Module]] = {}
 INPUTS = ("text", "text_mask", "clip")  # what a network may take beside the images
@@ -54,7 +54,7 @@ def build_model(name: str, **options) -> nn.Module:
         if key not in defaults:
             raise InputError(f"net.{key} is not an option of '{name}'; {nearest(key, defaults)}")
         if not _same_kind(value, defaults[key]):
-            raise InputError(f"net.{key} must be like {defaults[key]!r}, not {value!r}")
+            raise InputError(f"net.{key} must be like {defaults[key]!r}, not {shown(value)}")
     options = defaults | options
     with enough_memory(f"build the network '{name}'", "lower its sizes, the options under net"):
         model = network(**options).to(memory_format=torch.channels_last)  # the faster layout, here and on the GPU
@@ -76,4 +76,4 @@ def _same_kind(value: object, default: object) -> bool:
         return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_same_kind, value, default))
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return type(value) is type(default)
+    return type(value) is type(default) and not (isinstance(value, int) and abs(value) >= 2**31)

@@ -141,6 +141,10 @@ def too_long(*_) -> None:
     raise TimeoutError(f"more than {LIMIT} s")
 
 
+def same(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
 def main(count: int, seed: int = 0) -> int:
     rng, outcomes, bad = np.random.default_rng(seed), Counter(), 0
     root = Path(tempfile.mkdtemp(prefix="fuzz"))
@@ -159,6 +163,8 @@ def main(count: int, seed: int = 0) -> int:
         target, way = targets[kind], int(rng.integers(WAYS))
         damaged = mutate(kept[kind], way, rng, [kept[other] for other in kept if other != kind])
         target.path.write_bytes(damaged)
+        if target.result:
+            target.result.unlink(missing_ok=True)
         signal.alarm(LIMIT)
         code, printed = call(*target.words)
         signal.alarm(0)
@@ -169,7 +175,7 @@ def main(count: int, seed: int = 0) -> int:
                 or str(target.path.parent / "VLF") in printed
                 or re.search(r"\b(net|loss|data|train|test|text|describe)\.\w+|\b\w+ is not a known key", printed)
             )
-        wrong = code == 0 and way != OTHER and target.result and target.result.read_bytes() != right[kind]
+        wrong = code == 0 and way != OTHER and target.result and not same(target.result, right[kind])
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         good = not wrong and (code == 0 or (code == 1 and named and "Traceback" not in printed))
         outcomes[kind, "BAD" if not good else "refused" if code else "read"] += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.conftest import CONFIG, process, script
+from tests.conftest import CONFIG, ROOT, process, script
 from tests.test_scripts import only_run
 from utils.data import PairDataset
 from utils.errors import InputError
@@ -124,6 +124,54 @@ def test_no_table_stands_beside_images_of_another_run(tmp_path, monkeypatch):
             write_file(staged / name, "new")
         monkeypatch.setattr("os.replace", move)
     assert files(tmp_path) == {"Toy/Gray/a.png": b"new", "Toy/Gray/b.png": b"old"}
+
+
+def test_what_another_run_drew_does_not_stay_beside_a_table(prepared, tmp_path):
+    script("test.py", *prepared, *MAX, "--compare")
+    assert (tmp_path / "out" / "Toy" / "comparison.png").is_file()
+    (tmp_path / "out" / "Toy" / "mine.txt").write_text("mine")
+    script("test.py", *prepared, *MAX)
+    assert not (tmp_path / "out" / "Toy" / "comparison.png").exists()
+    assert (tmp_path / "out" / "Toy" / "mine.txt").is_file()
+
+
+def test_two_sets_of_one_dataset_have_folders_of_their_own(prepared, tmp_path):
+    shutil.copy(tmp_path / "h5" / "Toy_test.h5", tmp_path / "h5" / "Mine_test.h5")
+    script("test.py", *prepared, *MAX, "data.test=[Toy_test,Mine_test]")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"Toy", "Mine_test"}
+
+
+def test_a_result_is_not_written_over_its_source(prepared, tmp_path):
+    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    before = files(image)
+    one = (image / "IR" / "b1.png", image / "VI" / "b1.png", image / "VI" / "b1.png")
+    for a, b, out in (one, (image / "IR", image / "VI", image / "IR")):
+        output = script("test.py", *prepared, *MAX, "--a", a, "--b", b, "--out", out, code=1)
+        assert "would write over the source" in output and files(image) == before
+
+
+def test_a_folder_that_is_no_saved_network_is_not_written_to(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("precious")
+    words = [*prepared, f"ckpt={only_run(tmp_path)}/model/last.pth", "--export", mine]
+    assert "choose a new or empty folder" in script("test.py", *words, code=1)
+    assert files(mine) == {"README.md": b"precious"} and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_leads_nowhere_ends_the_training(prepared, tmp_path):
+    """A link to a disk that is not there."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "disk")
+    assert "cannot write" in script("train.py", *prepared, f"train.exp={tmp_path}/link", code=1)
+
+
+def test_a_run_is_resumed_from_within_its_folder(prepared, tmp_path, monkeypatch):
+    script("train.py", *prepared, "train.epochs=1")
+    monkeypatch.chdir(only_run(tmp_path))
+    words = ["--config", ROOT / "configs" / "film_ivf.yaml", *prepared[2:]]
+    script("train.py", *words, "train.epochs=2", "train.resume=model/last.pth")
+    assert only_run(tmp_path).is_dir()
 
 
 def test_an_h5_that_vanishes_is_named(prepared, tmp_path):

@@ -1,10 +1,12 @@
 """Files made to do harm: nothing in them runs, and no name in them reads or writes outside the config's folders."""
 
 import io
+import json
 import os
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import h5py
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from net import load_model
+from net import build_model, load_model
 from tests.conftest import CONFIG, make_pairs, script
 from tests.test_text import save_bert
 from utils.config import load_config
@@ -65,6 +67,21 @@ def test_a_text_encoder_that_runs_code_is_refused(toy, tmp_path):
         from utils.text import TextEncoder
 
         TextEncoder("auto", folder, "cpu")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_text_encoder_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
+    """A checkpoint names its encoder; transformers would ask whether to run what comes with it."""
+    from utils.text import TextEncoder
+
+    folder = Path(save_bert(tmp_path / "bert"))
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
+    for name, key in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
+        config = json.loads((folder / name).read_text()) | {"auto_map": {key: "evil.Evil"}, "model_type": "evil"}
+        (folder / name).write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InputError, match="bert"):
+        TextEncoder("auto", str(folder), "cpu")
     assert not (tmp_path / "mark").exists()
 
 
@@ -145,6 +162,47 @@ def test_an_h5_that_climbs_is_refused(prepared, tmp_path, key):
     assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("task", ["../w", "*", "a/b", "IVF\n"])
+def test_a_task_that_climbs_is_refused(prepared, tmp_path, task):
+    """The task of a set becomes part of the path of weights."""
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        file.attrs["task"] = task
+    output = script("test.py", *prepared, f"ckpt={tmp_path}/weights/{{task}}.pth", code=1)
+    assert "does not say of which task" in output or "is damaged" in output
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("imageA/b1", np.zeros((3, 2, 9, 9), np.uint8)),
+        ("imageA/b1", np.zeros((1, 0, 9), np.uint8)),
+        ("imageA/b1", np.zeros((1, 45, 53), np.complex64)),
+        ("imageA/b1", np.array([b"text"])),
+        ("chroma/b1", np.zeros((2, 5, 5), np.uint8)),
+        ("text/b1", None),
+    ],
+    ids=["four dimensions", "no pixel", "complex", "text", "other chroma", "huge"],
+)
+def test_what_is_no_sample_is_one_sentence(prepared, tmp_path, key, value):
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path, "r+") as file:
+        del file[key]
+        if value is None:  # declared, and never written
+            file.create_dataset(key, (10**8, 10**6), np.float32, chunks=(10, 10**6))
+        else:
+            file[key] = value
+    with pytest.raises(InputError, match=r"'b1' of .*Toy_test\.h5"):
+        PairDataset([path], chroma=True)[0]
+
+
+def test_a_name_that_is_no_text_is_one_sentence(prepared, tmp_path):
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path, "r+") as file:
+        file["imageA"].move("b1", b"b\xff")
+    with pytest.raises(InputError, match=r"Toy_test\.h5 names a sample b'b.xff'"):
+        PairDataset([path])
+
+
 @pytest.mark.parametrize("way", ["link", "external", "virtual"])
 def test_an_h5_that_reads_other_files_is_refused(prepared, tmp_path, way):
     """The bytes of a file elsewhere would become an image, and be shown."""
@@ -219,13 +277,72 @@ def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan", "train: {lr: .inf}"]
+    "text",
+    [
+        "[" * 5000,
+        "seed: 2020-13-45",
+        "a: &a [*a]",
+        "? [1, 2]: 3",
+        "seed: .nan",
+        "train: {lr: .inf}",
+        "train: {lr: 1e39}",
+        "seed: 99999999999999999999",
+    ],
 )
 def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
     """Found by tests/fuzz.py: PyYAML raises ValueError and RecursionError."""
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
         load_config(tmp_path / "c.yaml", [])
+
+
+def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="unknown key 'a0'"):
+        load_config(tmp_path / "c.yaml", [])
+    (tmp_path / "c.yaml").write_text("net:\n" + "\n".join("  " + line for line in lines) + "\nseed: *a8\n")
+    with pytest.raises(InputError, match=r"c\.yaml") as caught:
+        load_config(tmp_path / "c.yaml", [])
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text", {"encoder": "odd", "path": None, "name": "x", "default": torch.zeros(2, 12)}),
+        ("text", {"encoder": "auto", "path": None, "name": "x", "default": torch.zeros(2)}),
+        ("text", {"encoder": "auto", "path": None, "name": "x", "default": torch.zeros(2, 13)}),
+        ("text", "words"),
+        ("clip", "words"),
+        ("config", ["words"]),
+        ("net", {"name": "film_blend", "channels": 2**70}),
+        ("net", {"name": "film_blend", "channels": "wide"}),
+        ("net", {"name": ["film"]}),
+        ("model", {"weight": torch.zeros(2).to_sparse()}),
+        ("model", {"weight": torch.zeros(2, device="meta")}),
+    ],
+    ids=str,
+)
+def test_what_no_training_records_is_one_sentence(tmp_path, key, value):
+    options = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=[8, 8])
+    model = build_model("film_blend", **options)
+    whole = {"net": model.config, "model": model.state_dict(), "text": None, "clip": None, "config": {}}
+    torch.save(whole, tmp_path / "w.pth")
+    load_model(tmp_path / "w.pth")
+    torch.save(whole | {key: value}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth"):
+        load_model(tmp_path / "w.pth")
+
+
+def test_a_damaged_run_is_not_resumed(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    (last,) = (tmp_path / "exp").glob("*/model/last.pth")
+    whole = torch.load(last, weights_only=True)
+    for key, value in {"optimizer": {}, "scheduler": 3, "rng": [], "epoch": None}.items():
+        torch.save(whole | {key: value}, last)
+        assert "cannot be resumed" in script("train.py", *prepared, "train.epochs=2", f"train.resume={last}", code=1)
 
 
 @pytest.mark.parametrize("group", ["imageA", "imageB", "text", "chroma"])

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import script
+from tests.test_faults import files
 from utils.config import Config
 from utils.errors import InputError
-from utils.report import Report
+from utils.report import new_report
 from utils.table import ranks, to_paste
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,7 +26,8 @@ SUMMARY = {
     "precision": "fp32",
     "metrics": ["EN", "CE"],
     "mean": {"ours": {"EN": 7.001, "CE": 2.0}, "max": {"EN": 6.9, "CE": 1.0}, "mean": {"EN": 7.0, "CE": float("nan")}},
-    "published": {"A & B, Table 1": {"FILM": {"EN": 7.4}}},
+    "published": {"A & B~, Table 1": {"FILM": {"EN": 7.4}}},
+    "left_out": {"mean": {"CE": ["a", "b"]}},
 }
 
 # what a reader does; what came of it stands in the title
@@ -68,14 +70,14 @@ addEventListener("load", () => {
 
 @pytest.fixture
 def report(tmp_path):
-    report, rng = Report(tmp_path / "report"), np.random.default_rng(0)
-    values = {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
-    for name in values:
-        images = {label: rng.integers(0, 256, (30, 40), dtype=np.uint8) for label in ("A", "B", "ours", "max")}
-        report.add_images("Toy_test", name, images)
-    per_image = {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}
-    report.add_numbers(SUMMARY, {"ours": per_image})
-    return report.write(Config(), "abc")
+    rng, values = np.random.default_rng(0), {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
+    with new_report(tmp_path / "report", Config(), "abc") as report:
+        for name in values:
+            images = {label: rng.integers(0, 256, (30, 40), dtype=np.uint8) for label in ("A", "B", "ours", "max")}
+            report.add_images("Toy_test", name, images)
+        per_image = {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}
+        report.add_numbers(SUMMARY, {"ours": per_image})
+    return tmp_path / "report" / "index.html"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
@@ -125,15 +127,27 @@ def test_report_needs_no_network(report):
 
 
 def test_report_replaces_a_report_and_nothing_else(report, tmp_path):
-    again = Report(tmp_path / "report")
-    again.add_images("Toy_test", "only", {label: np.zeros((8, 8), np.uint8) for label in ("A", "B", "ours")})
-    again.close()
-    assert (tmp_path / "report" / "images" / "1" / "2_3.png").is_file()  # what was there is whole
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    before, black = files(tmp_path), np.zeros((8, 8), np.uint8)
+    with pytest.raises(KeyboardInterrupt), new_report(tmp_path / "report", Config(), "def") as again:
+        again.add_images("Toy_test", "only", dict.fromkeys(("A", "B", "ours"), black))
+        raise KeyboardInterrupt
+    assert files(tmp_path) == before  # what was there is whole
+    (tmp_path / "report" / "thesis.tex").write_text("mine")
+    with new_report(tmp_path / "report", Config(), "def") as again:
+        again.add_images("Toy_test", "only", dict.fromkeys(("A", "B", "ours"), black))
+        again.add_numbers(SUMMARY, {"ours": {"only": {"EN": 1.0, "CE": 1.0}}})
+    images = {f"report/images/1/0_{k}.png" for k in range(3)}
+    assert set(files(tmp_path)) == {"report/index.html", "report/thesis.tex"} | images
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("mine")
-    with pytest.raises(InputError, match="is there and is no report"):
-        Report(tmp_path / "mine")
+    for name in ("letter.txt", "index.html"):
+        (tmp_path / "mine" / name).write_text("mine")
+        with pytest.raises(InputError, match="is there and is no report"), new_report(tmp_path / "mine", Config(), ""):
+            pass
+
+
+@pytest.mark.parametrize("words", [["--text-study"], ["--a", "x.png", "--b", "y.png", "--out", "z.png"]], ids=str)
+def test_report_without_a_table_is_refused(prepared, tmp_path, words):
+    assert "--report" in script("test.py", *prepared, "net={name: max}", "ckpt=null", *words, "--report", code=1)
 
 
 def test_report_of_a_test(prepared, tmp_path):
@@ -163,10 +177,11 @@ ours & \textbf{7.00} & \underline{2.00} \\
 max & \underline{6.90} & \textbf{1.00} \\
 mean & \textbf{7.00} & - \\
 \midrule
-\multicolumn{3}{l}{published: A \& B, Table 1} \\
+\multicolumn{3}{l}{published: A \& B\textasciitilde{}, Table 1} \\
 FILM & 7.40 & - \\
 \bottomrule
 \end{tabular}
+% left out of the mean CE of mean, undefined there: 2 (a, b)
 """
     )
     assert (
@@ -176,7 +191,8 @@ FILM & 7.40 & - \\
 | ours | **7.00** | <u>2.00</u> |
 | max | <u>6.90</u> | **1.00** |
 | mean | **7.00** | - |
-| published: A & B, Table 1 | | |
+| published: A & B~, Table 1 | | |
 | FILM | 7.40 | - |
+<!-- left out of the mean CE of mean, undefined there: 2 (a, b) -->
 """
     )

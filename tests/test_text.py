@@ -173,7 +173,7 @@ def test_text_study(tmp_path, toy, bert):
     script("train.py", *words, "train.epochs=1", "test.num_workers=0")
     words.append(f"ckpt={tmp_path / 'exp'}/*/model/last.pth")
     output = script("test.py", *words, "--text-study", "--sentence", "a warm car stands at the road")
-    folder = tmp_path / "out" / "Toy_test" / "text_study"
+    folder = tmp_path / "out" / "Toy_test_text_study"
     summary = json.loads((folder / "metrics.json").read_text())
     assert set(summary["mean"]) == {"own text", "another's", "default text", "the sentence"}
     assert summary["sentence"] == "a warm car stands at the road" and summary["sentence"] in output

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 import yaml
 
-from utils.errors import InputError, nearest
+from utils.errors import InputError, nearest, shown
 
 if TYPE_CHECKING:
     import torch
@@ -208,9 +208,9 @@ def _update(target: Any, values: Any, prefix: str, source: str) -> None:
             _update(current, value, f"{name}.", source)
         elif isinstance(current, dict):  # options of a network or a loss: checked where they are used
             if not isinstance(value, dict):
-                raise InputError(f"{name} in {source} must hold keys of its own, not {value!r}")
+                raise InputError(f"{name} in {source} must hold keys of its own, not {shown(value)}")
             if not all(isinstance(option, str) for option in value):
-                raise InputError(f"the keys of {name} in {source} must be words, not {list(value)}")
+                raise InputError(f"the keys of {name} in {source} must be words, not {shown(list(value))}")
             setattr(target, key, current | {option: _number(v) for option, v in value.items()})
         else:
             setattr(target, key, _convert(value, hints[key], name, source))
@@ -235,14 +235,14 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
         return [_convert(item, options[0], name, source) for item in value]
     if kind is float:
         value = _number(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e37:  # float32 holds 3e38
             return float(value)
     elif kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)  # a folder or run may be called 7
-    elif type(value) is kind:
+    elif type(value) is kind and (kind is not int or abs(value) < 2**53):
         return value
     wanted = f"a list of {options[0].__name__}" if origin is list else kind.__name__
-    raise InputError(f"{name} in {source} must be {wanted}, not {value!r}")
+    raise InputError(f"{name} in {source} must be {wanted}, not {shown(value)}")
 
 
 def all_keys(kind: type = Config, prefix: str = "") -> list[str]:
@@ -270,6 +270,9 @@ def _check(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if value(key) < 0:
             raise InputError(f"{key} must be 0 or more, not {value(key)}")
+    for key in ("train.num_workers", "test.num_workers"):
+        if value(key) > 256:
+            raise InputError(f"{key} is {value(key)}: each is a process of its own, 256 are the most")
     if not isinstance(config.net.get("name"), str):
         raise InputError("net.name must be the name of a network, e.g. net.name=film")
     if not config.test.metrics:
@@ -318,7 +321,8 @@ def pick_device(device: str) -> "torch.device":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:  # a device that computes nothing
+            raise RuntimeError
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}' is not to be had here; use device=cpu or device=auto") from error
     return torch.device(device)

@@ -8,6 +8,7 @@ where it all came from. A published file (floats in [0, 1], text (1, L, dim), no
 
 import contextlib
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.images import NEUTRAL, as_unit
+from utils.images import MAX_PIXELS, NEUTRAL, as_unit
 from utils.text import check_feature
 
 
@@ -54,7 +55,10 @@ def open_h5(path: str | Path) -> h5py.File:
 def attribute(file: h5py.File, key: str) -> str:
     """An attribute of an H5 file as text, empty if there is none; InputError if the file is damaged there."""
     try:
-        return str(file.attrs.get(key, ""))
+        value = str(file.attrs.get(key, ""))
+        if not value.isprintable():
+            raise ValueError(f"its {key} is {value!r}")
+        return value
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{file.filename} is damaged ({error}); make it again with data_process.py") from error
 
@@ -66,7 +70,7 @@ def reading(path: str | Path, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
 
 
@@ -99,6 +103,8 @@ class PairFile:
             dataset = self.file[group][name]
             if dataset.external or dataset.is_virtual or not self._beside(dataset.file.filename):
                 raise ValueError("its bytes are in a file of another folder")
+            if dataset.size > 2 * MAX_PIXELS:
+                raise ValueError(f"it declares {dataset.size} values")
             self.found[key] = self._view(dataset)
             if CHECKSUM in dataset.attrs and dataset.attrs[CHECKSUM] != crc32(self.found[key][()]):
                 del self.found[key]
@@ -174,10 +180,11 @@ class PairDataset(Dataset):
         self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
         self.only_text: Tensor | None = None
         files = {str(path): PairFile(path) for path in paths}
+        for path, pairs in files.items():
+            for name in pairs.file["imageA"]:
+                if not (isinstance(name, str) and plain_name(name)):  # HDF5 has bytes where it is not UTF-8
+                    raise InputError(f"{path} names a sample {name!r}, which is no plain file name; make it again")
         self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
-        for path, name in self.samples:
-            if not plain_name(name):
-                raise InputError(f"{path} names a sample {name!r}, which is no plain file name; make it again")
         if "text" in inputs:
             for path, pairs in files.items():
                 if not pairs.holds("text"):
@@ -243,6 +250,9 @@ class PairDataset(Dataset):
 
     def _read(self, pairs: PairFile, name: str, rng: np.random.Generator | None) -> dict:
         sources = [pairs["imageA", name], pairs["imageB", name]]
+        for source in sources:
+            if source.ndim != 3 or source.shape[0] != 1 or not source.size or source.dtype.kind not in "uif":
+                raise ValueError(f"an image is {source.shape} {source.dtype} and not (1, H, W) of numbers")
         h, w = sources[0].shape[-2:]
         if sources[1].shape[-2:] != (h, w):
             raise ValueError(f"unequal sizes {(h, w)} and {sources[1].shape[-2:]}")
@@ -271,6 +281,8 @@ class PairDataset(Dataset):
         if self.chroma:
             coloured = ("chroma", name) in pairs
             stored = pairs["chroma", name][window] if coloured else np.full((2, height, width), NEUTRAL, np.uint8)
+            if stored.shape != (2, height, width) or stored.dtype != np.uint8:
+                raise ValueError(f"the chroma is {stored.shape} {stored.dtype} and not (2, {height}, {width}) uint8")
             sample["chroma"] = torch.from_numpy(np.array(stored))
         return sample
 
@@ -315,7 +327,7 @@ def task_of(path: str | Path) -> str:
     """The task recorded in an H5 file, e.g. IVF; InputError for a published file, which records none."""
     with open_h5(path) as file:
         task = attribute(file, "task")
-    if not task:
+    if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
         raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
     return task
 

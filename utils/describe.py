@@ -53,7 +53,7 @@ class Item:
         image, path = self.open(), self.text.with_suffix(".json")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             record = {}
         record = record if isinstance(record, dict) else {}
         written = self.text.read_text(encoding="utf-8", errors="replace").strip() if self.text.is_file() else ""
@@ -342,7 +342,7 @@ def loading(model: str) -> Iterator[None]:
 def load(kind: type, path: str, device: torch.device) -> torch.nn.Module:
     """A model, in half precision on a GPU; ValueError if its weights are not all there."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    model, report = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    model, report = kind.from_pretrained(path, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"its weights are not those of a {type(model).__name__}")
     return model.to(device).eval()
@@ -355,7 +355,7 @@ class Captioner:
         from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
         with loading(path):
-            self.processor = AutoProcessor.from_pretrained(path)
+            self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
             self.model = load(Blip2ForConditionalGeneration, path, device)
 
     @torch.inference_mode()
@@ -374,7 +374,7 @@ class DenseCaptioner:
         from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
         with loading(path):
-            self.processor = AutoProcessor.from_pretrained(path)
+            self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
             self.model = load(Florence2ForConditionalGeneration, path, device)
 
     @torch.inference_mode()
@@ -397,7 +397,10 @@ class Segmenter:
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
         with loading(path):
-            model, processor = load(AutoModelForMaskGeneration, path, device), AutoImageProcessor.from_pretrained(path)
+            model, processor = (
+                load(AutoModelForMaskGeneration, path, device),
+                AutoImageProcessor.from_pretrained(path, trust_remote_code=False),
+            )
             self.masks = pipeline("mask-generation", model=model, image_processor=processor, device=device)
         self.points = points
 
@@ -431,11 +434,14 @@ class LocalChat:
 
         with loading(path):
             if sees:
-                reader = AutoProcessor.from_pretrained(path)
+                reader = AutoProcessor.from_pretrained(path, trust_remote_code=False)
                 model, tokenizer = load(AutoModelForImageTextToText, path, device), reader.tokenizer
                 self.pipe = pipeline("image-text-to-text", model=model, processor=reader, device=device)
             else:
-                model, tokenizer = load(AutoModelForCausalLM, path, device), AutoTokenizer.from_pretrained(path)
+                model, tokenizer = (
+                    load(AutoModelForCausalLM, path, device),
+                    AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+                )
                 self.pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device=device)
             tokenizer.padding_side = "left"  # for texts of unequal length in one batch
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

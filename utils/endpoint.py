@@ -38,6 +38,10 @@ class Endpoint:
 
         if not url.startswith(("http://", "https://")):
             raise InputError(f"describe.url={url} is no address; it is like https://api.openai.com/v1")
+        if "@" in url.split("/")[2]:
+            raise InputError(
+                "describe.url holds a password; give it in the environment variable that describe.key names"
+            )
         if key not in os.environ:
             raise InputError(f"the environment variable {key} (describe.key) is not set; export {key}=<key of {url}>")
         secret = os.environ[key].strip() or "none"
@@ -81,7 +85,7 @@ class Endpoint:
                         "check describe.chat and describe.url"
                     ) from None
                 self._reached |= status is not None
-                said = " ".join(response.text.split())[:200].replace(self._secret, "***") if status else ""
+                said = " ".join(response.text.replace(self._secret, "***").split())[:200] if status else ""
                 reason = f"status {status} {said}".strip() if status else type(error).__name__
                 if status and status != 429 and status < 500:
                     break

@@ -1,6 +1,7 @@
 """A user's mistake ends in one clear sentence and a non-zero exit, never in a traceback."""
 
 import difflib
+import reprlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,13 @@ from contextlib import contextmanager
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message says what, where, and what to do."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its repr, cut where it is long. A few lines of YAML can hold a billion words."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
+    return short.repr(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -35,12 +43,17 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
         raise InputError(f"there is not enough memory to {task}; {advice}") from error
 
 
+def quiet_tensorboard(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread says nothing where it cannot write: the training hears of it, and ends in a sentence."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; print the sentence of an InputError or OSError and exit with 1."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
-    # where TensorBoard's thread cannot write, the training hears of it and says so
-    threading.excepthook = lambda args: issubclass(args.exc_type, OSError) or threading.__excepthook__(args)
+    threading.excepthook = quiet_tensorboard
     try:
         main()
     except InputError as error:

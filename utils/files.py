@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         InputError: another run is writing to it, or nothing can be written there.
     """
+    path = path.resolve()
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +63,9 @@ def alone(path: Path) -> Iterator[None]:
             raise InputError(message) from error
     try:
         beside = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
-        for left in [*(p for p in path.parent.iterdir() if beside.fullmatch(p.name)), *path.rglob(".*.tmp")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        inside = (p for p in path.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", p.name))
+        for left in [*(p for p in path.parent.iterdir() if beside.fullmatch(p.name)), *inside]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -71,35 +73,42 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
     """A folder whose files take their places in `folder` when the block ends well, and not before.
 
-    What else is in `folder` stays. The files at the top, tables, are of those below, images: the old ones go before
-    the first image comes, the new ones come after the last, so that no table stands beside images of another run.
+    What else is in `folder` stays, but for `outdated`, files or folders there that the new ones do away with. The
+    files at the top, tables, are of those below, images: the old ones go before the first image comes, the new
+    ones come after the last, so that no table stands beside images of another run.
 
     Raises:
         InputError: another run is writing to `folder`, or it cannot be written.
     """
+    folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with alone(folder), writing(folder):
+    with alone(folder):
         try:
-            temporary.mkdir()
+            with writing(folder):
+                temporary.mkdir()
             yield temporary
-            files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
-            tables = [path for path in files if len(path.parts) == 1]
-            for path in tables:
-                (folder / path).unlink(missing_ok=True)
-            for path in sorted(files, key=lambda path: path in tables):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary / path, folder / path)
+            with writing(folder):
+                files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+                tables = [path for path in files if len(path.parts) == 1]
+                for old in [folder / name for name in (*tables, *outdated)]:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                for path in sorted(files, key=lambda path: path in tables):
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary / path, folder / path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain_name(name: str) -> bool:
-    """True for a name that stays in its folder, on any system: no part of a path, no control character, no device."""
+    """True for a name that stays in its folder, on any system: no part of a path, no control character, no device.
+
+    Nor is it longer than file systems allow, with what is added to it.
+    """
     odd = r"\.*|.*[/\\\x00-\x1f].*|[a-z]:.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
-    return not re.fullmatch(odd, name, re.IGNORECASE | re.DOTALL)
+    return len(name.encode(errors="replace")) < 200 and not re.fullmatch(odd, name, re.IGNORECASE | re.DOTALL)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """A folder that opens in a browser, from the disk: tables, every image beside its sources and rules, histograms."""
 
-import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +9,36 @@ import yaml
 
 from utils.config import Config
 from utils.errors import InputError
-from utils.files import to_json, write_file, writing
+from utils.files import replacing, to_json, write_file
 from utils.images import write_image
 from utils.metrics import LOWER_IS_BETTER
-from utils.table import ranks
+from utils.table import left_out_lines, ranks
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+MARK = "<title>Fusion report</title>"  # stands in every one
+
+
+@contextmanager
+def new_report(folder: Path, config: Config, commit: str) -> Iterator["Report"]:
+    """A report to fill, <folder>/index.html and its images; it replaces the last one when the block ends well.
+
+    Raises:
+        InputError: something else stands there, another run is writing there, or it cannot be written.
+    """
+    index = folder / "index.html"
+    if folder.exists() and not (index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")):
+        raise InputError(f"{folder} is there and is no report; remove it, or choose another test.output")
+    with replacing(folder, outdated=["images"]) as staged:
+        report = Report(staged)
+        yield report
+        report.write(config, commit)
 
 
 class Report:
-    """<folder>/index.html and its images. It is made under another name and takes its place when it is whole.
-
-    Args:
-        folder: what is there is replaced by `write`; it must be a report, or not there.
-
-    Raises:
-        InputError: something else stands there.
-    """
+    """The page and its images, in a folder."""
 
     def __init__(self, folder: Path):
-        if folder.exists() and not (folder / "index.html").is_file():
-            raise InputError(f"{folder} is there and is no report; remove it, or choose another test.output")
         self.folder = folder
-        self.temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         self.sets: list[dict] = []
 
     def add_images(self, name: str, image: str, images: dict[str, np.ndarray]) -> None:
@@ -41,7 +48,7 @@ class Report:
         place, shown = f"images/{len(self.sets)}", self.sets[-1]["images"]
         files = [f"{place}/{len(shown)}_{k}.png" for k in range(len(images))]
         for file, picture in zip(files, images.values()):
-            write_image(self.temporary / file, picture)
+            write_image(self.folder / file, picture)
         shown.append({"name": image, "files": files})
 
     def add_numbers(self, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -59,23 +66,13 @@ class Report:
             "mean": summary["mean"],
             "ranks": classes,
             "published": list(summary["published"].items()),
-            "note": f"{summary['ckpt']}, 8 bit by {summary['stretch']}, {summary['precision']}.",
+            "note": f"{summary['ckpt'] or 'no weights'}, 8 bit by {summary['stretch']}, {summary['precision']}.",
+            "left_out": left_out_lines(summary["left_out"]),
         }
 
-    def write(self, config: Config, commit: str) -> Path:
-        """Put the report in its place; returns the file to open."""
+    def write(self, config: Config, commit: str) -> None:
+        """Write the page."""
         data = {"sets": self.sets, "lower": sorted(LOWER_IS_BETTER), "commit": commit}
         data["config"] = yaml.safe_dump(config.as_dict(), sort_keys=False)
         text = to_json(data).replace("<", "\\u003c")  # no name or path may end the script
-        write_file(self.temporary / "index.html", TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text))
-        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
-        with writing(self.folder):
-            if self.folder.exists():
-                os.replace(self.folder, old)
-            os.replace(self.temporary, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-        return self.folder / "index.html"
-
-    def close(self) -> None:
-        """Remove what was not put in its place."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        write_file(self.folder / "index.html", TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text))

@@ -19,16 +19,23 @@ PICTURE_PAIRS = 4  # rows of text_study.png: the pairs that change most
 
 
 def text_study(
-    model: nn.Module, dataset: PairDataset, sentence: str, feature: Tensor, config: Config, device, folder: Path
+    model: nn.Module,
+    dataset: PairDataset,
+    set_name: str,
+    sentence: str,
+    feature: Tensor,
+    config: Config,
+    device,
+    folder: Path,
 ) -> None:
     """Fuse every pair with its own text, that of another pair, the default text and one sentence; print and write.
 
     Args:
         model: a network that reads text.
-        dataset: whole pairs with their own text.
+        dataset: whole pairs with their own text, the set `set_name`.
         sentence: what `feature` says, for the table.
         feature: text feature (L, dim) of the sentence.
-        folder: gets metrics.csv, metrics.json and text_study.png.
+        folder: gets metrics.csv, metrics.json, table.tex, table.md and text_study.png.
     """
     evaluators: dict[str, Evaluator] = {}
     changes: dict[str, list[float]] = {}
@@ -57,14 +64,14 @@ def text_study(
         "stretch": config.test.stretch,
         "metrics": config.test.metrics,
         "mean": means,
-        "dataset": folder.parent.name,
+        "dataset": f"{set_name}, text study",
         "published": {},
         "left_out": left_out,
         "mean_change_in_8bit_levels": levels,
     }
     write_results(folder, summary, per_image)
     write_image(folder / "text_study.png", stack_rows([draw_row(name, maps) for _, name, maps in rows]))
-    print("\n" + format_table(f"the text study on {folder.parent.name}", config.test.metrics, means))
+    print("\n" + format_table(f"the text study on {set_name}", config.test.metrics, means))
     for label, level in levels.items():
         print(f"{label}: a pixel changes by {level:.3f} of 255 levels on average")
     print(f"the sentence: {sentence}")

@@ -75,8 +75,19 @@ def ranks(rows: dict[str, dict[str, float]], metrics: list[str]) -> dict[str, di
     return places
 
 
+def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
+    """Which images have no defined value and are in no mean, {label: {metric: images}} -> a line each."""
+    return [
+        f"left out of the mean {metric} of {label}, undefined there: {len(images)} ({', '.join(images[:5])})"
+        for label, metrics in left_out.items()
+        for metric, images in metrics.items()
+    ]
+
+
 def to_paste(summary: dict, latex: bool) -> str:
     """A table ready to paste: LaTeX with booktabs, or Markdown. Best bold, second underlined, published rows apart.
+
+    What is left out of the means stands in comments.
 
     Args:
         summary: as for `write_results`.
@@ -85,7 +96,10 @@ def to_paste(summary: dict, latex: bool) -> str:
     marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
 
     def escape(text: str) -> str:
-        return re.sub(r"([&%$#_{}])", r"\\\1", text) if latex else text.replace("|", r"\|")
+        if not latex:
+            return text.replace("|", r"\|")
+        words = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+        return re.sub(r"[&%$#_{}\\^~]", lambda sign: words.get(sign[0], "\\" + sign[0]), text)
 
     def line(label: str, cells: list[str]) -> str:
         return " & ".join([escape(label), *cells]) + r" \\" if latex else f"| {' | '.join([escape(label), *cells])} |"
@@ -119,7 +133,8 @@ def to_paste(summary: dict, latex: bool) -> str:
         blocks = [[f"| {head} |" + " |" * len(metrics), *body] for head, *body in published]
         start = [line(summary["dataset"], heads), "| --- |" + " ---: |" * len(metrics)]
         lines = [*start, *measured, *itertools.chain(*blocks)]
-    return "\n".join([*lines, ""])
+    comments = [f"% {line}" if latex else f"<!-- {line} -->" for line in left_out_lines(summary["left_out"])]
+    return "\n".join([*lines, *comments, ""])
 
 
 def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, dict[str, float]]]]:
@@ -135,8 +150,8 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
 
     Args:
         folder: where to; every file is replaced as a whole.
-        summary: JSON-ready facts of the run, with "dataset", "metrics", "mean" {label: {metric: mean}} and
-            "published" {source: rows like those of mean}.
+        summary: JSON-ready facts of the run, with "dataset", "metrics", "mean" {label: {metric: mean}},
+            "published" {source: rows like those of mean} and "left_out" {label: {metric: images}}.
         per_image: {label: {image: {metric: value}}}.
     """
     text = io.StringIO()

@@ -52,8 +52,8 @@ class TextEncoder:
             path = str(Path(package.origin).parent / "model")
         model_class = {"blip2": Blip2TextModelWithProjection, "auto": AutoModel}[encoder]
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            model, report = model_class.from_pretrained(path, output_loading_info=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model, report = model_class.from_pretrained(path, trust_remote_code=False, output_loading_info=True)
         except Exception as error:  # damaged files and unreachable hubs raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._unusable(path, reason) from error
