@@ -7,7 +7,6 @@ in half precision and everything else but the optimiser in the header. Neither n
 """
 
 import copy
-import functools
 import hashlib
 import io
 import json
@@ -29,8 +28,8 @@ from utils.files import to_json, write_file
 DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
 FACTS = ("config", "commit", "epoch", "metrics")  # how a network was trained, and what it was measured to do
 HEADER = ("net", "text", "clip", *FACTS)
+# what a config says of one machine
 PLACES = ["ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output"]
-PATHS = ["clip", "text.path"]  # a hub name, or a folder of one machine, of which the last part stays
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # in a folder to share
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -79,14 +78,14 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     """
     tensors = halved(checkpoint["model"])
     facts = {key: copy.deepcopy(checkpoint.get(key)) for key in HEADER}
+    config = facts["config"] or {}  # published weights record none
     for place in PLACES:
-        *parents, last = ["config", *place.split(".")]
-        functools.reduce(lambda part, key: part.get(key) or {}, parents, facts).pop(last, None)
-    for place in ["text.path", "clip.name", *(f"config.{path}" for path in PATHS)]:
-        *parents, last = place.split(".")
-        part = functools.reduce(lambda part, key: part.get(key) or {}, parents, facts)
-        if isinstance(part, dict) and Path(str(part.get(last))).is_absolute():
-            part[last] = Path(part[last]).name
+        part, _, key = place.rpartition(".")
+        (config.get(part, {}) if part else config).pop(key, None)
+    models = [(config, "clip"), (config.get("text", {}), "path"), (facts["text"], "path"), (facts["clip"], "name")]
+    for part, key in models:  # a hub name, or a folder of one machine, of which the last part stays
+        if part and Path(str(part.get(key))).is_absolute():
+            part[key] = Path(part[key]).name
     if facts["text"]:
         tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
         facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
@@ -142,7 +141,7 @@ def read_checkpoint(path: str | Path) -> dict:
         "text": not text or (is_text(text) and is_plain(text.get("default")) and text["default"].ndim == 2),
         "clip": not clip
         or (isinstance(clip, dict) and all(isinstance(clip.get(k), str) for k in ("name", "revision"))),
-        "config": isinstance(checkpoint.get("config") or {}, dict),
+        "config": is_config(checkpoint.get("config") or {}),
     }
     if not all(right.values()):
         raise InputError(f"{path} is damaged: its '{min(right, key=right.get)}' is not what a training records")
@@ -163,6 +162,12 @@ def is_text(text: object) -> bool:
         and (path is None or isinstance(path, str))
         and bool(words.get("name"))
     )
+
+
+def is_config(config: object) -> bool:
+    """True for what a checkpoint records of its training: a dict, its parts dicts too."""
+    parts = ("data", "text", "train", "test")
+    return isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in parts)
 
 
 def read_weights(path: str | Path) -> dict:

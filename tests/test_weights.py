@@ -14,7 +14,7 @@ from net import build_model, load_model
 from net.checkpoint import read_checkpoint, save_weights
 from tests.conftest import ROOT, process, script
 from tests.test_scripts import only_run
-from utils.config import load_config, read_yaml
+from utils.config import Config, load_config, read_yaml
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
 SHIPPED = sorted((ROOT / "models").glob("*.safetensors"))
@@ -77,6 +77,21 @@ def test_an_export_without_one_checkpoint_is_one_sentence(tmp_path, words):
     output = script("test.py", *words, "--export", tmp_path / "w.safetensors", code=1)
     assert "--export tests one checkpoint on its sets" in output
     assert "or a folder, not w.pth" in script("test.py", "ckpt=a.pth", "--export", "w.pth", code=1)
+
+
+def test_what_one_machine_has_is_not_shared(tmp_path):
+    config = Config().as_dict() | {"clip": "/home/me/clip", "ckpt": "/home/me/w.pth"}
+    config["describe"]["url"] = "https://me:s3cret@host/v1"
+    config["data"] |= {"root": "/home/me/data", "datasets": "/home/me/d.yaml"}
+    config["text"]["path"] = "/home/me/bert"
+    text = {"encoder": "auto", "path": "/home/me/bert", "name": "auto:bert", "default": torch.zeros(2, 12)}
+    clip = {"name": "/home/me/clip", "revision": "1"}
+    model = build_model("film_blend", **SMALL)
+    save_weights(tmp_path / "w.safetensors", checkpoint_of(model) | {"config": config, "text": text, "clip": clip})
+    assert not any(word in (tmp_path / "w.safetensors").read_bytes() for word in (b"/home", b"s3cret", b"describe"))
+    stored = read_checkpoint(tmp_path / "w.safetensors")
+    assert stored["text"]["path"] == stored["config"]["text"]["path"] == "bert" and stored["clip"]["name"] == "clip"
+    assert stored["config"]["train"] == {k: v for k, v in config["train"].items() if k not in ("exp", "resume")}
 
 
 def test_weights_without_a_config_are_saved(tmp_path):
