@@ -136,8 +136,8 @@ def test_report_replaces_a_report_and_nothing_else(report, tmp_path):
     with new_report(tmp_path / "report", Config(), "def") as again:
         again.add_images("Toy_test", "only", dict.fromkeys(("A", "B", "ours"), black))
         again.add_numbers(SUMMARY, {"ours": {"only": {"EN": 1.0, "CE": 1.0}}})
-    images = {f"report/images/1/0_{k}.png" for k in range(3)}
-    assert set(files(tmp_path)) == {"report/index.html", "report/thesis.tex"} | images
+    images = {re.sub(r"images-\d+", "images", name) for name in files(tmp_path)}
+    assert images == {"report/index.html", "report/thesis.tex", *(f"report/images/1/0_{k}.png" for k in range(3))}
     (tmp_path / "mine").mkdir()
     for name in ("letter.txt", "index.html"):
         (tmp_path / "mine" / name).write_text("mine")
@@ -153,7 +153,7 @@ def test_report_without_a_table_is_refused(prepared, tmp_path, words):
 def test_report_of_a_test(prepared, tmp_path):
     output = script("test.py", *prepared, "net={name: max}", "ckpt=null", "--report")
     assert f"open in a browser: {tmp_path}/out/report/index.html" in output
-    pictures = list((tmp_path / "out" / "report" / "images").rglob("*.png"))
+    pictures = list((tmp_path / "out" / "report").rglob("*.png"))
     assert len(pictures) == 2 * (2 + 2 + 2)  # A, B, fused, in colour, and two other rules, of two pairs
     assert cv2.imread(str(pictures[0])) is not None
 

@@ -1,5 +1,8 @@
 """A folder that opens in a browser, from the disk: tables, every image beside its sources and rules, histograms."""
 
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +12,14 @@ import yaml
 
 from utils.config import Config
 from utils.errors import InputError
-from utils.files import replacing, to_json, write_file
+from utils.files import alone, to_json, write_file
 from utils.images import write_image
 from utils.metrics import LOWER_IS_BETTER
 from utils.table import left_out_lines, ranks
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARK = "<title>Fusion report</title>"  # stands in every one
+IMAGES = re.compile(r"images-\d+")  # a folder for each report, so that the last one is whole until the new one is
 
 
 @contextmanager
@@ -26,26 +30,33 @@ def new_report(folder: Path, config: Config, commit: str) -> Iterator["Report"]:
         InputError: something else stands there, another run is writing there, or it cannot be written.
     """
     index = folder / "index.html"
-    if folder.exists() and not (index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")):
+    ours = index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")
+    if folder.exists() and not (ours or (folder.is_dir() and all(IMAGES.fullmatch(p.name) for p in folder.iterdir()))):
         raise InputError(f"{folder} is there and is no report; remove it, or choose another test.output")
-    with replacing(folder, outdated=["images"]) as staged:
-        report = Report(staged)
-        yield report
-        report.write(config, commit)
+    with alone(folder):
+        report = Report(folder, f"images-{time.time_ns()}")
+        try:
+            yield report
+            report.write(config, commit)
+        except BaseException:
+            shutil.rmtree(folder / report.images, ignore_errors=True)
+            raise
+        for old in [p for p in folder.iterdir() if IMAGES.fullmatch(p.name) and p.name != report.images]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 class Report:
-    """The page and its images, in a folder."""
+    """The page and a folder of its images, beside each other."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, images: str):
+        self.folder, self.images = folder, images
         self.sets: list[dict] = []
 
     def add_images(self, name: str, image: str, images: dict[str, np.ndarray]) -> None:
         """What is shown of one pair of a set: {label: (H, W) gray or (H, W, 3) BGR}, sources first."""
         if not self.sets or self.sets[-1]["name"] != name:
             self.sets.append({"name": name, "labels": list(images), "images": []})
-        place, shown = f"images/{len(self.sets)}", self.sets[-1]["images"]
+        place, shown = f"{self.images}/{len(self.sets)}", self.sets[-1]["images"]
         files = [f"{place}/{len(shown)}_{k}.png" for k in range(len(images))]
         for file, picture in zip(files, images.values()):
             write_image(self.folder / file, picture)
