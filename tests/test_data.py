@@ -131,7 +131,7 @@ def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words)
         read_image(tmp_path / "x.tiff")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 20000), (20000, 3)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (1, 20000), (20000, 3)], ids=str)
 def test_images_of_odd_sizes_are_fused(tmp_path, size):
     gray = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), gray)
