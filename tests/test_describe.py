@@ -156,12 +156,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.stopped.wait(0.3)
         if what == "slow":
             self.server.stopped.wait(5)
-        status = what if isinstance(what, int) else 200
+        status = 400 if what == "leak" else what if isinstance(what, int) else 200
         message = {"role": "assistant", "content": "" if what == "empty" else "A warm car stands at the road."}
         usage = None if what == "uncounted" else {"prompt_tokens": 70, "completion_tokens": 8, "total_tokens": 78}
         answer = {"id": "1", "created": 1, "model": body["model"], "system_fingerprint": "", "usage": usage}
         answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
         data = b'{"choices": [' if what == "broken" else json.dumps(answer).encode()
+        if what == "leak":  # the key, where a message of 200 characters ends
+            data = b"x" * 190 + self.headers["authorization"].removeprefix("Bearer ").encode() * 2
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
@@ -317,6 +319,8 @@ def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server)
         (401, [], "refuses the key in TEST_KEY"),
         (404, [], "knows no model 'some-model'"),
         (None, ["describe.url=localhost:8000/v1"], "is no address"),
+        (None, ["describe.url=http://me:very-secret@localhost/v1"], "describe.url holds a password"),
+        ("leak", [], "gave no answer (status 400 xxx"),
         (None, ["describe.price=[1]"], "describe.price must be [in, out]"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
         (None, ["describe.template=configs/none.txt"], "cannot read the template"),
@@ -331,7 +335,7 @@ def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server)
 def test_mistakes_get_one_sentence(own, server, status, more, words):
     server.script = [status] * 99 if status else []
     output = script("data_process.py", "describe", *own, *server.words, *more, code=1)
-    assert words in output and "Traceback" not in output and "very-secret" not in output
+    assert words in output and "Traceback" not in output and "sk-" not in output and "very" not in output
     assert len(server.requests) <= 8  # no hammering on
 
 
