@@ -76,8 +76,9 @@ def test_a_text_encoder_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
 
     folder = Path(save_bert(tmp_path / "bert"))
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
-    for name, key in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
-        config = json.loads((folder / name).read_text()) | {"auto_map": {key: "evil.Evil"}, "model_type": "evil"}
+    own = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    for name, changed in (("config.json", {"model_type": "evil"}), ("tokenizer_config.json", {})):
+        config = json.loads((folder / name).read_text()) | changed | {"auto_map": own}
         (folder / name).write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(InputError, match="bert"):
