@@ -8,7 +8,7 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
     python data_process.py describe --config configs/text.yaml               write a paragraph on every image
     python data_process.py encode --config configs/text.yaml                 paragraphs to text features
 
-A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data.py). Training sets are resized
+A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data/h5.py). Training sets are resized
 or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
 listed at once, and nothing is written for it. data.draw draws splits and data.simulate simulates sets of
 multi-focus and multi-exposure pairs first, where they are not there yet.
@@ -31,15 +31,15 @@ import torch
 from tqdm import tqdm
 
 from net import build_model
-from utils.clip import DEFAULT_CLIP, ClipEncoder, describe_clip
 from utils.config import Config, parse_args, pick_device, read_yaml
-from utils.data import CHECKSUM, crc32, h5_path
-from utils.describe import Item, describe
+from utils.data.h5 import CHECKSUM, crc32, h5_path
+from utils.data.images import EXTENSIONS, as_unit, colorize, list_images, merge_chroma, read_image, write_image
+from utils.data.simulate import SIMULATORS
 from utils.errors import InputError, nearest, run, shown
 from utils.files import alone, plain_name, to_json, write_file, writing
-from utils.images import EXTENSIONS, as_unit, colorize, list_images, merge_chroma, read_image, write_image
-from utils.simulate import SIMULATORS
-from utils.text import TextEncoder, check_feature, encoder_name
+from utils.guides.clip import DEFAULT_CLIP, ClipEncoder, describe_clip
+from utils.guides.describe import Item, describe
+from utils.guides.text import TextEncoder, check_feature, encoder_name
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
 

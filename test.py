@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from utils.report import Report
-    from utils.text import TextEncoder
+    from utils.guides.text import TextEncoder
+    from utils.results.report import Report
 
 BASELINES = ["mean", "max", "laplacian"]
 PUBLISHED = "configs/paper_tables.yaml"
@@ -72,10 +72,10 @@ def main() -> None:
     if not any(own) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
     from net.checkpoint import checkpoint_of, save_weights
-    from utils.evaluate import check_metrics
+    from utils.data.images import stack_rows, write_image
     from utils.files import git
-    from utils.images import stack_rows, write_image
-    from utils.report import new_report
+    from utils.results.evaluate import check_metrics
+    from utils.results.report import new_report
 
     device = pick_device(config.device)
     check_metrics(config.test.metrics)
@@ -115,7 +115,7 @@ def main() -> None:
 
 def find_checkpoint(config: Config, name: str | None) -> str | None:
     """`ckpt` with the task of a set for {task}, and the newest file for a *; `name` is None for a pair of one's own."""
-    from utils.data import h5_path, task_of
+    from utils.data.h5 import h5_path, task_of
 
     ckpt = config.ckpt
     if ckpt and "{task}" in ckpt:
@@ -149,7 +149,7 @@ def check_export(place: str, model: nn.Module) -> None:
 
 def make_missing(config: Config) -> None:
     """Make the H5 files of test sets whose images are there and which have none yet."""
-    from utils.data import h5_path
+    from utils.data.h5 import h5_path
 
     missing = [name for name in config.data.test if not h5_path(config.data.h5, name).is_file()]
     if missing:
@@ -190,12 +190,13 @@ def test_set(
     from tqdm import tqdm
 
     from net import build_model
-    from utils.clip import describe_clip, label_of, open_clip
-    from utils.data import PairDataset, attribute, h5_path, open_h5, text_encoder_of
-    from utils.evaluate import Evaluator, average_all, fuse_set, sources_8bit
+    from utils.data.h5 import attribute, h5_path, open_h5, text_encoder_of
+    from utils.data.images import colorize, side_by_side, stack_rows, to_8bit, write_image
+    from utils.data.pairs import PairDataset
     from utils.files import plain_name, replacing
-    from utils.images import colorize, side_by_side, stack_rows, to_8bit, write_image
-    from utils.table import format_table, left_out_lines, published_rows, write_results
+    from utils.guides.clip import describe_clip, label_of, open_clip
+    from utils.results.evaluate import Evaluator, average_all, fuse_set, sources_8bit
+    from utils.results.table import format_table, left_out_lines, published_rows, write_results
 
     path, compare = h5_path(config.data.h5, name), config.test.compare or report is not None
     dataset = PairDataset([path], model.inputs, chroma=True)
@@ -279,10 +280,11 @@ def study_set(model: nn.Module, name: str, config: Config, device: torch.device,
     """The text study on one set; see utils/study.py."""
     import torch
 
-    from utils.data import PairDataset, h5_path, text_encoder_of
-    from utils.evaluate import check_inputs
+    from utils.data.h5 import h5_path, text_encoder_of
+    from utils.data.pairs import PairDataset
     from utils.files import replacing
-    from utils.study import text_study
+    from utils.results.evaluate import check_inputs
+    from utils.results.study import text_study
 
     if "text" not in model.inputs:
         raise InputError(f"{model.label} reads no text; --text-study needs a network that does")
@@ -303,9 +305,7 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
     import torch
     from tqdm import tqdm
 
-    from utils.clip import describe_clip, open_clip
-    from utils.evaluate import fuse_one
-    from utils.images import (
+    from utils.data.images import (
         as_unit,
         check_writable,
         colorize,
@@ -315,6 +315,8 @@ def fuse_own(model: nn.Module, config: Config, args, device: torch.device) -> No
         to_8bit,
         write_image,
     )
+    from utils.guides.clip import describe_clip, open_clip
+    from utils.results.evaluate import fuse_one
 
     a, b, out = Path(args.a), Path(args.b), Path(args.out)
     if a.is_dir() != b.is_dir():
@@ -385,7 +387,7 @@ def own_texts(model: nn.Module, config: Config, args, names: list[str], device) 
 
 def open_text_encoder(model: nn.Module, config: Config, device) -> TextEncoder:
     """The text encoder a network was trained with; InputError if it is of another width."""
-    from utils.text import TextEncoder
+    from utils.guides.text import TextEncoder
 
     trained = model.text or config.text
     encoder = TextEncoder(trained.encoder, config.text.path or trained.path, device)

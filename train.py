@@ -35,12 +35,18 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
-from utils.clip import describe_clip, open_clip
 from utils.config import Config, Train, parse_args
-from utils.curves import draw_curves
-from utils.data import PairDataset, collate, default_text, h5_path, text_encoder_of
+from utils.data.h5 import h5_path, text_encoder_of
+from utils.data.images import side_by_side, to_8bit, write_image
+from utils.data.pairs import PairDataset, collate, default_text
 from utils.errors import InputError, enough_memory, nearest, run, shown
-from utils.evaluate import (
+from utils.files import alone, git, plain_name, to_json, write_file, writing
+from utils.guides.clip import describe_clip, open_clip
+from utils.guides.text import encoder_name
+from utils.loss import FusionLoss
+from utils.metrics import LOWER_IS_BETTER
+from utils.results.curves import draw_curves
+from utils.results.evaluate import (
     Evaluator,
     average,
     check_inputs,
@@ -51,11 +57,6 @@ from utils.evaluate import (
     split,
     to_device,
 )
-from utils.files import alone, git, plain_name, to_json, write_file, writing
-from utils.images import side_by_side, to_8bit, write_image
-from utils.loss import FusionLoss
-from utils.metrics import LOWER_IS_BETTER
-from utils.text import encoder_name
 
 # what decides a training, and so must not change where it is resumed
 SAME_TO_RESUME = ["net", "loss", "seed", "precision", "data.train", "data.leave_out", "train.batch_size"]

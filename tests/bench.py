@@ -30,9 +30,9 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.published import translate
 from tests import literal
-from utils.data import PairDataset
-from utils.evaluate import Evaluator
+from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
+from utils.results.evaluate import Evaluator
 
 TEXT_TOKENS = 120  # about as many as both paragraphs of a RoadScene pair have
 SIX = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]

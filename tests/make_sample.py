@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from skimage import data
 
-from utils.text import TextEncoder
+from utils.guides.text import TextEncoder
 
 ROOT = Path(__file__).parent / "sample"
 H, W = 192, 256

@@ -26,7 +26,7 @@ def test_every_config_loads_and_builds(path):
 
 def test_every_key_is_used():
     """Every key is read as an attribute somewhere outside utils/config.py."""
-    files = [*ROOT.glob("*.py"), *ROOT.glob("net/*.py"), *ROOT.glob("utils/*.py")]
+    files = [*ROOT.glob("*.py"), *ROOT.glob("net/*.py"), *ROOT.glob("utils/**/*.py")]
     read = {
         node.attr
         for path in files

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import make_pairs, process, script
-from utils.data import PairDataset, collate, default_text, pad_texts
+from utils.data.images import colorize, merge_chroma, read_image, to_8bit
+from utils.data.pairs import PairDataset, collate, default_text, pad_texts
 from utils.errors import InputError
-from utils.images import colorize, merge_chroma, read_image, to_8bit
 
 PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
 

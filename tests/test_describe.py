@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, make_pairs, script
-from utils import describe, endpoint
+from utils.guides import describe, endpoint
 
 TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
 WORDS = TEXT.split()

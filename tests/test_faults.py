@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import CONFIG, ROOT, process, script
 from tests.test_scripts import only_run
-from utils.data import PairDataset
+from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import alone, replacing, write_file
 

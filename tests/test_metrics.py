@@ -9,9 +9,9 @@ import torch
 
 from tests import literal
 from tests.bench import bench_metrics
-from utils.evaluate import average
-from utils.images import read_image
+from utils.data.images import read_image
 from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.results.evaluate import average
 
 CASES = range(14)
 

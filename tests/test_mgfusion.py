@@ -11,10 +11,10 @@ import torch
 from net import build_model, load_model, prepare
 from tests import literal
 from tests.conftest import process, script
-from utils.clip import ClipEncoder, open_clip
 from utils.config import Train
-from utils.data import PairDataset
+from utils.data.pairs import PairDataset
 from utils.errors import InputError
+from utils.guides.clip import ClipEncoder, open_clip
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"

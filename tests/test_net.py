@@ -11,7 +11,7 @@ from net import NETWORKS, build_model, load_model, prepare, restormer
 from net.checkpoint import save_checkpoint
 from net.published import MODULES, our_name, translate
 from tests.literal import LiteralFILM
-from utils.data import pad_texts
+from utils.data.pairs import pad_texts
 from utils.errors import InputError
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))

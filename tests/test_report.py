@@ -14,8 +14,8 @@ from tests.conftest import script
 from tests.test_faults import files
 from utils.config import Config
 from utils.errors import InputError
-from utils.report import new_report
-from utils.table import ranks, to_paste
+from utils.results.report import new_report
+from utils.results.table import ranks, to_paste
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SUMMARY = {

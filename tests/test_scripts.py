@@ -19,7 +19,7 @@ from net.film import FILM
 from net.restormer import RestormerBlock
 from tests.conftest import CONFIG, SHARED, process, script
 from utils.errors import run
-from utils.table import PAPER_HEADER, format_table
+from utils.results.table import PAPER_HEADER, format_table
 
 
 def only_run(tmp_path):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import CONFIG, make_pairs, script
-from utils.data import PairDataset
-from utils.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
+from utils.data.pairs import PairDataset
+from utils.data.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
 
 TABLE = """
 Toy: {task: IVF, a: IR, b: VI, color: [VI]}

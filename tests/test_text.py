@@ -13,8 +13,8 @@ import torch
 
 from tests.conftest import CONFIG, FAST, make_pairs, script
 from utils.errors import InputError
-from utils.study import variants
-from utils.text import MINILM, TextEncoder, check_feature, encoder_name
+from utils.guides.text import MINILM, TextEncoder, check_feature, encoder_name
+from utils.results.study import variants
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]

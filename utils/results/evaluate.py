@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from net.registry import INPUTS
-from utils.clip import ClipEncoder
-from utils.data import PairDataset, collate
+from utils.data.images import to_8bit
+from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
-from utils.images import to_8bit
+from utils.guides.clip import ClipEncoder
 from utils.metrics import METRICS
 
 

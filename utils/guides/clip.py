@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 
 if TYPE_CHECKING:
-    from utils.data import PairDataset
+    from utils.data.pairs import PairDataset
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's

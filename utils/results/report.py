@@ -11,11 +11,11 @@ import numpy as np
 import yaml
 
 from utils.config import Config
+from utils.data.images import write_image
 from utils.errors import InputError
 from utils.files import alone, to_json, write_file
-from utils.images import write_image
 from utils.metrics import LOWER_IS_BETTER
-from utils.table import left_out_lines, ranks
+from utils.results.table import left_out_lines, ranks
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARK = "<title>Fusion report</title>"  # stands in every one
@@ -63,7 +63,7 @@ class Report:
         shown.append({"name": image, "files": files})
 
     def add_numbers(self, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:
-        """The table of the set whose images were added last; arguments as for `utils.table.write_results`."""
+        """The table of the set whose images were added last; arguments as for `utils.results.table.write_results`."""
         last, network = self.sets[-1], summary["network"]
         for image in last["images"]:
             image["values"] = per_image[network][image["name"]]

@@ -24,10 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.config import Describe
-from utils.endpoint import Endpoint, NoAnswer
+from utils.data.images import as_unit, colorize, read_image, to_8bit
 from utils.errors import InputError
 from utils.files import to_json, write_file
-from utils.images import as_unit, colorize, read_image, to_8bit
+from utils.guides.endpoint import Endpoint, NoAnswer
 
 FIELDS = ("modality", "width", "height", "caption", "dense", "segments")  # what a template may name
 

@@ -1,145 +1,18 @@
-"""Image pairs and the features that guide their fusion from H5 files, as a PyTorch dataset.
+"""Image pairs and the features that guide their fusion, from H5 files to batches."""
 
-Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
-clip (2, E) and chroma (2, H, W), with one dataset a sample name. Ours stores images in their own depth (8
-bit as a rule), the features that a network takes, and chroma where a source has colour; attributes record
-where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
-"""
-
-import contextlib
 import os
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.data.h5 import PairFile, clip_of, reading
+from utils.data.images import NEUTRAL, as_unit
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.images import MAX_PIXELS, NEUTRAL, as_unit
-from utils.text import check_feature
-
-
-def h5_path(folder: str | Path, name: str) -> Path:
-    """Where the set <dataset>_<split> lies; InputError for a name that leaves the folder."""
-    if not plain_name(name):
-        raise InputError(f"'{name}' is no name of a set; sets are called <dataset>_<split>")
-    return Path(folder) / f"{name}.h5"
-
-
-def open_h5(path: str | Path) -> h5py.File:
-    """Open an H5 file of pairs for reading; InputError if it is missing, damaged or holds no pairs."""
-    if not Path(path).is_file():
-        raise InputError(f"there is no {path}; make it with: python data_process.py --config ... {Path(path).stem}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    try:
-        missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
-        if missing or not len(file["imageA"]):
-            raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
-    except Exception as error:
-        file.close()
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); make it again with data_process.py") from error
-    return file
-
-
-def attribute(file: h5py.File, key: str) -> str:
-    """An attribute of an H5 file as text, empty if there is none; InputError if the file is damaged there."""
-    try:
-        value = str(file.attrs.get(key, ""))
-        if not value.isprintable():
-            raise ValueError(f"its {key} is {value!r}")
-        return value
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{file.filename} is damaged ({error}); make it again with data_process.py") from error
-
-
-@contextlib.contextmanager
-def reading(path: str | Path, name: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a sample becomes an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
-
-
-CHECKSUM = "crc32"  # attribute of a dataset
-
-
-def crc32(array: np.ndarray) -> int:
-    """Checksum of an array's bytes."""
-    return zlib.crc32(np.ascontiguousarray(array))
-
-
-class PairFile:
-    """The datasets of an H5 file by (group, name), each looked up once.
-
-    HDF5 takes about 0.3 ms to find and read one, longer than its pixels take to copy. A dataset that is stored
-    in one piece and as it is becomes a view of the file mapped into memory; the others are left to HDF5.
-
-    Raises:
-        OSError: on reading, if the file has become shorter: to touch what is gone would kill the process.
-    """
-
-    def __init__(self, path: str | Path):
-        self.file = open_h5(path)
-        self.bytes = np.memmap(path, mode="r")
-        self.found: dict[tuple[str, str], np.ndarray | h5py.Dataset] = {}
-
-    def __getitem__(self, key: tuple[str, str]) -> np.ndarray | h5py.Dataset:
-        if key not in self.found:
-            group, name = key
-            dataset = self.file[group][name]
-            if dataset.external or dataset.is_virtual or not self._beside(dataset.file.filename):
-                raise ValueError("its bytes are in a file of another folder")
-            if dataset.size > 2 * MAX_PIXELS:
-                raise ValueError(f"it declares {dataset.size} values")
-            self.found[key] = self._view(dataset)
-            if CHECKSUM in dataset.attrs and dataset.attrs[CHECKSUM] != crc32(self.found[key][()]):
-                del self.found[key]
-                raise ValueError(f"the bytes of {group} are not those that were written")
-        if os.fstat(self.file.id.get_vfd_handle()).st_size < len(self.bytes):
-            raise OSError("the file has been cut short since it was opened")
-        return self.found[key]
-
-    def _beside(self, filename: str) -> bool:
-        """True for this file and those in its folder, which it may link to."""
-        mine = self.file.filename
-        return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
-
-    def _view(self, dataset: h5py.Dataset) -> np.ndarray | h5py.Dataset:
-        """A dataset as a view of the mapped file, where its bytes lie there as NumPy has them."""
-        plain = not dataset.dtype.hasobject and dataset.id.get_type().get_size() == dataset.dtype.itemsize
-        offset = dataset.id.get_offset()  # None: in chunks, compressed, or not written
-        if not plain or offset is None or dataset.file.filename != self.file.filename:  # another file: a link
-            return dataset
-        return np.ndarray(dataset.shape, dataset.dtype, self.bytes, offset)
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self.found or "/".join(key) in self.file
-
-    def feature(self, kind: str, name: str) -> Tensor:
-        """A feature of a sample, text (L, dim) or clip (2, E), float32."""
-        feature = check_feature(np.array(self[kind, name]))
-        if kind == "clip" and len(feature) != 2:
-            raise ValueError(f"it has {len(feature)} CLIP vectors and not those of A and B")
-        return torch.from_numpy(feature).float()
-
-    def holds(self, kind: str) -> bool:
-        """True if there are features of a kind."""
-        return isinstance(self.file.get(kind), h5py.Group)
-
 
 FEATURES = ("text", "clip")
 
@@ -315,26 +188,6 @@ def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(text) for text in texts])
     padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
-
-
-def text_encoder_of(path: str | Path) -> str:
-    """The text encoder recorded in an H5 file; empty for a published file, which records none."""
-    with open_h5(path) as file:
-        return attribute(file, "text_encoder")
-
-
-def task_of(path: str | Path) -> str:
-    """The task recorded in an H5 file, e.g. IVF; InputError for a published file, which records none."""
-    with open_h5(path) as file:
-        task = attribute(file, "task")
-    if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
-        raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
-    return task
-
-
-def clip_of(file: h5py.File) -> dict[str, str] | None:
-    """Name and revision of the CLIP recorded in an H5 file; None if it has no CLIP vectors."""
-    return {key: attribute(file, f"clip_{key}") for key in ("name", "revision")} if "clip" in file else None
 
 
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.config import Config
-from utils.data import PairDataset, collate, pad_texts
-from utils.evaluate import Evaluator, average_all, fuse_one, sources_8bit
-from utils.images import side_by_side, stack_rows, to_8bit, write_image
-from utils.table import format_table, write_results
+from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
+from utils.data.pairs import PairDataset, collate, pad_texts
+from utils.results.evaluate import Evaluator, average_all, fuse_one, sources_8bit
+from utils.results.table import format_table, write_results
 
 PICTURE_PAIRS = 4  # rows of text_study.png: the pairs that change most
 

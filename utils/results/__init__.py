@@ -1,0 +1,1 @@
+"""What a test writes: tables, pictures, a report."""
