@@ -1,16 +1,25 @@
 """Fusion networks: `build_model(name, **options)` and `load_model(path, device)`.
 
-Every module of this folder is imported, so a new file with a registered class is all a variant needs.
+Every file of this folder is imported, so a new file with a registered class is all a variant needs. A file
+with a mistake in it is left out, with a note: it must not stop the other networks.
 """
 
 import importlib
 import pkgutil
+import sys
+import traceback
 
+from net.base import FusionNetwork
 from net.checkpoint import load_model
-from net.registry import NETWORKS, build_model, register
+from net.registry import BROKEN, NETWORKS, build_model, register
 from net.restormer import prepare
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    try:
+        importlib.import_module(f"{__name__}.{_module.name}")
+    except Exception as error:  # whatever code can raise
+        _reason = traceback.format_exception_only(error)[-1].strip()
+        BROKEN[_module.name] = f"net/{_module.name}.py cannot be imported ({_reason})"
+        print(f"note: {BROKEN[_module.name]}; its networks are not there", file=sys.stderr)
 
-__all__ = ["NETWORKS", "build_model", "load_model", "prepare", "register"]
+__all__ = ["NETWORKS", "FusionNetwork", "build_model", "load_model", "prepare", "register"]

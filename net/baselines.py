@@ -5,14 +5,15 @@ Same interface as the networks, and no input but the images.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from net.base import FusionNetwork
 from net.registry import register
 from utils.errors import InputError
 
 
 @register("mean")
-class Mean(nn.Module):
+class Mean(FusionNetwork):
     """(A + B) / 2."""
 
     label = "mean"
@@ -22,7 +23,7 @@ class Mean(nn.Module):
 
 
 @register("max")
-class Max(nn.Module):
+class Max(FusionNetwork):
     """The brighter source at each pixel, max(A, B)."""
 
     label = "max"
@@ -32,7 +33,7 @@ class Max(nn.Module):
 
 
 @register("laplacian")
-class LaplacianPyramid(nn.Module):
+class LaplacianPyramid(FusionNetwork):
     """Laplacian pyramid fusion (Burt and Adelson 1983): detail by the larger magnitude, base by the mean.
 
     Args:

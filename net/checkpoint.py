@@ -1,35 +1,38 @@
 """Checkpoints on disk: ours, weights that ship, and the published FILM layout.
 
-Ours (.pth, by train.py) is one dict: net (name and options), model (state dict of the bare network), text
-(encoder, path, name and the default feature) or clip (name and revision) if the network takes it, and,
-for resuming, what train.py adds. Weights that ship (.safetensors, by test.py --export) hold the tensors
-in half precision and everything else but the optimiser in the header. Neither needs pickle.
+Ours (.pth, by train.py) is one dict: net (name and options), model (state dict of the bare network), the
+fields of `Provenance`, and, for resuming, what train.py adds. Weights that ship (.safetensors, by test.py
+--export) hold the tensors in half precision and everything else but the optimiser in the header. Neither
+needs pickle.
 """
 
-import copy
 import hashlib
 import io
 import json
 import re
 import zipfile
+from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
+from net.provenance import Provenance, has_values
 from net.published import is_published, translate
 from net.registry import build_model
 from utils.errors import InputError
-from utils.files import to_json, write_file
+from utils.files import find_file, to_json, write_file
 
-DEFAULT_TEXT = "text.default"  # the tensor beside the weights in a .safetensors
-FACTS = ("config", "commit", "epoch", "metrics")  # how a network was trained, and what it was measured to do
-HEADER = ("net", "text", "clip", *FACTS)
+if TYPE_CHECKING:
+    from net.base import FusionNetwork
+
+DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
+HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
+OLD_HEADER = ("text", "clip")  # in place of guides
 # what a config says of one machine
-PLACES = ["ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output"]
+PLACES = ("ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output")
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # in a folder to share
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -39,13 +42,13 @@ def find_weights(name: str | Path, **hub) -> Path:
     """A checkpoint: the file, that of a folder of `save_pretrained`, or that of a hub id `owner/name`, downloaded.
 
     Args:
-        name: file, folder or hub id.
+        name: file, folder or hub id. Files that ship are found from any working directory.
         hub: further arguments of huggingface_hub.hf_hub_download.
 
     Raises:
         InputError: nothing of the kind is there.
     """
-    path = Path(name)
+    path = find_file(name)
     if path.is_dir():
         path = path / WEIGHTS
     elif HUB_ID.fullmatch(str(name)) and not path.parent.is_dir() and path.suffix not in (".pth", ".safetensors"):
@@ -73,39 +76,45 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 def save_weights(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint's network as .safetensors, HEADER as JSON in its header; it is whole or not there.
 
-    `metrics` is what the weights were measured to do, {set: {metric: mean}}. Places on this machine, and how texts
-    were described, stay here.
+    Paths of this machine, and how texts were described, stay here.
     """
     tensors = halved(checkpoint["model"])
-    facts = {key: copy.deepcopy(checkpoint.get(key)) for key in HEADER}
-    config = facts["config"] or {}  # published weights record none
-    for place in PLACES:
-        part, _, key = place.rpartition(".")
-        (config.get(part, {}) if part else config).pop(key, None)
-    models = [(config, "clip"), (config.get("text", {}), "path"), (facts["text"], "path"), (facts["clip"], "name")]
-    for part, key in models:  # a hub name, or a folder of one machine, of which the last part stays
-        if part and Path(str(part.get(key))).is_absolute():
-            part[key] = Path(part[key]).name
-    if facts["text"]:
-        tensors[DEFAULT_TEXT] = facts["text"]["default"].half()
-        facts["text"] = {key: value for key, value in facts["text"].items() if key != "default"}
+    facts = {key: deepcopy(checkpoint.get(key)) for key in HEADER}
+    facts["config"] = without_local_paths(facts["config"] or {})
+    for kind, record in (facts["guides"] or {}).items():
+        record["name"] = last_part(record["name"])
+        record["options"] = {key: last_part(value) for key, value in record["options"].items()}
+        default = record.pop("default")
+        if default is not None:
+            tensors[DEFAULT_FEATURE.format(kind)] = default.half()
     header = {key: to_json(value) for key, value in facts.items()}
-    header[DIGEST] = digest(tensors, header)
+    header[DIGEST] = weights_digest(tensors, header)
     write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
+def without_local_paths(config: dict) -> dict:
+    """A config as a dict, less its PLACES; of models that are folders here the last part of the path stays."""
+    config = deepcopy(config)
+    for place in PLACES:
+        part, _, key = place.rpartition(".")
+        (config.get(part, {}) if part else config).pop(key, None)
+    for part, key in ((config, "clip"), (config.get("text", {}), "path")):
+        if key in part:
+            part[key] = last_part(part[key])
+    return config
+
+
+def last_part(name: str | None) -> str | None:
+    """A hub name as it is; of a folder's absolute path the last part."""
+    return Path(name).name if name and Path(name).is_absolute() else name
+
+
+def weights_digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
     """SHA-256 of all names and values: a flipped bit of a weight would not show otherwise."""
     whole = hashlib.sha256(json.dumps({key: header[key] for key in sorted(header) if key != DIGEST}).encode())
     for name in sorted(tensors):
         whole.update(name.encode() + tensors[name].contiguous().numpy(force=True).tobytes())
     return whole.hexdigest()
-
-
-def checkpoint_of(model: nn.Module) -> dict:
-    """A network of `build_model` or `load_model` as a checkpoint."""
-    text = model.text and vars(model.text)
-    return model.facts | {"net": model.config, "model": model.state_dict(), "text": text, "clip": model.clip}
 
 
 def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,62 +139,37 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damaged ones raise many kinds
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(state[key]) for key in state):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and has_values(state[key]) for key in state):
         raise InputError(f"{path} holds no 'model' with the weights of a network")
-    if is_published(checkpoint["model"]):
-        checkpoint = {"net": {"name": "film"}, "model": translate(checkpoint["model"]), "text": None}
+    if is_published(state):
+        checkpoint = {"net": {"name": "film"}, "model": translate(state)}
     if not isinstance(checkpoint.get("net"), dict) or "name" not in checkpoint["net"]:
         raise InputError(f"{path} holds weights but not which network they belong to ('net')")
-    text, clip = checkpoint.get("text"), checkpoint.get("clip")
-    right = {
-        "text": not text or (is_text(text) and is_plain(text.get("default")) and text["default"].ndim == 2),
-        "clip": not clip
-        or (isinstance(clip, dict) and all(isinstance(clip.get(k), str) for k in ("name", "revision"))),
-        "config": is_config(checkpoint.get("config") or {}),
-    }
-    if not all(right.values()):
-        raise InputError(f"{path} is damaged: its '{min(right, key=right.get)}' is not what a training records")
+    try:
+        Provenance.from_checkpoint(checkpoint)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: its '{error}' is not what a training records") from error
     return checkpoint
-
-
-def is_plain(value: object) -> bool:
-    """True for a tensor with values of its own, as networks have."""
-    return torch.is_tensor(value) and value.layout is torch.strided and not value.is_meta
-
-
-def is_text(text: object) -> bool:
-    """True for what a checkpoint records of a text encoder, whatever its default feature."""
-    words = text if isinstance(text, dict) else {}
-    path = words.get("path")
-    return (
-        words.get("encoder") in ("blip2", "auto")
-        and (path is None or isinstance(path, str))
-        and bool(words.get("name"))
-    )
-
-
-def is_config(config: object) -> bool:
-    """True for what a checkpoint records of its training: a dict, its parts dicts too."""
-    parts = ("data", "text", "train", "test")
-    return isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in parts)
 
 
 def read_weights(path: str | Path) -> dict:
     """A .safetensors of `save_weights` as a checkpoint, in single precision."""
     with safetensors.safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-    facts = {key: json.loads(value) for key, value in header.items() if key in HEADER}
+    facts = {key: json.loads(value) for key, value in header.items() if key in (*HEADER, *OLD_HEADER)}
     tensors = safetensors.torch.load_file(path)
-    if header[DIGEST] != digest(tensors, header):
+    if header[DIGEST] != weights_digest(tensors, header):
         raise ValueError("its weights are not those that were written")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    default = tensors.pop(DEFAULT_TEXT, None)
-    if facts.get("text"):
-        facts["text"]["default"] = default
+    records = facts.get("guides") or {key: facts[key] for key in OLD_HEADER if facts.get(key)}
+    for kind, record in records.items():
+        default = tensors.pop(DEFAULT_FEATURE.format(kind), None)
+        if default is not None:
+            record["default"] = default
     return facts | {"model": tensors}
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> "FusionNetwork":
     """Open a checkpoint as a network in eval mode.
 
     Args:
@@ -194,11 +178,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         device: where to put the network.
 
     Returns:
-        The network. `.config` is its name and options, for `build_model(**config)`. `.text` is None
-        for the published layout, else what the network was trained with: a namespace of `encoder`,
-        `path`, `name` and `default`, the feature (L, dim) to use where there is no text. `.clip` is
-        likewise `name` and `revision` of the CLIP that gave its vectors, or None. `.facts` has what is
-        recorded of FACTS.
+        The network; its `provenance` has what the checkpoint records, nothing for the published layout.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.
@@ -208,23 +188,22 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         model = build_model(**checkpoint["net"])
     except (InputError, TypeError) as error:
         raise InputError(f"the network in {path} cannot be built: {error}") from error
-    load_weights(model, checkpoint["model"], path)
-    model.text = SimpleNamespace(**checkpoint["text"]) if checkpoint.get("text") else None
-    if model.text and model.text.default.shape[1] != model.config.get("text_dim", model.text.default.shape[1]):
-        raise InputError(f"{path} is damaged: its default text is {model.text.default.shape[1]} wide")
-    model.clip = checkpoint.get("clip")
-    model.facts = {key: checkpoint[key] for key in FACTS if checkpoint.get(key) is not None}
+    model.restore(checkpoint, str(path))
+    for kind, record in model.provenance.guides.items():
+        width = model.options.get(f"{kind}_dim")
+        if record.default is not None and width is not None and record.default.shape[1] != width:
+            raise InputError(f"{path} is damaged: its default {kind} is {record.default.shape[1]} wide")
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, state: dict, path: str | Path) -> None:
+def load_weights(model: "FusionNetwork", state: dict, path: str | Path) -> None:
     """Strictly load a state dict; InputError names a first tensor that is missing, left over or of another shape."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if ours != theirs:
         name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         raise InputError(
-            f"{path} does not fit the network {model.config['name']}: '{name}' is {theirs.get(name, 'missing')} "
+            f"{path} does not fit the network {model.name}: '{name}' is {theirs.get(name, 'missing')} "
             f"in the file and {ours.get(name, 'missing')} in the network; check the options under net"
         )
     model.load_state_dict(state)

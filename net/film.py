@@ -6,16 +6,15 @@ projection, the text-guided stages (cross-attention, gate), the decoder. Sizes a
 """
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from net.hub import Shared
+from net.base import FusionNetwork
 from net.registry import register
-from net.restormer import Mixed, RestormerBlock, Striped, pointwise, recomputed
+from net.restormer import MixedPrecision, RestormerBlock, RowStriped, Strip, pointwise, recomputed
 from utils.errors import InputError
 
 
@@ -30,7 +29,7 @@ def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
     return F.interpolate(places, size=size, mode="nearest").flatten().long()
 
 
-class TextGuidance(Mixed):
+class TextGuidance(MixedPrecision):
     """Cross-attention of the text (query) over the image tokens (key, value), averaged over the text.
 
     The published network projects the values of all T tokens and averages the L outputs afterwards.
@@ -39,7 +38,7 @@ class TextGuidance(Mixed):
         mean_l O(sum_t w[l, t] V(x_t)) = O(Wv (sum_t mean_l w[l, t] x_t) + bv)      as sum_t w[l, t] = 1,
 
     so the weights are averaged over the text first, the raw tokens are pooled once per head, and only
-    one vector is projected. The literal form stands in tests/literal.py.
+    one vector is projected. tests/literal.py has the literal form.
     """
 
     def __init__(self, dim: int, heads: int):
@@ -73,8 +72,39 @@ class TextGuidance(Mixed):
         return share @ (q @ k).softmax(dim=-1)
 
 
-class TextGuidedBranch(Striped):
-    """One source image's way through one stage: features, tokens, text gate, stage output.
+class Branch(RowStriped):
+    """One source image's way through one stage: features, then `guide`, what the text makes of them.
+
+    This is what a variant derives from to guide in another way: it adds its layers and writes `guide`. Its
+    constructor takes the arguments of `TextGuidedBranch`.
+
+    Args:
+        in_channels: 1 in the first stage (the image itself), C after.
+        channels: C.
+        heads: of the Restormer blocks.
+        blocks: Restormer blocks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, heads: int, blocks: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.act_in = nn.PReLU()
+        self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
+
+    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Map (N, in_channels, H, W), text (N, L, D) and its mask (N, L) -> (N, C, H, W)."""
+        feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
+        return self.guide(feature, text, text_mask)
+
+    def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Features (N, C, H, W), text (N, L, D) and its mask (N, L, True = a token; None: all are) -> (N, C, H, W)."""
+        raise NotImplementedError
+
+
+class TextGuidedBranch(Branch):
+    """FILM's branch: image tokens, their cross-attention with the text, text gate, stage output.
+
+    A variant may replace a part of it: the class `guidance_class`, or the method `merge`.
 
     Args:
         in_channels: 1 in the first stage (the image itself), C after.
@@ -87,6 +117,9 @@ class TextGuidedBranch(Striped):
             flattened (C, H, W) map, not a pixel, so the grid fixes what a token means and T = C*H*W/D.
     """
 
+    guidance_class: type[nn.Module] = TextGuidance
+    halo = 0  # rows around a row that `merge` looks at: 1 for a 3x3 convolution
+
     def __init__(
         self,
         in_channels: int,
@@ -96,30 +129,29 @@ class TextGuidedBranch(Striped):
         blocks: int,
         token_grid: tuple[int, int],
     ):
-        super().__init__()
+        super().__init__(in_channels, channels, heads, blocks)
         self.hidden_dim, self.token_grid = hidden_dim, token_grid
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.act_in = nn.PReLU()
-        self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
         self.to_tokens = nn.Conv2d(channels, channels, 1)
-        self.guidance = TextGuidance(hidden_dim, heads)
+        self.guidance = self.guidance_class(hidden_dim, heads)
         self.conv_gate = nn.Conv2d(channels, channels, 1)
         self.act_gate = nn.PReLU()
         self.conv_out = nn.Conv2d(2 * channels, channels, 1)
         self.act_out = nn.PReLU()
 
-    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
-        """Map (N, in_channels, H, W) and text (N, L, D) -> (N, C, H, W)."""
-        feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
+    def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         grid = self.resized_tokens(feature)  # (N, C, 288, 384)
         tokens = grid.flatten(1).unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
         with self.guidance.autocast(text):
             weights = self.guidance(text, tokens, text_mask)  # (N, 1, D)
         gated = (tokens * weights).view(grid.shape)  # every token by the same D weights
         # the resize of the gate to H x W: columns at once, rows strip by strip, so that it is never whole
-        gate = resize_nearest(gated, (grid.shape[2], x.shape[3]))  # (N, C, 288, W)
-        rows = nearest_index(grid.shape[2], x.shape[2], x.device)
-        return self.by_strips(partial(self.merge, gate), feature, rows[None, None, :, None])  # (N, C, H, W)
+        gate = resize_nearest(gated, (grid.shape[2], feature.shape[3]))  # (N, C, 288, W)
+        row = nearest_index(grid.shape[2], feature.shape[2], feature.device)  # of the gate, for each row of the image
+
+        def merge_strip(feature: Tensor, strip: Strip) -> Tensor:
+            return self.merge(feature, gate.index_select(2, row[strip.seen]))[:, :, strip.inner]
+
+        return self.by_strips(merge_strip, feature, halo=self.halo)
 
     def resized_tokens(self, feature: Tensor) -> Tensor:
         """to_tokens and the resize to the grid, which commute: first the one that leaves less to do."""
@@ -130,9 +162,8 @@ class TextGuidedBranch(Striped):
         x = torch.baddbmm(bias, weight.expand(len(feature), -1, -1), feature.flatten(2))
         return resize_nearest(x.view(feature.shape), self.token_grid)
 
-    def merge(self, gate: Tensor, feature: Tensor, rows: Tensor, _: slice) -> Tensor:
-        """Stage output of a strip (N, C, h, W) of the feature map; `rows` says which rows of the gate are its own."""
-        gate = gate.index_select(2, rows.flatten())
+    def merge(self, feature: Tensor, gate: Tensor) -> Tensor:
+        """Features and gate of some rows, (N, C, h, W) each -> stage output (N, C, h, W)."""
         guided = self.act_gate(pointwise(gate, self.conv_gate.weight, self.conv_gate.bias))
         of_feature, of_guided = self.conv_out.weight.chunk(2, dim=1)  # of concat(feature, guided + feature)
         out = pointwise(feature, of_feature + of_guided, self.conv_out.bias)
@@ -140,13 +171,13 @@ class TextGuidedBranch(Striped):
         return self.act_out(out)
 
 
-class TextGuidedStage(nn.Module):
+class Stage(nn.Module):
     """One stage of both sources: two branches of the same kind with weights of their own."""
 
-    def __init__(self, *args):
+    def __init__(self, branch_class: type[Branch], in_channels: int, **sizes):
         super().__init__()
-        self.a = TextGuidedBranch(*args)
-        self.b = TextGuidedBranch(*args)
+        self.a = branch_class(in_channels, **sizes)
+        self.b = branch_class(in_channels, **sizes)
 
 
 class Decoder(nn.Module):
@@ -169,8 +200,10 @@ class Decoder(nn.Module):
 
 
 @register("film")
-class FILM(Shared, nn.Module):
+class FILM(FusionNetwork):
     """FILM with the sizes of the published network as defaults (2,070,235 parameters).
+
+    A variant derives from it: it names another `branch_class`, or ends in another way than `forward`.
 
     Args:
         text_dim: width of a text token (BLIP-2: 768, MiniLM: 384).
@@ -187,6 +220,7 @@ class FILM(Shared, nn.Module):
 
     label = "FILM"
     inputs = ("text", "text_mask")
+    branch_class: type[Branch] = TextGuidedBranch
     outputs = 1  # maps that the decoder ends in
 
     def __init__(
@@ -211,11 +245,9 @@ class FILM(Shared, nn.Module):
                 f"net.channels * net.token_grid ({channels} * {token_grid[0]} * {token_grid[1]}) must be "
                 f"a multiple of net.hidden_dim ({hidden_dim})"
             )
+        sizes = dict(channels=channels, hidden_dim=hidden_dim, heads=heads, blocks=blocks, token_grid=tuple(token_grid))
         self.text_projection = nn.Linear(text_dim, hidden_dim)
-        self.stages = nn.ModuleList(
-            TextGuidedStage(channels if i else 1, channels, hidden_dim, heads, blocks, tuple(token_grid))
-            for i in range(stages)
-        )
+        self.stages = nn.ModuleList(Stage(self.branch_class, channels if i else 1, **sizes) for i in range(stages))
         self.decoder = Decoder(channels, heads, blocks, self.outputs)
 
     def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:

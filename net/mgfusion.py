@@ -2,7 +2,7 @@
 
 The file follows Figures 1 to 3: two encoders (IRE, VIE), two information injections (CII), the
 feature fusion (CFF), the decoder (FD). CLIP itself is frozen and no part of the network: the network
-takes its vectors (utils/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width
+takes its vectors (utils/guides/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width
 of a CLIP vector). A is the infrared image, B the visible one.
 
 The paper leaves open, and the options of MGFusion or this file decide: C, N (here `blocks`), the heads
@@ -13,13 +13,13 @@ gradient (the sum of their magnitudes, as in the loss), and how Tanh's range bec
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.hub import Shared
+from net.base import FusionNetwork
 from net.registry import register
-from net.restormer import RestormerBlock, Striped
+from net.restormer import RestormerBlock, RowStriped, Strip
 from utils.errors import InputError
-from utils.loss import sobel_gradient
 
 
 class FeatureLayer(nn.Sequential):
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         return self.restormer(self.feature_layers(image))
 
 
-class InformationInjection(Striped):
+class InformationInjection(RowStriped):
     """CII (Figure 2) of one source: F' = F + Ws * Adapter(Wi * clip_A + Wv * clip_B), Wv = 1 - Wi.
 
     Wi (E) is learned and starts at 1/2; Ws = SEP(F) says where in the image the vector goes.
@@ -73,11 +73,14 @@ class InformationInjection(Striped):
     def forward(self, feature: Tensor, clip: Tensor) -> Tensor:
         """Features (N, C, H, W) and the CLIP vectors of A and B (N, 2, E) -> (N, C, H, W)."""
         semantic = self.adapter(self.clip_weight * clip[:, 0] + (1 - self.clip_weight) * clip[:, 1])  # (N, C, 1, 1)
-        inject = lambda x, rows: x[:, :, rows] + self.sep(x)[:, :, rows] * semantic  # noqa: E731
+
+        def inject(x: Tensor, strip: Strip) -> Tensor:
+            return (x + self.sep(x) * semantic)[:, :, strip.inner]
+
         return self.by_strips(inject, feature, halo=self.sep.reach)
 
 
-class FeatureFusion(Striped):
+class FeatureFusion(RowStriped):
     """CFF (Figure 3): Ff = [IRA(clip_A) * F'A, VIA(clip_B) * F'B], then Ff + Wg * Ff, Wg = SAWP(Sobel(Ff))."""
 
     def __init__(self, clip_dim: int, channels: int):
@@ -85,20 +88,28 @@ class FeatureFusion(Striped):
         self.ira = Adapter(clip_dim, channels)
         self.via = Adapter(clip_dim, channels)
         self.sawp = WeightPrediction(2 * channels, channels)
+        sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        self.register_buffer("sobel", torch.stack([sobel, sobel.T]), persistent=False)  # in x and in y
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """|Sobel_x| + |Sobel_y| of every channel, zero padding: (N, C, H, W) -> (N, C, H, W)."""
+        channels = x.shape[1]
+        kernels = (kernel.expand(channels, 1, 3, 3) for kernel in self.sobel)
+        return sum(F.conv2d(x, kernel, padding=1, groups=channels).abs() for kernel in kernels)
 
     def forward(self, feature_a: Tensor, feature_b: Tensor, clip: Tensor) -> Tensor:
         """Features (N, C, H, W) of A and B, their CLIP vectors (N, 2, E) -> (N, 2C, H, W)."""
         weight_a, weight_b = self.ira(clip[:, 0]), self.via(clip[:, 1])  # (N, C, 1, 1)
 
-        def fuse(a: Tensor, b: Tensor, rows: slice) -> Tensor:
+        def fuse(a: Tensor, b: Tensor, strip: Strip) -> Tensor:
             fused = torch.cat([a * weight_a, b * weight_b], dim=1)
-            texture = self.sawp(sobel_gradient(fused))  # (N, 1, h, W)
-            return fused[:, :, rows] * (1 + texture[:, :, rows])
+            texture = self.sawp(self.gradient(fused))  # (N, 1, h, W)
+            return (fused * (1 + texture))[:, :, strip.inner]
 
         return self.by_strips(fuse, feature_a, feature_b, halo=self.sawp.reach + 1)
 
 
-class Decoder(Striped):
+class FeatureDecoder(RowStriped):
     """FD: N Restormer blocks, a feature layer, a convolution with Tanh; (N, 2C, H, W) -> image (N, 1, H, W)."""
 
     def __init__(self, channels: int, heads: int, blocks: int):
@@ -108,12 +119,14 @@ class Decoder(Striped):
         self.reconstruction = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        reconstruct = lambda x, rows: self.reconstruction(self.feature_layer(x))[:, :, rows]  # noqa: E731
+        def reconstruct(x: Tensor, strip: Strip) -> Tensor:
+            return self.reconstruction(self.feature_layer(x))[:, :, strip.inner]
+
         return (torch.tanh(self.by_strips(reconstruct, self.restormer(x), halo=2)) + 1) / 2
 
 
 @register("mgfusion")
-class MGFusion(Shared, nn.Module):
+class MGFusion(FusionNetwork):
     """MGFusion.
 
     Args:
@@ -151,7 +164,7 @@ class MGFusion(Shared, nn.Module):
         self.cii_a = None if "cii" in without else InformationInjection(clip_dim, channels)
         self.cii_b = None if "cii" in without else InformationInjection(clip_dim, channels)
         self.cff = None if "cff" in without else FeatureFusion(clip_dim, channels)
-        self.decoder = Decoder(channels, heads, blocks)
+        self.decoder = FeatureDecoder(channels, heads, blocks)
 
     def forward(self, image_a: Tensor, image_b: Tensor, clip: Tensor | None = None) -> Tensor:
         """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by their CLIP vectors `clip` (N, 2, E).

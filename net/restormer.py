@@ -4,10 +4,10 @@ Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restor
 section 3 and figure 2. All maps are (N, C, H, W), channels last in memory; H and W are free.
 
 Almost all of the time of a fusion network is spent here, on maps that are many times wider than C and
-leave every cache. Three exact rewritings keep them small; the literal form stands in tests/literal.py:
+leave every cache. Three exact rewritings keep them small; tests/literal.py has the literal form:
 
 - Attention across channels is one C x C matrix per image, output projection included, so v is
-  multiplied once. The matrix needs of the whole image only sums over pixels (q k^T and |q|^2, |k|^2).
+  multiplied once. The matrix needs only sums over the image (q k^T and |q|^2, |k|^2), added up strip by strip.
 - Without gradients, on a CPU or with a tile, a block therefore runs twice over strips of rows, once for the
   sums and once for the rest, and no map wider than C is ever whole: memory is bounded at any image size.
 - The feed-forward network is a sum over its hidden channels, and runs over groups of them.
@@ -16,6 +16,7 @@ leave every cache. Three exact rewritings keep them small; the literal form stan
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,16 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1, groups=len(weight))
 
 
-def strips(height: int, rows: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Strips of `rows` rows: where each lies in the map, with its halo in the map, and within its halo.
+class Strip(NamedTuple):
+    """Some rows of a map that are computed at a time."""
+
+    rows: slice  # where they are in the map
+    seen: slice  # the same rows with their halo, in the map
+    inner: slice  # where the rows are within what is seen
+
+
+def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
+    """A map of `height` rows as strips of `rows` rows.
 
     A function that sees up to `halo` rows around a row is exact on a strip once the halo is cut off: at
     an inner edge the rows that saw zero padding are cut, at the border of the map there is none to cut.
@@ -52,7 +61,7 @@ def strips(height: int, rows: int, halo: int) -> Iterator[tuple[slice, slice, sl
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first = max(top - halo, 0)
-        yield slice(top, bottom), slice(first, bottom + halo), slice(top - first, bottom - first)
+        yield Strip(slice(top, bottom), slice(first, bottom + halo), slice(top - first, bottom - first))
 
 
 def recomputed(function: Callable[..., Tensor], *args) -> Tensor:
@@ -62,33 +71,39 @@ def recomputed(function: Callable[..., Tensor], *args) -> Tensor:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-class Striped(nn.Module):
+class RowStriped(nn.Module):
     """A module that runs over strips of rows where no gradients are wanted. `prepare` sets its attributes."""
 
     tile: int | None = None  # rows of a strip; None: by the cache on the CPU, the whole map on the GPU
     checkpointing = False  # a RestormerBlock keeps nothing inside for the backward pass, and computes it again
 
-    def strips(self, x: Tensor, halo: int) -> list[tuple[slice, slice, slice]]:
+    def strips(self, x: Tensor, halo: int) -> list[Strip]:
         """The `strips` of x (N, C, H, W); one of all rows where gradients are wanted."""
         n, _, height, width = x.shape
         rows = self.tile or (max(STRIP_ROWS, STRIP_PIXELS // (n * width)) if x.device.type == "cpu" else height)
         return list(strips(height, height if torch.is_grad_enabled() else rows, halo))
 
     def by_strips(self, function: Callable[..., Tensor], *maps: Tensor, halo: int = 0) -> Tensor:
-        """function(*maps, rows), its result on `rows` of the maps, strip by strip. All have equal H."""
+        """function(*maps), computed strip by strip.
+
+        Args:
+            function: called with what a strip sees of every map, and the `Strip`; returns the result on `strip.inner`.
+            maps: (N, C, H, W) of equal H.
+            halo: rows around a row that its result depends on.
+        """
         out, parts = None, self.strips(maps[0], halo)
-        for place, seen, inner in parts:
-            part = function(*(x[:, :, seen] for x in maps), inner)
+        for strip in parts:
+            part = function(*(x[:, :, strip.seen] for x in maps), strip)
             if len(parts) == 1:
                 return part
             if out is None:
                 size = (*part.shape[:2], maps[0].shape[2], part.shape[3])
                 out = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
-            out[:, :, place] = part
+            out[:, :, strip.rows] = part
         return out
 
 
-class Mixed(nn.Module):
+class MixedPrecision(nn.Module):
     """A module whose matrix products may be in bf16, between float32 in and out. `prepare` sets its attribute."""
 
     bf16 = False
@@ -119,9 +134,9 @@ def prepare(
         compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width.
     """
     for module in model.modules():
-        if isinstance(module, Striped):
+        if isinstance(module, RowStriped):
             module.tile, module.checkpointing = tile, checkpointing
-        if isinstance(module, Mixed):
+        if isinstance(module, MixedPrecision):
             module.bf16 = precision == "bf16"
         if isinstance(module, RestormerBlock) and compile:
             module.compile()
@@ -175,7 +190,7 @@ class MDTA(nn.Module):
         return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=x.shape[2])
 
 
-class GDFN(Mixed):
+class GDFN(MixedPrecision):
     """Gated-Dconv feed-forward network (Restormer, section 3.2): gelu(a) * b between 1x1 convolutions."""
 
     def __init__(self, channels: int, expansion: int):
@@ -203,7 +218,7 @@ class GDFN(Mixed):
         return wide.permute(0, 2, 3, 1)
 
 
-class RestormerBlock(Striped):
+class RestormerBlock(RowStriped):
     """x + MDTA(LN(x)), then x + GDFN(LN(x)); (N, C, H, W) -> (N, C, H, W).
 
     Args:
@@ -223,11 +238,11 @@ class RestormerBlock(Striped):
         return recomputed(self.block, x) if self.checkpointing else self.block(x)
 
     def block(self, x: Tensor) -> Tensor:
-        sums = [self.attention.sums(self.norm1(x[:, :, seen]), inner) for _, seen, inner in self.strips(x, halo=1)]
+        sums = [self.attention.sums(self.norm1(x[:, :, s.seen]), s.inner) for s in self.strips(x, halo=1)]
         mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*sums)))
         return self.by_strips(partial(self.local, mixing), x, halo=2)
 
-    def local(self, mixing: Tensor, x: Tensor, rows: slice) -> Tensor:
-        """The block's output on `rows` of x, which need no more than two rows around them."""
+    def local(self, mixing: Tensor, x: Tensor, strip: Strip) -> Tensor:
+        """The block's output on a strip of x, which needs no more than two rows around it."""
         x = x + self.attention.mix(self.norm1(x), mixing)
-        return x[:, :, rows] + self.feed_forward(self.norm2(x), rows)
+        return x[:, :, strip.inner] + self.feed_forward(self.norm2(x), strip.inner)
