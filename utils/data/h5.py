@@ -1,9 +1,9 @@
 """H5 files of image pairs: where they lie, how they are opened and checked.
 
 Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
-clip (2, E) and chroma (2, H, W), with one dataset a sample name. Ours stores images in their own depth (8
-bit as a rule), the features that a network takes, and chroma where a source has colour; attributes record
-where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
+clip (2, E), chroma (2, H, W) and further maps (1, H, W), with one dataset a sample name. Ours stores images in
+their own depth (8 bit as a rule), the features that a network takes, and chroma where a source has colour;
+attributes record where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.config import Data
 from utils.data.images import MAX_PIXELS
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.guides.text import check_feature
+from utils.guides import GUIDES
 
 
 def h5_path(folder: str | Path, name: str) -> Path:
@@ -63,7 +64,7 @@ def attribute(file: h5py.File, key: str) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, name: str) -> Iterator[None]:
+def sample_errors_named(path: str | Path, name: str) -> Iterator[None]:
     """Whatever goes wrong in reading a sample becomes an InputError that names it."""
     try:
         yield
@@ -129,21 +130,12 @@ class PairFile:
         return key in self.found or "/".join(key) in self.file
 
     def feature(self, kind: str, name: str) -> Tensor:
-        """A feature of a sample, text (L, dim) or clip (2, E), float32."""
-        feature = check_feature(np.array(self[kind, name]))
-        if kind == "clip" and len(feature) != 2:
-            raise ValueError(f"it has {len(feature)} CLIP vectors and not those of A and B")
-        return torch.from_numpy(feature).float()
+        """The feature of a sample for one of GUIDES, (tokens, width) float32."""
+        return torch.from_numpy(GUIDES[kind].check(np.array(self[kind, name]))).float()
 
     def holds(self, kind: str) -> bool:
         """True if there are features of a kind."""
         return isinstance(self.file.get(kind), h5py.Group)
-
-
-def text_encoder_of(path: str | Path) -> str:
-    """The text encoder recorded in an H5 file; empty for a published file, which records none."""
-    with open_h5(path) as file:
-        return attribute(file, "text_encoder")
 
 
 def task_of(path: str | Path) -> str:
@@ -155,6 +147,24 @@ def task_of(path: str | Path) -> str:
     return task
 
 
-def clip_of(file: h5py.File) -> dict[str, str] | None:
-    """Name and revision of the CLIP recorded in an H5 file; None if it has no CLIP vectors."""
-    return {key: attribute(file, f"clip_{key}") for key in ("name", "revision")} if "clip" in file else None
+def shape_attributes(data: Data, training: bool) -> dict[str, list[int]]:
+    """How images of a set are resized or cut, as an H5 file records it; only training sets are."""
+    wanted = {"resize": data.resize or [], "patch_size": [data.patch_size or 0], "stride": [data.stride or 0]}
+    return wanted if training else {key: [] if key == "resize" else [0] for key in wanted}
+
+
+def check_shape(path: str | Path, data: Data, training: bool) -> None:
+    """InputError if an H5 file was resized or cut in another way than the config says; published files do not say."""
+    wanted_attributes = shape_attributes(data, training)
+    with open_h5(path) as file:
+        try:
+            stored = {key: np.ravel(file.attrs[key]).tolist() for key in wanted_attributes if key in file.attrs}
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); make it again with data_process.py") from error
+    for key, wanted in wanted_attributes.items():
+        if stored.get(key, wanted) != wanted:
+            here, there = (value if any(value) else "none" for value in (stored[key], wanted))
+            raise InputError(
+                f"{path} was made with data.{key} {here} and {'the config has' if training else 'testing needs'} {there}; "
+                f"make it again with data_process.py --config ... {Path(path).stem}, or change the config"
+            )

@@ -74,12 +74,19 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     return gray, ycrcb[..., 1:].transpose(2, 0, 1)
 
 
-def list_images(folder: Path) -> dict[str, list[Path]]:
-    """Image files of a folder by their names without extension; empty if there is no such folder."""
+def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
+    """Image files of a folder by their names; empty if there is no such folder.
+
+    Args:
+        pattern: the file name without its extension, with * for the name that counts, e.g. "*_ir".
+    """
+    before, _, after = pattern.partition("*")
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in EXTENSIONS:
-            files.setdefault(path.stem, []).append(path)
+        stem = path.stem
+        fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
+        if fits and path.suffix.lower() in EXTENSIONS:
+            files.setdefault(stem[len(before) : len(stem) - len(after)], []).append(path)
     return files
 
 
@@ -154,7 +161,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
-    """Images of one size, gray or BGR uint8, in a row with a white gap: BGR uint8. Labels stand above each."""
+    """Images of one size, gray or BGR uint8, in a row with a white gap and labels above: BGR uint8."""
     row = []
     for i, image in enumerate(images):
         image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)

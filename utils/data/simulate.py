@@ -25,13 +25,13 @@ def focus_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     sigma = rng.uniform(1.2, 4.0)  # pixels
     if rng.random() < 0.5:
         depth = smooth_depth(height, width, rng)
-        return tuple(to_8bit(blur_by(sharp, sigma * (side * depth).clip(0, 1))) for side in (-1, 1))
+        return tuple(round_to_8bit(blur_by(sharp, sigma * (side * depth).clip(0, 1))) for side in (-1, 1))
     near = objects(height, width, rng) if rng.random() < 0.7 else (smooth_depth(height, width, rng) > 0)
     near = cv2.GaussianBlur(near.astype(np.float32), (0, 0), 0.6)[..., None]  # an edge is not finer than a pixel
     behind = gaussian(sharp * (1 - near), sigma) / np.maximum(gaussian(1 - near, sigma), 1e-3)
     spread = gaussian(near, sigma)
     before = gaussian(sharp * near, sigma) / np.maximum(spread, 1e-3)
-    return to_8bit(near * sharp + (1 - near) * behind), to_8bit(spread * before + (1 - spread) * sharp)
+    return round_to_8bit(near * sharp + (1 - near) * behind), round_to_8bit(spread * before + (1 - spread) * sharp)
 
 
 def exposure_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -52,12 +52,12 @@ def exposure_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
         sensor = light * 2**stops
         noise = np.sqrt(1e-6 + 2e-4 * sensor) * rng.standard_normal(light.shape, np.float32)  # readout, photons
         value = (sensor + noise).clip(0, 1) ** (1 / gamma)
-        return to_8bit(255 * ((1 - toe) * value + toe * value**2 * (3 - 2 * value)))
+        return round_to_8bit(255 * ((1 - toe) * value + toe * value**2 * (3 - 2 * value)))
 
     return exposed(rng.uniform(0.8, 2.5)), exposed(-rng.uniform(1.5, 4.0))
 
 
-# by task: how a pair is made, and what is said of its two images beside what the photograph shows
+# by task: how a pair is made, and what its two texts say beside what the photograph shows
 SIMULATORS: dict[str, tuple[Callable, tuple[str, str]]] = {
     "MFF": (
         focus_pair,
@@ -76,7 +76,7 @@ SIMULATORS: dict[str, tuple[Callable, tuple[str, str]]] = {
 }
 
 
-def to_8bit(image: np.ndarray) -> np.ndarray:
+def round_to_8bit(image: np.ndarray) -> np.ndarray:
     """0..255 float as uint8."""
     return image.clip(0, 255).round().astype(np.uint8)
 

