@@ -1,18 +1,17 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from net.registry import INPUTS
+from net import FusionNetwork
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
-from utils.guides.clip import ClipEncoder
+from utils.guides.guide import Guidance
 from utils.metrics import METRICS
 
 
@@ -23,38 +22,29 @@ def check_metrics(names: Iterable[str]) -> None:
             raise InputError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
 
 
-def check_inputs(model: nn.Module, dataset: PairDataset) -> None:
-    """InputError if the network takes features of another width than the set has."""
-    for kind, dim in dataset.dims.items():
-        wanted = model.config.get(f"{kind}_dim", dim)
-        if wanted != dim:
-            raise InputError(
-                f"{dataset.samples[0][0]} has {kind} {dim} wide and the network takes {wanted} (net.{kind}_dim); "
-                f"make the H5 with the encoder the network is for, or change net.{kind}_dim and train"
-            )
-
-
 GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
 
 
-def to_device(batch: dict, device: torch.device, clip: ClipEncoder | None = None) -> dict:
-    """A batch of `collate` with what networks take moved to `device`, and CLIP vectors by `clip` if it has none."""
-    moved = [key for key in ("image_a", "image_b", *INPUTS) if key in batch]
-    batch = batch | {key: batch[key].to(device, non_blocking=True) for key in moved}
-    if clip and "clip" not in batch:
-        batch["clip"] = clip(batch["image_a"], batch["image_b"])
-    return batch
+def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
+    """A batch of `collate` on `device`, with the features that its guides compute where it has none.
+
+    Chroma stays where it is: no network takes it.
+    """
+    on_device = {
+        key: value.to(device, non_blocking=True)
+        for key, value in batch.items()
+        if torch.is_tensor(value) and key != "chroma"
+    }
+    for name, guidance in guidances.items():
+        if guidance.encoder and name not in batch:
+            on_device[name] = guidance.encoder(on_device["image_a"], on_device["image_b"])
+    return batch | on_device
 
 
-def split(batch: dict, parts: int) -> list[dict]:
+def split_batch(batch: dict, parts: int) -> list[dict]:
     """A batch in `parts` batches of equally many pairs."""
     size = len(batch["name"]) // parts
     return [{key: value[i * size : (i + 1) * size] for key, value in batch.items()} for i in range(parts)]
-
-
-def fuse(model: nn.Module, batch: dict) -> Tensor:
-    """Run a network on a batch of `to_device`: fused images (N, 1, H, W), float32 in [0, 1]."""
-    return model(*(batch[key] for key in ("image_a", "image_b", *model.inputs)))
 
 
 class Evaluator:
@@ -120,43 +110,42 @@ def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
     return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))
 
 
-def fuse_set(
-    models: list[nn.Module],
+def fuse_dataset(
+    models: list[FusionNetwork],
     dataset: PairDataset,
     device: torch.device,
+    guidances: Mapping[str, Guidance],
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    clip: ClipEncoder | None = None,
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
-    `share` = (rank, ranks) takes every ranks-th pair, for several processes; `clip`
-    is what `open_clip` gave.
+    Args:
+        guidances: of `open_guides` for this set.
+        share: (rank, ranks) takes every ranks-th pair, for several processes.
 
     Raises:
-        InputError: text of the wrong width, a damaged sample, a network that returns NaN.
+        InputError: a damaged sample, a network that returns NaN.
     """
-    for model in models:
-        check_inputs(model, dataset)
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        yield batch, fuse_one(models, batch, device, clip)
+        yield batch, fuse_pair(models, batch, device, guidances)
 
 
 @torch.inference_mode()
-def fuse_one(
-    models: list[nn.Module], batch: dict, device: torch.device, clip: ClipEncoder | None = None
+def fuse_pair(
+    models: list[FusionNetwork], batch: dict, device: torch.device, guidances: Mapping[str, Guidance]
 ) -> list[np.ndarray]:
     """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
 
     Raises:
-        InputError: a network returns NaN.
+        InputError: a network returns NaN, or there is not enough memory.
     """
-    batch = to_device(batch, device, clip)
+    batch = to_device(batch, device, guidances)
     height, width = batch["image_a"].shape[-2:]
     what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
     with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):
-        fused = [fuse(model, batch)[0, 0].cpu().numpy() for model in models]
+        fused = [model(*model.arguments(batch))[0, 0].cpu().numpy() for model in models]
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
     return fused

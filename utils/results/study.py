@@ -5,27 +5,29 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from net import FusionNetwork
 from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
-from utils.data.pairs import PairDataset, collate, pad_texts
-from utils.results.evaluate import Evaluator, average_all, fuse_one, sources_8bit
-from utils.results.table import format_table, write_results
-
-PICTURE_PAIRS = 4  # rows of text_study.png: the pairs that change most
+from utils.data.pairs import PairDataset, collate
+from utils.guides import GUIDES
+from utils.results.evaluate import Evaluator, average_all, fuse_pair, sources_8bit
+from utils.results.table import PICTURE_PAIRS, format_table, write_results
 
 
 def text_study(
-    model: nn.Module,
+    model: FusionNetwork,
     dataset: PairDataset,
     set_name: str,
+    default: Tensor | None,
     sentence: str,
     feature: Tensor,
     config: Config,
-    device,
+    device: torch.device,
     folder: Path,
 ) -> None:
     """Fuse every pair with its own text, that of another pair, the default text and one sentence; print and write.
@@ -33,6 +35,7 @@ def text_study(
     Args:
         model: a network that reads text.
         dataset: whole pairs with their own text, the set `set_name`.
+        default: the default text feature (L, dim), if there is one.
         sentence: what `feature` says, for the table.
         feature: text feature (L, dim) of the sentence.
         folder: gets metrics.csv, metrics.json, table.tex, table.md and text_study.png.
@@ -40,12 +43,13 @@ def text_study(
     evaluators: dict[str, Evaluator] = {}
     changes: dict[str, list[float]] = {}
     rows: list[tuple[float, str, dict[str, np.ndarray]]] = []
-    pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), variants(model, dataset, feature, config.seed))
+    texts_of_pairs = variants(dataset, default, feature, config.seed)
+    pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), texts_of_pairs)
     for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
         name, sources, fused = batch["name"][0], sources_8bit(batch), {}
         for label, text in texts.items():
-            batch["text"], batch["text_mask"] = pad_texts([text])
-            (fused[label],) = fuse_one([model], batch, device)
+            batch |= GUIDES["text"].collate([text])
+            (fused[label],) = fuse_pair([model], batch, device, {})
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
             evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
         own = fused.pop("own text")
@@ -77,14 +81,14 @@ def text_study(
     print(f"the sentence: {sentence}")
 
 
-def variants(model: nn.Module, dataset: PairDataset, feature: Tensor, seed: int) -> Iterator[dict[str, Tensor]]:
+def variants(dataset: PairDataset, default: Tensor | None, feature: Tensor, seed: int) -> Iterator[dict[str, Tensor]]:
     """The texts of each pair in turn, by label."""
     order = np.random.default_rng(seed).permutation(len(dataset))
     other = dict(zip(order, np.roll(order, 1)))  # a cycle through all pairs: none gets its own
     for i in range(len(dataset)):
-        texts = {"own text": dataset.text(i), "another's": dataset.text(other[i])}
-        if model.text:
-            texts["default text"] = model.text.default
+        texts = {"own text": dataset.feature("text", i), "another's": dataset.feature("text", other[i])}
+        if default is not None:
+            texts["default text"] = default
         yield texts | {"the sentence": feature}
 
 

@@ -14,9 +14,13 @@ from utils.metrics import LOWER_IS_BETTER
 PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 PAPER_HEADER = "                 EN      SD      SF      AG     VIFF     Qabf"
 LINE = "=" * 80
-
-
 LABEL_WIDTH = 15
+PICTURE_PAIRS = 4  # rows of comparison.png and text_study.png
+
+
+def arrow(metric: str, down: str = "↓") -> str:
+    """What follows a metric's name: an arrow where lower is better."""
+    return down if metric in LOWER_IS_BETTER else ""
 
 
 def format_row(label: str, values: list[float | None], sign: str = "", width: int = LABEL_WIDTH) -> str:
@@ -36,8 +40,7 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     """
     header = PAPER_HEADER
     if metrics != PAPER_METRICS:
-        names = (name + "↓" * (name in LOWER_IS_BETTER) for name in metrics)  # lower is better
-        header = f"{'':<14}{''.join(f'{name:^8}' for name in names)}".rstrip()
+        header = f"{'':<14}{''.join(f'{name + arrow(name):^8}' for name in metrics)}".rstrip()
     labels = [
         *rows,
         *(f"- {label}" for label in list(rows)[1:]),
@@ -87,7 +90,7 @@ def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
 def to_paste(summary: dict, latex: bool) -> str:
     """A table ready to paste: LaTeX with booktabs, or Markdown. Best bold, second underlined, published rows apart.
 
-    What is left out of the means stands in comments.
+    What is left out of the means is named in comments.
 
     Args:
         summary: as for `write_results`.
@@ -109,7 +112,7 @@ def to_paste(summary: dict, latex: bool) -> str:
         return "-" if value is None or math.isnan(value) else marks[place].format(f"{value:.2f}")
 
     down = r"$\downarrow$" if latex else "↓"
-    heads = [escape(metric) + down * (metric in LOWER_IS_BETTER) for metric in metrics]
+    heads = [escape(metric) + arrow(metric, down) for metric in metrics]
     measured = [line(label, [number(row, m, places[label][m]) for m in metrics]) for label, row in rows.items()]
     published = [
         [

@@ -1,0 +1,176 @@
+"""The folder of a training run: what is needed to repeat it, its log and pictures, and how a run is resumed."""
+
+import functools
+import inspect
+import itertools
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from net import FusionNetwork
+from net.checkpoint import read_checkpoint
+from net.provenance import Provenance
+from utils.config import Config
+from utils.data.images import side_by_side, to_8bit, write_image
+from utils.errors import InputError
+from utils.files import commit, exclusive_lock, git, os_error_as_input_error, plain_name, to_json, write_file
+from utils.guides.guide import Guidance, same_encoder
+from utils.results.curves import draw_curves
+
+# what decides a training or its best checkpoint, and so must not change where it is resumed
+SAME_TO_RESUME = (
+    *("net", "loss", "seed", "precision", "clip_input", "text.use"),
+    *("data.train", "data.leave_out", "data.val", "test.stretch"),
+    *("train.batch_size", "train.lr", "train.lr_step", "train.lr_gamma", "train.schedule", "train.warmup"),
+    *("train.lr_low", "train.clip_grad", "train.crop", "train.augment", "train.best"),
+)
+
+
+class RunFolder:
+    """A run's folder, open for writing. The caller closes it.
+
+    Attributes:
+        path: <train.exp>/<time>_<name>, or the folder of the run that is resumed.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        with os_error_as_input_error(path):
+            self.writer = SummaryWriter(path, purge_step=step + 1)
+
+    def record(self, kind: str, record: dict) -> None:
+        """One line in metrics.jsonl, and the same to TensorBoard; the record has a "step"."""
+        with os_error_as_input_error(self.path):
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(to_json({"kind": kind, **record}) + "\n")
+            for key, value in record.items():
+                if key not in ("epoch", "step"):
+                    self.writer.add_scalar(f"{kind}/{key}", value, record["step"])
+
+    def save_pictures(self, epoch: int, number: int, batch: dict, fused: torch.Tensor) -> None:
+        """A | B | fused of every pair of a batch, as pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png."""
+        folder = self.path / "pic_fusion" / f"ckpt_{epoch}"
+        pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.nan_to_num())
+        for i, (name, *images) in enumerate(pairs):  # numbered: two sets may have images of one name
+            row = side_by_side([to_8bit(image[0].cpu().numpy(), "clamp") for image in images], ["A", "B", "fused"])
+            write_image(folder / f"{number}_{i}_{name}.png", row)
+
+    def draw_curves(self) -> None:
+        """curves.png from metrics.jsonl."""
+        draw_curves(self.path / "metrics.jsonl", self.path / "curves.png")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def open_run_folder(config: Config, model: FusionNetwork, epoch: int, step: int, closing: ExitStack) -> RunFolder:
+    """A new run folder, or that of the run to resume, with what is needed to repeat the run, and the log started.
+
+    A run that goes on in its folder adds code_from_epoch_<k>/ and config_from_epoch_<k>.yaml, beside the first ones.
+
+    Args:
+        epoch, step: how far the run to resume is; 0 for a new one.
+        closing: keeps other runs out of the folder until it is closed.
+
+    Raises:
+        InputError: it cannot be written, or another run is writing there.
+    """
+    path = folder_to_resume(config)
+    resumed = path is not None
+    if not resumed:
+        if not plain_name(config.name):
+            raise InputError(f"name is '{config.name}' and becomes part of a folder's name: no slashes, please")
+        path = new_folder(Path(config.train.exp), time.strftime("%Y%m%d-%H%M%S"), config.name)
+    closing.enter_context(exclusive_lock(path))
+    if resumed:
+        drop_records_after(path / "metrics.jsonl", epoch)
+    for name in ("model", "pic_fusion"):
+        (path / name).mkdir(exist_ok=True)
+    when = f"_from_epoch_{epoch + 1}" if resumed else ""
+    bases = [k for k in type(model).__mro__ if issubclass(k, torch.nn.Module) and k.__module__.startswith("net.")]
+    for source in (Path(inspect.stack()[1].filename), *map(Path, map(inspect.getsourcefile, bases))):
+        write_file(path / f"code{when}" / source.name, source.read_bytes())
+    write_file(path / f"code{when}" / "git.txt", f"{commit()}\n\n{git('diff', 'HEAD')}\n")
+    settings = config.as_dict()
+    write_file(path / f"config{when}.yaml", yaml.safe_dump(settings, sort_keys=False))
+    settings["parameters"] = sum(p.numel() for p in model.parameters())
+    write_file(path / f"param{when}.json", to_json(settings, indent=1))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[LogFile(path / "log.txt"), logging.StreamHandler()],
+        force=True,
+    )
+    folder = RunFolder(path, step)
+    closing.callback(folder.close)
+    return folder
+
+
+class LogFile(logging.FileHandler):
+    """A log that cannot be written ends the run in one sentence, where logging by itself prints a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with os_error_as_input_error(self.baseFilename):
+            raise
+
+
+def new_folder(parent: Path, start: str, name: str) -> Path:
+    """Make <parent>/<start>_<name>; a second run of the same second gets <start>-2, and so on."""
+    for count in itertools.count(1):
+        folder = parent / f"{start}{f'-{count}' if count > 1 else ''}_{name}"
+        with os_error_as_input_error(folder):
+            parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+
+
+def folder_to_resume(config: Config) -> Path | None:
+    """The folder that a resumed run goes on in; None for a new one.
+
+    A run that is resumed from an earlier epoch than its last one gets a new folder: what it made since then stays.
+    """
+    if not config.train.resume or Path(config.train.resume).parent.name != "model":
+        return None
+    chosen = Path(config.train.resume)
+    last = chosen.with_name("last.pth")
+    if chosen.name != last.name and last.is_file():
+        epochs = [read_checkpoint(path)["epoch"] for path in (chosen, last)]
+        if epochs[0] < epochs[1]:
+            return None
+    return chosen.resolve().parent.parent
+
+
+def drop_records_after(path: Path, epoch: int) -> None:
+    """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
+    if path.is_file():
+        whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+        write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+
+
+def check_same_run(checkpoint: dict, config: Config, guidances: Mapping[str, Guidance]) -> None:
+    """InputError if what decides the training differs from that of the checkpoint to resume."""
+    # the way down of this schedule ends with the epochs
+    keys = [*SAME_TO_RESUME, "train.epochs"] if config.train.schedule == "warmup" else SAME_TO_RESUME
+    for key in keys:
+        *parents, last = key.split(".")
+        new, default = (functools.reduce(getattr, [*parents, last], c) for c in (config, Config()))
+        # the default where the run is older than the key
+        old = functools.reduce(dict.get, parents, checkpoint["config"]).get(last, default)
+        if old != new:
+            raise InputError(f"{key} is {new} and was {old} in the run to resume; leave it, or start a new run")
+    records = Provenance.from_checkpoint(checkpoint).guides
+    for kind, guidance in guidances.items():
+        old, new = records.get(kind), guidance.record
+        if not same_encoder(old, new):
+            raise InputError(
+                f"the {kind} is of {new.name} ({new.revision}) and was of {old.name} ({old.revision}) in the run to "
+                "resume; use the same one"
+            )
