@@ -1,6 +1,8 @@
-"""Writing files so that nothing is ever half there."""
+"""Files: written whole or not at all, also when a run is killed or the power fails; found from any folder."""
 
 import contextlib
+import errno
+import fnmatch
 import json
 import math
 import os
@@ -9,33 +11,165 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, BinaryIO
 
 from utils.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
 
-def write_file(path: str | Path, content: bytes | str) -> None:
-    """Write to a temporary name in the same folder, then rename; folders are made.
+ROOT = Path(__file__).resolve().parent.parent  # the repository, with the files that ship
+TIME_STAMP = r"\d{8}-\d{6}(-\d+)?"  # of a run folder; the last number is for runs of the same second
+NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP)  # what some network file systems answer
+
+
+def find_file(path: str | Path) -> Path:
+    """Find a file or folder that may ship with the repository.
+
+    Args:
+        path: a relative path is looked up in the working directory, then in the repository.
+
+    Returns:
+        The path where it exists; `path` as it is if both do not.
 
     Raises:
-        InputError: it cannot be written. What was at `path` before is untouched.
+        OSError: a name is too long.
+    """
+    path = Path(path)
+    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def find_newest(pattern: str) -> Path | None:
+    """Find the newest file or folder whose path matches a pattern.
+
+    Args:
+        pattern: a path with wildcards. A `*_` at the beginning of a name is the time stamp of a run folder, so
+            `exp/*_demo` matches no run called my_demo. A relative path is looked up in the working directory,
+            then in the repository.
+
+    Returns:
+        The path, or None if nothing matches.
+
+    Raises:
+        ValueError: the pattern is impossible.
+    """
+    path = Path(pattern)
+    for start in [Path(path.anchor)] if path.is_absolute() else [Path(), ROOT]:
+        found = [start]
+        for part in path.relative_to(path.anchor).parts:
+            found = [match for folder in found for match in _matches(folder, part)]
+        if found := [match for match in found if match.exists()]:
+            return max(found, key=lambda match: (match.stat().st_mtime, match))
+    return None
+
+
+def _matches(folder: Path, part: str) -> list[Path]:
+    """What matches one name of a pattern, directly in a folder."""
+    if not re.search(r"[*?\[]", part):
+        return [folder / part]
+    stamped = re.compile(TIME_STAMP + fnmatch.translate(part[1:]) if part.startswith("*_") else ".*", re.DOTALL)
+    return [match for match in folder.glob(part) if stamped.fullmatch(match.name)]
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Write a file: whole, or not at all. Missing folders are made.
+
+    Args:
+        path: the file.
+        content: all of it; text is written as UTF-8.
+
+    Raises:
+        InputError: the file cannot be written. An old file at `path` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with os_error_as_input_error(path):
+        make_folder(path.parent)
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
+            replace_durably(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename a finished file, so that after a power cut `path` is the old or the new file, whole.
+
+    Args:
+        temporary: the new file, closed, in a folder of the same disk.
+        path: its name from now on; an old file there is replaced.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a power cut does not lose them.
+
+    Args:
+        folder: it may exist already.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write to the disk which files a folder has. Does nothing where the system cannot, e.g. on Windows.
+
+    Args:
+        folder: the names directly in it are written.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, *NOT_SUPPORTED):
+            raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it. A path that does not exist is ignored.
+
+    Args:
+        path: a link is removed, and not where it leads.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that says what cannot be written, and why."""
+def os_error_as_input_error(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into an InputError.
+
+    Args:
+        path: what the block writes, for the message.
+
+    Raises:
+        InputError: says what cannot be written, and why.
+    """
     try:
         yield
     except OSError as error:
@@ -44,75 +178,131 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keep other runs from writing to an output, a file or folder.
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Keep other runs from writing to an output while the block runs.
 
-    What a killed run left half-written, there and beside it, is removed.
+    Half-written files that a killed run left in it and beside it are removed.
+
+    Args:
+        path: the output, a file or folder; it need not exist.
 
     Raises:
         InputError: another run is writing to it, or nothing can be written there.
     """
     path = path.resolve()
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            message = f"another run is writing {path}; let it end, or choose another place for this one"
-            raise InputError(message) from error
+    lock_path = path.with_name(f".{path.name}.lock")
+    with os_error_as_input_error(path):
+        make_folder(path.parent)
+        lock = _open_locked(lock_path)
+    if lock is None:
+        raise InputError(f"another run is writing {path}; let it end, or choose another place for this one")
     try:
         beside = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
         inside = (p for p in path.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", p.name))
-        for left in [*(p for p in path.parent.iterdir() if beside.fullmatch(p.name)), *inside]:
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        for leftover in [*(p for p in path.parent.iterdir() if beside.fullmatch(p.name)), *inside]:
+            with contextlib.suppress(OSError):
+                remove(leftover)
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if os.name == "nt":  # Windows removes no open file, so no file that another run has locked
+            lock.close()
+        with contextlib.suppress(OSError):
+            lock_path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _open_locked(path: Path) -> BinaryIO | None:
+    """Open and lock a file until it is closed; None if another process has locked it.
+
+    The run that holds the lock removes the file, and it alone. Between our opening and our locking a file it may do
+    so, and a third run may lock a new file. So the lock counts only if the file still is at its path.
+    """
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, "ab"))
+            try:
+                _lock(file)
+            except (BlockingIOError, PermissionError):
+                return None
+            except OSError as error:
+                if error.errno not in NOT_SUPPORTED:  # go on without a lock: runs at the same time are not noticed
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    stack.pop_all()
+                    return file
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock an open file, without waiting; OSError if another process has."""
+    if os.name == "nt":
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder whose files take their places in `folder` when the block ends well, and not before.
+def atomic_folder(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` at the end of the block; if the block fails, none does.
 
-    What else is in `folder` stays, but for `outdated`, files or folders there that the new ones do away with. The
-    files at the top, tables, are of those below, images: the old ones go before the first image comes, the new
-    ones come after the last, so that no table stands beside images of another run.
+    Files at the top are tables of the images below. Old tables are removed before the first image moves, and new ones
+    move after the last, so a table is never beside images of another run.
+
+    Args:
+        folder: the output; other files in it are kept.
+        outdated: names of files or folders in it to remove, too.
+
+    Returns:
+        The temporary folder, to write to.
 
     Raises:
         InputError: another run is writing to `folder`, or it cannot be written.
     """
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with alone(folder):
+    with exclusive_lock(folder):
         try:
-            with writing(folder):
+            with os_error_as_input_error(folder):
                 temporary.mkdir()
             yield temporary
-            with writing(folder):
+            with os_error_as_input_error(folder):
                 files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
                 tables = [path for path in files if len(path.parts) == 1]
-                for old in [folder / name for name in (*tables, *outdated)]:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                make_folder(folder)
+                for name in (*tables, *outdated):
+                    remove(folder / name)
+                sync_folder(folder)
                 for path in sorted(files, key=lambda path: path in tables):
-                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(temporary / path, folder / path)
+                    make_folder((folder / path).parent)
+                    replace_durably(temporary / path, folder / path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain_name(name: str) -> bool:
-    """True for a name that stays in its folder, on any system: no part of a path, no control character, no device.
+    """Whether a name can be that of a file on any system.
 
-    Nor is it longer than file systems allow, with what is added to it.
+    Args:
+        name: for example of a pair, from a file that somebody else made.
+
+    Returns:
+        False for a path, only dots, a control character, a device of Windows such as con, and a name of 200 bytes
+        or more: file systems allow 255, and endings are added.
     """
     odd = r"\.*|.*[/\\\x00-\x1f].*|[a-z]:.*|(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
     return len(name.encode(errors="replace")) < 200 and not re.fullmatch(odd, name, re.IGNORECASE | re.DOTALL)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON text; NaN and inf, which JSON does not have, become null."""
+    """JSON text of a value.
+
+    Args:
+        value: dicts, lists, words and numbers; NaN and inf, which JSON does not have, become null.
+        indent: spaces for each level; None writes one line.
+
+    Returns:
+        The text.
+    """
 
     def clean(x: Any) -> Any:
         if isinstance(x, dict):
@@ -124,12 +314,30 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(clean(value), indent=indent)
 
 
-def git(*command: str) -> str:
-    """What git says of this repository; a note where there is none."""
+def git(*command: str, folder: Path = ROOT) -> str | None:
+    """What a git command prints.
+
+    Args:
+        command: its words, without "git".
+        folder: where it runs.
+
+    Returns:
+        The output; None if it fails, is not in a repository, or git is not installed.
+    """
     try:
-        call = subprocess.run(
-            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace"
-        )
+        call = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, errors="replace")
     except OSError:
-        return "git is not installed"
-    return call.stdout.strip() if call.returncode == 0 else "not in a git repository"
+        return None
+    return call.stdout.strip() if call.returncode == 0 else None
+
+
+def commit(folder: Path = ROOT) -> str | None:
+    """The commit of a repository.
+
+    Args:
+        folder: the repository, or a folder in it.
+
+    Returns:
+        The full hash, with "-dirty" if files that git tracks are changed; None without a repository or git.
+    """
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)

@@ -1,0 +1,260 @@
+"""Files: whole after a power cut, one run at a time, found from any folder; and the commit that a run records."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.errors import InputError, enough_memory
+from utils.files import atomic_folder, commit, exclusive_lock, find_file, find_newest, git, remove, write_file
+
+COMPETE = """
+import sys
+from pathlib import Path
+from utils.errors import InputError
+from utils.files import exclusive_lock
+
+place, held = Path(sys.argv[1]), 0
+while held < 300:
+    try:
+        with exclusive_lock(place):
+            open(place.parent / "inside", "x").close()  # fails if another run is inside, too
+            (place.parent / "inside").unlink()
+            held += 1
+    except InputError as error:
+        assert "another run is writing" in str(error), error
+"""
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What is done to the disk, in order: "sync file", "sync folder", "replace NAME" and "remove NAME"."""
+    calls, fsync, replace, unlink = [], os.fsync, os.replace, Path.unlink
+
+    def record_fsync(descriptor):
+        calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        calls.append(f"replace {Path(target).name}")
+        replace(source, target)
+
+    def record_unlink(path, missing_ok=False):
+        if not path.name.startswith("."):
+            calls.append(f"remove {path.name}")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr("os.fsync", record_fsync)
+    monkeypatch.setattr("os.replace", record_replace)
+    monkeypatch.setattr("pathlib.Path.unlink", record_unlink)
+    return calls
+
+
+def test_a_file_is_on_the_disk_before_its_name(tmp_path, calls):
+    write_file(tmp_path / "a.txt", "new")
+    assert calls == ["sync file", "replace a.txt", "sync folder"]
+    calls.clear()
+    write_file(tmp_path / "b" / "c" / "d.txt", "new")
+    assert calls == ["sync folder", "sync folder", "sync file", "replace d.txt", "sync folder"]
+
+
+def test_a_folder_is_on_the_disk_in_the_order_of_its_moves(tmp_path, calls):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.csv").write_text("old")
+    with atomic_folder(tmp_path / "out") as folder:
+        for name in ("metrics.csv", "Gray/a.png"):
+            write_file(folder / name, "new")
+        calls.clear()
+    assert calls == [
+        *("remove metrics.csv", "sync folder"),
+        *("sync folder", "sync file", "replace a.png", "sync folder"),  # the first is for the new folder Gray
+        *("sync file", "replace metrics.csv", "sync folder"),
+    ]
+
+
+def test_a_system_that_syncs_no_folders_still_writes(tmp_path, monkeypatch):
+    open_file = os.open
+
+    def refuse_folders(path, *rest, **options):
+        if Path(path).is_dir():
+            raise PermissionError(13, "a folder")  # as Windows does
+        return open_file(path, *rest, **options)
+
+    monkeypatch.setattr("os.open", refuse_folders)
+    write_file(tmp_path / "a" / "b.txt", "whole")
+    assert (tmp_path / "a" / "b.txt").read_text() == "whole"
+
+
+def test_a_disk_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    write_file(tmp_path / "a.txt", "old")
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(InputError, match=r"cannot write .*a\.txt \(Input/output error\)"):
+        write_file(tmp_path / "a.txt", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch):
+    """The second run opens the lock file, the first ends and removes it, and a third locks a new one."""
+    import utils.files
+
+    place, lock = tmp_path / "out", utils.files._lock
+    first, third = exclusive_lock(place), exclusive_lock(place)
+    first.__enter__()
+
+    def interleave(file):
+        monkeypatch.undo()
+        first.__exit__(None, None, None)
+        third.__enter__()
+        lock(file)
+
+    monkeypatch.setattr("utils.files._lock", interleave)
+    with pytest.raises(InputError, match=f"another run is writing {place}"), exclusive_lock(place):
+        pass
+    with pytest.raises(InputError, match="another run is writing"), exclusive_lock(place):
+        pass  # the third still has it
+    third.__exit__(None, None, None)
+    with exclusive_lock(place):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_free_when_the_run_before_has_just_ended(tmp_path, monkeypatch):
+    import utils.files
+
+    place, lock = tmp_path / "out", utils.files._lock
+    first = exclusive_lock(place)
+    first.__enter__()
+
+    def interleave(file):
+        monkeypatch.undo()
+        first.__exit__(None, None, None)
+        lock(file)
+
+    monkeypatch.setattr("utils.files._lock", interleave)
+    with exclusive_lock(place), pytest.raises(InputError, match="another run is writing"), exclusive_lock(place):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_runs_one_holds_the_lock(tmp_path):
+    command = [sys.executable, "-c", COMPETE, str(tmp_path / "out")]
+    runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_file_of_a_killed_run_is_used_and_removed(tmp_path):
+    (tmp_path / ".out.lock").touch()
+    with exclusive_lock(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("utils.files._lock", fail)
+    with exclusive_lock(tmp_path / "out"):
+        pass
+
+
+def test_remove_takes_files_folders_links_and_nothing(tmp_path):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("folder", "file", "link", "nothing"):
+        remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_file("configs/film_ivf.yaml") == ROOT / "configs" / "film_ivf.yaml"
+    assert find_file("configs/mine.yaml") == Path("configs/mine.yaml")
+    assert find_file(tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
+    write_file("configs/film_ivf.yaml", "mine")
+    assert find_file("configs/film_ivf.yaml").read_text() == "mine"
+
+
+def runs(root: Path, *names: str) -> None:
+    """Files of the given names, each newer than the one before."""
+    for i, name in enumerate(names):
+        write_file(root / name, "weights")
+        os.utime(root / name, (i, i))
+
+
+def test_the_newest_run_of_a_name_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs(
+        tmp_path / "exp",
+        "20260103-000000_demo/model/last.pth",
+        "20260101-000000_demo/model/last.pth",
+        "20260101-000000-2_demo/model/last.pth",
+        "20260101-000000_my_demo/model/last.pth",
+        "mine_demo/model/last.pth",
+        "my_demo/last.pth",
+    )
+    newest = Path("exp/20260101-000000-2_demo/model/last.pth")
+    for pattern in ("exp/*_demo/model/last.pth", "exp/*_d?mo/*/last.pth", "./*/*_demo/**/last.pth"):
+        assert find_newest(pattern) == newest, pattern
+    assert find_newest(f"{tmp_path}/exp/*_demo/model/*.pth") == tmp_path / newest
+    assert find_newest("exp/*_my_demo/model/last.pth") == Path("exp/20260101-000000_my_demo/model/last.pth")
+    assert find_newest("exp/*/model/last.pth") == Path("exp/mine_demo/model/last.pth")
+    assert find_newest("exp/*/last.pth") == Path("exp/my_demo/last.pth")
+    assert find_newest("exp/*_other/model/last.pth") is None
+    if sys.version_info < (3, 13):  # where ** in a name is an error
+        with pytest.raises(ValueError, match="Invalid pattern"):
+            find_newest("exp/**_demo")
+
+
+def test_the_newest_file_is_found_in_the_repository_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.files.ROOT", tmp_path / "repository")
+    runs(tmp_path, "repository/exp/20260101-000000_demo/last.pth", "here/exp/20260102-000000_other/last.pth")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_newest("exp/*_other/last.pth") == Path("exp/20260102-000000_other/last.pth")
+    assert find_newest("exp/*_demo/last.pth") == tmp_path / "repository/exp/20260101-000000_demo/last.pth"
+
+
+def test_the_commit_says_whether_files_are_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git("status", folder=tmp_path) is None and commit(tmp_path) is None  # not a repository
+    git("init", folder=tmp_path)
+    assert commit(tmp_path) is None  # nothing is committed
+    (tmp_path / "a.txt").write_text("one")
+    git("add", "a.txt", folder=tmp_path)
+    user = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+    git(*user, "commit", "-m", "One", folder=tmp_path)
+    git(*user, "tag", "-a", "v1", "-m", "One", folder=tmp_path)
+    head = git("rev-parse", "HEAD", folder=tmp_path)
+    assert len(head) == 40 and commit(tmp_path) == head
+    (tmp_path / "b.txt").write_text("not tracked")
+    assert commit(tmp_path) == head
+    (tmp_path / "a.txt").write_text("two")
+    assert commit(tmp_path) == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert git("status", folder=tmp_path) is None and commit(tmp_path) is None  # no git
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error):
+    with pytest.raises(InputError, match="not enough memory to train; use less"), enough_memory("train", "use less"):
+        raise error
+    with pytest.raises(RuntimeError, match="misaligned"), enough_memory("train", "use less"):
+        raise RuntimeError("CUDA error: misaligned address")
