@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 
 from net import build_model
 from tests.conftest import ROOT
-from utils.config import Config, all_keys, load_config
+from utils.config import Config, all_keys, load_config, parse_args, read_yaml
 from utils.errors import InputError
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in ("datasets", "paper_tables"))
@@ -80,6 +82,79 @@ def test_resolved_config_reads_back(tmp_path):
 def test_wrong_keys_and_types_are_named(override, words):
     with pytest.raises(InputError, match=re.escape(words)):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("seed=-1", "must be 0 or more, not -1"),
+        ("precision=fp16", "must be one of fp32, bf16, not 'fp16'"),
+        ("clip_input=patch", "must be one of image, crop, not 'patch'"),
+        ("loss.name=7", "must be a word, the name of a loss, not 7"),
+        ("net.name=null", "must be the name of a network, e.g. net.name=film"),
+        ("data.resize=[32]", "must be [height, width], 16 pixels or more, not [32]"),
+        ("data.resize=[32,15]", "must be [height, width], 16 pixels or more, not [32, 15]"),
+        ("data.patch_size=0", "must be above 0, not 0"),
+        ("data.stride=-4", "must be above 0, not -4"),
+        ("text.encoder=bert", "must be one of blip2, auto, not 'bert'"),
+        ("text.use=none", "must be one of own, default, not 'none'"),
+        ("text.batch_size=0", "must be above 0, not 0"),
+        ("describe.way=[parts]", "must be one of parts, image, not ['parts']"),
+        ("describe.batch_size=0", "must be above 0, not 0"),
+        ("describe.max_tokens=0", "must be above 0, not 0"),
+        ("describe.points=0", "must be above 0, not 0"),
+        ("describe.timeout=0", "must be above 0, not 0.0"),
+        ("describe.retries=-1", "must be 0 or more, not -1"),
+        ("describe.concurrency=0", "must be above 0, not 0"),
+        ("describe.price=[1,2,3]", "must be [in, out], each 0 or more, not [1.0, 2.0, 3.0]"),
+        ("describe.price=[1,-2]", "must be [in, out], each 0 or more, not [1.0, -2.0]"),
+        ("train.epochs=0", "must be above 0, not 0"),
+        ("train.batch_size=-1", "must be above 0, not -1"),
+        ("train.accumulate=0", "must be above 0, not 0"),
+        ("train.lr=0", "must be above 0, not 0.0"),
+        ("train.schedule=cosine", "must be one of step, warmup, not 'cosine'"),
+        ("train.lr_step=0", "must be above 0, not 0"),
+        ("train.lr_gamma=-1e-1", "must be above 0, not -0.1"),
+        ("train.warmup=-1", "must be 0 or more, not -1"),
+        ("train.lr_low=0", "must be above 0, not 0.0"),
+        ("train.clip_grad=0", "must be above 0, not 0.0"),
+        ("train.crop=0", "must be above 0, not 0"),
+        ("train.num_workers=-1", "must be 0 or more, and 256 at most, not -1"),
+        ("train.log_every=0", "must be above 0, not 0"),
+        ("train.val_every=0", "must be above 0, not 0"),
+        ("train.save_every=0", "must be above 0, not 0"),
+        ("train.pictures=-1", "must be 0 or more, not -1"),
+        ("test.stretch=none", "must be one of minmax, clamp, not 'none'"),
+        ("test.metrics=[]", "names no metric, e.g. test.metrics=[EN,VIFF,Qabf]"),
+        ("test.tile=0", "must be above 0, not 0"),
+        ("test.num_workers=257", "must be 0 or more, and 256 at most, not 257"),
+    ],
+)
+def test_every_constraint_is_one_sentence_with_the_key(override, words):
+    with pytest.raises(InputError) as caught:
+        load_config(None, [override])
+    assert str(caught.value) == f"{override.partition('=')[0]} {words}"
+
+
+@pytest.mark.parametrize("key", all_keys())
+def test_every_default_is_accepted(key):
+    default = reduce(getattr, key.split("."), Config())
+    assert load_config(None, [f"{key}={yaml.safe_dump(default, default_flow_style=True)}"]) == Config()
+
+
+def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("configs/mgfusion_ivf_small.yaml")
+    assert config == load_config(ROOT / "configs" / "mgfusion_ivf_small.yaml") and config != Config()
+    assert read_yaml(config.data.datasets)["MSRS"]
+
+
+def test_the_command_line_is_returned_as_given(monkeypatch):
+    words = ["--config", "configs/film_ivf.yaml", "train.lr=1e-4", "describe", "net.channels=16"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    config, args = parse_args("A script.", words="what to do")
+    assert args.overrides == ["train.lr=1e-4", "net.channels=16"] and args.words == ["describe"]
+    assert config.train.lr == 1e-4 and config.net["channels"] == 16
 
 
 @pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "trian:\n  lr: 1\n", "\x00"])

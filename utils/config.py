@@ -1,26 +1,52 @@
 """The configuration: defaults below, then a YAML file, then `key=value` from the command line.
 
-Keys are written with dots (`train.lr=1e-4`). Unknown keys and wrong types are refused with the nearest
-valid key. Every scripts' option lives here; configs/*.yaml differ from these defaults only where they
-say so.
+Keys are written with dots (`train.lr=1e-4`). An unknown key is refused, and the message names the nearest valid one;
+so are a wrong type, and a value that breaks the constraint that its field is annotated with. All options of all
+scripts are here; configs/*.yaml have only what differs from these defaults.
 """
 
 import argparse
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from utils.errors import InputError, nearest, shown
+from utils.errors import InputError, nearest, short_repr
+from utils.files import find_file
 
 if TYPE_CHECKING:
     import torch
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
+
+
+class Constraint(NamedTuple):
+    """What a value must fulfil beyond its type; the type of a field is annotated with it."""
+
+    is_met: Callable[[Any], bool]
+    complaint: str  # the message about a value that does not, after the key; {value} is the value
+
+
+POSITIVE = Constraint(lambda number: number > 0, "must be above 0, not {value}")
+PositiveInt = Annotated[int, POSITIVE]
+PositiveFloat = Annotated[float, POSITIVE]
+NonNegativeInt = Annotated[int, Constraint(lambda number: number >= 0, "must be 0 or more, not {value}")]
+Workers = Annotated[  # each is a process
+    int, Constraint(lambda number: 0 <= number <= 256, "must be 0 or more, and 256 at most, not {value}")
+]
+Metrics = Annotated[list[str], Constraint(bool, "names no metric, e.g. test.metrics=[EN,VIFF,Qabf]")]
+Prices = Annotated[
+    list[float],
+    Constraint(lambda two: len(two) == 2 and min(two) >= 0, "must be [in, out], each 0 or more, not {value}"),
+]
+ImageSize = Annotated[
+    list[int],
+    Constraint(lambda two: len(two) == 2 and min(two) >= 16, "must be [height, width], 16 pixels or more, not {value}"),
+]
 
 
 @dataclass
@@ -29,14 +55,14 @@ class Data:
 
     root: str = "VLFDataset"  # folder with Image/, Text/ and TextFeature/
     h5: str = "VLFDataset_h5"  # folder of the H5 files that data_process.py writes
-    datasets: str = "configs/datasets.yaml"  # the table of datasets; add a row for one of your own
+    datasets: str = "configs/datasets.yaml"  # the table of datasets; add a row for your own
     train: list[str] = field(default_factory=list)  # sets to train on, e.g. [MSRS_train]
     leave_out: list[str] = field(default_factory=list)  # pairs of the training sets not to train on
     val: list[str] = field(default_factory=list)  # sets to validate on, whole images
     test: list[str] = field(default_factory=list)  # sets to test on, whole images
-    resize: list[int] | None = None  # training sets: (H, W) in pixels, portrait images transposed
-    patch_size: int | None = None  # training sets: cut into squares of this side, pixels
-    stride: int | None = None  # step between patches, pixels; patch_size if not given
+    resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
+    patch_size: PositiveInt | None = None  # training sets: cut into squares of this side, pixels
+    stride: PositiveInt | None = None  # step between patches, pixels; patch_size if not given
     draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
     simulate: dict[str, Any] = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
@@ -45,18 +71,19 @@ class Data:
 class Text:
     """Which frozen encoder turns paragraphs into features where TextFeature/ has none."""
 
-    encoder: str = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
+    encoder: Literal["blip2", "auto"] = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
     path: str | None = None  # hub name or local folder; None: the encoder's default
-    use: str = "own"  # which text guides: each pair's own, or the default one for all pairs (ablation)
+    use: Literal["own", "default"] = "own"  # own: of each pair; default: one text for all pairs, no text is needed then
     recompute: bool = False  # encode Text/ even where TextFeature/ has features
-    batch_size: int = 32  # paragraphs at a time
+    batch_size: PositiveInt = 32  # paragraphs at a time
 
 
 @dataclass
 class Describe:
     """Who writes a paragraph on each image (FILM, section 3.1). A model is a hub name or a local folder."""
 
-    way: str = "parts"  # parts: caption, dense captions, segments, and a chat model; image: a chat model that sees
+    # parts: caption, dense captions and segments, for a chat model; image: a chat model that sees the image
+    way: Literal["parts", "image"] = "parts"
     caption: str = "Salesforce/blip2-opt-2.7b"  # a BLIP-2
     dense: str = "florence-community/Florence-2-base"  # a Florence-2
     segments: str = "facebook/sam-vit-base"  # a Segment Anything
@@ -65,52 +92,53 @@ class Describe:
     key: str = "OPENAI_API_KEY"  # the environment variable that holds the endpoint's key
     template: str = "configs/prompt_parts.txt"  # the prompt
     modality: dict[str, Any] = field(default_factory=dict)  # what the images of a folder are, e.g. IR: infrared
-    batch_size: int = 8  # images at a time
-    max_tokens: int = 200  # of a paragraph at most
-    points: int = 16  # segments are looked for at so many places a side
-    timeout: float = 60.0  # seconds to wait for the endpoint
-    retries: int = 5  # repetitions of a request
-    concurrency: int = 4  # requests at a time
-    price: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of a million tokens in, and out
+    batch_size: PositiveInt = 8  # images at a time
+    max_tokens: PositiveInt = 200  # the most that a paragraph may have
+    points: PositiveInt = 16  # segments are searched from a grid of points x points places
+    timeout: PositiveFloat = 60.0  # seconds to wait for the endpoint
+    retries: NonNegativeInt = 5  # repetitions of a request
+    concurrency: PositiveInt = 4  # requests at a time
+    price: Prices = field(default_factory=lambda: [0.0, 0.0])  # of a million tokens in, and out
 
 
 @dataclass
 class Train:
     """Recipe. The defaults are the paper's (section 4.1)."""
 
-    epochs: int = 150
-    batch_size: int = 2  # pairs per step, over all processes
-    accumulate: int = 1  # parts that the pairs of a step are computed in, one after the other; saves memory
+    epochs: PositiveInt = 150
+    batch_size: PositiveInt = 2  # pairs per step, over all processes
+    accumulate: PositiveInt = 1  # parts that the pairs of a step are computed in, one after the other; saves memory
     checkpointing: bool = False  # compute Restormer blocks again in the backward pass; saves memory
-    lr: float = 1e-5  # Adam
-    schedule: str = "step"  # of the learning rate: step, or warmup (lr_low up to lr, then down to lr_low)
-    lr_step: int = 50  # step: epochs between two drops of the learning rate
-    lr_gamma: float = 0.6  # step: factor of a drop
-    warmup: int = 20  # warmup: epochs on the way up; 0: starts at lr
-    lr_low: float = 1e-4  # warmup: where the learning rate starts and ends
-    clip_grad: float | None = None  # largest norm of the gradient
-    crop: int | None = None  # side of a random square crop, pixels; None: whole images
+    lr: PositiveFloat = 1e-5  # Adam
+    schedule: Literal["step", "warmup"] = "step"  # of the learning rate; warmup: lr_low up to lr, then down to lr_low
+    lr_step: PositiveInt = 50  # step: epochs between two drops of the learning rate
+    lr_gamma: PositiveFloat = 0.6  # step: factor of a drop
+    warmup: NonNegativeInt = 20  # warmup: epochs on the way up; 0: starts at lr
+    lr_low: PositiveFloat = 1e-4  # warmup: where the learning rate starts and ends
+    clip_grad: PositiveFloat | None = None  # largest norm of the gradient
+    crop: PositiveInt | None = None  # side of a random square crop, pixels; None: whole images
     augment: bool = False  # flips and 90-degree rotations (of crops or square images)
-    num_workers: int = 2
-    log_every: int = 10  # steps between two log lines
-    val_every: int = 10  # epochs between two validations
-    save_every: int = 10  # epochs between two checkpoints that are kept; last and best always are
+    num_workers: Workers = 2
+    log_every: PositiveInt = 10  # steps between two log lines
+    val_every: PositiveInt = 10  # epochs between two validations
+    save_every: PositiveInt = 10  # epochs between two checkpoints that are kept; last and best always are
     best: str = "Qabf"  # validation metric that chooses best.pth
-    pictures: int = 2  # batches of an epoch drawn to pic_fusion/
+    pictures: NonNegativeInt = 2  # batches of an epoch drawn to pic_fusion/
     exp: str = "exp"  # folder of the run folders
-    resume: str | None = None  # a checkpoint of train.py to go on from, in its run folder
+    resume: str | None = None  # a checkpoint of train.py; the training goes on from it, in its run folder
 
 
 @dataclass
 class Test:
     """How fused images become 8 bit, and where they go."""
 
-    stretch: str = "minmax"  # minmax: the published per-image stretch, truncated; clamp: clamp and round
-    metrics: list[str] = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
+    # minmax: the published per-image stretch, truncated; clamp: clamp and round
+    stretch: Literal["minmax", "clamp"] = "minmax"
+    metrics: Metrics = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
     output: str = "test_output"
-    tile: int | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
-    num_workers: int = 2
+    tile: PositiveInt | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
+    num_workers: Workers = 2
 
 
 @dataclass
@@ -118,18 +146,19 @@ class Config:
     """Everything a script needs to know."""
 
     name: str = "film"  # names the run folder
-    seed: int = 0
+    seed: NonNegativeInt = 0
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
-    precision: str = "fp32"  # fp32, or bf16 in the widest layers
+    precision: Literal["fp32", "bf16"] = "fp32"  # fp32, or bf16 in the widest layers
     compile: bool = False  # torch.compile the Restormer blocks: slow at first, then fewer kernels (GPU)
     ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
     net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
-    loss: dict[str, Any] = field(default_factory=dict)  # options of utils.loss.FusionLoss
+    loss: dict[str, Any] = field(default_factory=dict)  # name and options, see utils/loss.py
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     describe: Describe = field(default_factory=Describe)
     clip: str | None = None  # CLIP's hub name or local folder, or random; None: as trained, else ViT-B/32
-    clip_input: str = "image"  # training with crops: CLIP vectors of the whole image (from the H5), or of the crop
+    # training with crops: CLIP vectors of the whole image (from the H5), or of the crop
+    clip_input: Literal["image", "crop"] = "image"
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
 
@@ -138,25 +167,18 @@ class Config:
         return asdict(self)
 
 
-CHOICES = {"precision": ("fp32", "bf16"), "test.stretch": ("minmax", "clamp"), "text.encoder": ("blip2", "auto")}
-CHOICES |= {"text.use": ("own", "default")}
-CHOICES |= {"describe.way": ("parts", "image"), "clip_input": ("image", "crop"), "train.schedule": ("step", "warmup")}
-POSITIVE = ["data.patch_size", "data.stride", "text.batch_size", "train.epochs", "train.batch_size", "train.lr"]
-POSITIVE += ["train.lr_step", "train.lr_gamma", "train.lr_low", "train.clip_grad", "train.crop", "train.log_every"]
-POSITIVE += ["describe.batch_size", "describe.max_tokens", "describe.points", "describe.timeout"]
-POSITIVE += ["describe.concurrency", "train.accumulate", "train.val_every", "train.save_every", "test.tile"]
-NOT_NEGATIVE = ["seed", "describe.retries", "train.warmup", "train.num_workers", "test.num_workers", "train.pictures"]
-
-
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        path: YAML file, or None for the defaults.
+        path: YAML file, see find_file, or None for the defaults.
         overrides: `key=value` with dotted keys; values are written as in YAML.
 
+    Returns:
+        The configuration.
+
     Raises:
-        InputError: missing or broken file, unknown key, wrong type, unknown choice.
+        InputError: missing or broken file, unknown key, wrong type, or a value that breaks a constraint.
     """
     config = Config()
     if path is not None:
@@ -175,14 +197,27 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         for part in reversed(key.split(".")):
             value = {part: value}
         _update(config, value, "", "the command line")
-    _check(config)
+    if not isinstance(config.net.get("name"), str):
+        raise InputError("net.name must be the name of a network, e.g. net.name=film")
+    if not isinstance(config.loss.get("name", ""), str):
+        raise InputError(f"loss.name must be a word, the name of a loss, not {short_repr(config.loss['name'])}")
     return config
 
 
 def read_yaml(path: str | Path) -> dict:
-    """A YAML file as a dict; InputError if it is missing, broken or no mapping."""
+    """Read a YAML file.
+
+    Args:
+        path: the file, see find_file.
+
+    Returns:
+        Its keys and values.
+
+    Raises:
+        InputError: it is missing, broken, or has no keys.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(find_file(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the file {path} ({getattr(error, 'strerror', 'not text')})") from error
     except YAML_ERRORS as error:
@@ -195,10 +230,10 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def _update(target: Any, values: Any, prefix: str, source: str) -> None:
-    """Set the fields of a dataclass from a dict, checking names and types."""
+    """Set the fields of a dataclass from a dict, and check names, types and constraints."""
     if not isinstance(values, dict):
-        raise InputError(f"{prefix.rstrip('.')} in {source} must hold keys of its own, not {values!r}")
-    hints = get_type_hints(type(target))
+        raise InputError(f"{prefix.rstrip('.')} in {source} must hold keys of its own, not {short_repr(values)}")
+    hints = get_type_hints(type(target), include_extras=True)
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
@@ -206,11 +241,11 @@ def _update(target: Any, values: Any, prefix: str, source: str) -> None:
         current = getattr(target, key)
         if is_dataclass(current):
             _update(current, value, f"{name}.", source)
-        elif isinstance(current, dict):  # options of a network or a loss: checked where they are used
+        elif isinstance(current, dict):  # e.g. options of a network: checked where they are used
             if not isinstance(value, dict):
-                raise InputError(f"{name} in {source} must hold keys of its own, not {shown(value)}")
+                raise InputError(f"{name} in {source} must hold keys of its own, not {short_repr(value)}")
             if not all(isinstance(option, str) for option in value):
-                raise InputError(f"the keys of {name} in {source} must be words, not {shown(list(value))}")
+                raise InputError(f"the keys of {name} in {source} must be words, not {short_repr(list(value))}")
             setattr(target, key, current | {option: _number(v) for option, v in value.items()})
         else:
             setattr(target, key, _convert(value, hints[key], name, source))
@@ -227,8 +262,18 @@ def _number(value: Any) -> Any:
 
 
 def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
-    """`value` as `kind`, one of bool, int, float, str, list[...] and their unions with None."""
+    """`value` as `kind`: bool, int, float, str, list, Literal, one with a constraint, or a union of one with None."""
     origin, options = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        kind, constraint = options
+        value = _convert(value, kind, name, source)
+        if not constraint.is_met(value):
+            raise InputError(f"{name} {constraint.complaint.format(value=short_repr(value))}")
+        return value
+    if origin is Literal:
+        if value not in options:
+            raise InputError(f"{name} must be one of {', '.join(options)}, not {short_repr(value)}")
+        return value
     if origin in (Union, types.UnionType):
         return None if value is None else _convert(value, options[0], name, source)
     if origin is list and isinstance(value, (list, tuple)):
@@ -242,46 +287,25 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
     elif type(value) is kind and (kind is not int or abs(value) < 2**53):
         return value
     wanted = f"a list of {options[0].__name__}" if origin is list else kind.__name__
-    raise InputError(f"{name} in {source} must be {wanted}, not {shown(value)}")
+    raise InputError(f"{name} in {source} must be {wanted}, not {short_repr(value)}")
 
 
 def all_keys(kind: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the configuration."""
+    """List the dotted keys of the configuration.
+
+    Args:
+        kind: the dataclass to list.
+        prefix: what its keys begin with.
+
+    Returns:
+        The keys, e.g. "train.lr".
+    """
     hints = get_type_hints(kind)
     keys = []
     for f in fields(kind):
         nested = is_dataclass(hints[f.name])
         keys += all_keys(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
     return keys
-
-
-def _check(config: Config) -> None:
-    """Values that have the right type and still make no sense."""
-
-    def value(key: str) -> Any:
-        return reduce(getattr, key.split("."), config)
-
-    for key, choices in CHOICES.items():
-        if value(key) not in choices:
-            raise InputError(f"{key} must be one of {', '.join(choices)}, not '{value(key)}'")
-    for key in POSITIVE:
-        if value(key) is not None and not value(key) > 0:
-            raise InputError(f"{key} must be above 0, not {value(key)}")
-    for key in NOT_NEGATIVE:
-        if value(key) < 0:
-            raise InputError(f"{key} must be 0 or more, not {value(key)}")
-    for key in ("train.num_workers", "test.num_workers"):
-        if value(key) > 256:
-            raise InputError(f"{key} is {value(key)}: each is a process of its own, 256 are the most")
-    if not isinstance(config.net.get("name"), str):
-        raise InputError("net.name must be the name of a network, e.g. net.name=film")
-    if not config.test.metrics:
-        raise InputError("test.metrics names no metric, e.g. test.metrics=[EN,VIFF,Qabf]")
-    if len(config.describe.price) != 2 or min(config.describe.price) < 0:
-        raise InputError(f"describe.price must be [in, out], each 0 or more, not {config.describe.price}")
-    resize = config.data.resize
-    if resize is not None and (len(resize) != 2 or min(resize) < 16):
-        raise InputError(f"data.resize must be [height, width], 16 pixels or more, not {resize}")
 
 
 def parse_args(
@@ -293,10 +317,14 @@ def parse_args(
         doc: the script's docstring, shown by --help.
         words: help for plain words without "="; None refuses them.
         arguments: further options, {"--flag": keywords of argparse's add_argument}.
-        default: the config where none is given; None requires one.
+        default: the config if none is given; None requires one.
 
     Returns:
-        The configuration, and the parsed arguments, `words` among them.
+        The configuration, and the parsed arguments. Among them are `overrides`, the key=value words as given, and
+        `words`, all others.
+
+    Raises:
+        InputError: a word that is not key=value, or what load_config refuses.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", default=default, required=default is None, help="YAML file")
@@ -305,16 +333,23 @@ def parse_args(
     parser.add_argument("rest", nargs="*", metavar="key=value", help=words or "keys of the config, e.g. seed=1")
     args = parser.parse_intermixed_args()
     args.words = [word for word in args.rest if "=" not in word]
+    args.overrides = [word for word in args.rest if "=" in word]
     if args.words and words is None:
         raise InputError(f"'{args.words[0]}' is not of the form key=value, e.g. train.lr=1e-4")
-    return load_config(args.config, [word for word in args.rest if "=" in word]), args
+    return load_config(args.config, args.overrides), args
 
 
 def pick_device(device: str) -> "torch.device":
-    """The torch device of `device`; "auto" is the GPU if there is one.
+    """Choose the device to compute on.
+
+    Args:
+        device: as PyTorch names it; "auto" is the GPU if there is one, and else the CPU.
+
+    Returns:
+        The device.
 
     Raises:
-        InputError: a device that is not here.
+        InputError: this machine does not have it.
     """
     import torch  # seconds to import, and the config alone does not need it
 
