@@ -1,0 +1,283 @@
+"""Each original download, as a small folder of its shape, becomes the VLF layout; mistakes change nothing."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from utils.config import read_yaml
+from utils.data import arrange as module
+from utils.data.arrange import arrange
+from utils.data.images import list_images, read_image
+from utils.errors import InputError
+
+ROWS = read_yaml(ROOT / "configs" / "datasets.yaml")
+ORIGINALS = read_yaml(ROOT / "configs" / "originals.yaml")
+
+# dataset -> split -> pair -> the files of source A and of source B
+PAIRS = {
+    "MSRS": {
+        "train": {"00001D": ("train/ir/00001D.png", "train/vi/00001D.png")},
+        "test": {n: (f"test/ir/{n}.png", f"test/vi/{n}.png") for n in ("00004N", "00008N")},
+    },
+    "LLVIP": {
+        "train": {"010001": ("infrared/train/010001.jpg", "visible/train/010001.jpg")},
+        "test": {"190001": ("infrared/test/190001.jpg", "visible/test/190001.jpg")},
+    },
+    "M3FD": {"all": {n: (f"Ir/{n}.png", f"Vis/{n}.png") for n in ("00000", "00471")}},
+    "RoadScene": {"all": {"FLIR_00006": ("cropinfrared/FLIR_00006.jpg", "crop_LR_visible/FLIR_00006.jpg")}},
+    "TNO": {
+        "all": {
+            "lake": ("Athena_images/lake/IR_lake_g.bmp", "Athena_images/lake/VIS_lake_r.bmp"),
+            "bunker": ("Athena_images/bunker/IR_bunker_g.bmp", "Athena_images/bunker/bunker_r.bmp"),
+            "airplane_in_trees": (
+                "Athena_images/airplane_in_trees/ir.bmp",
+                "Athena_images/airplane_in_trees/vis.bmp",
+            ),
+            "APC_1_view_1": (
+                "Athena_images/APC_1/view_1/IR_fk_06_005.bmp",
+                "Athena_images/APC_1/view_1/VIS_fk_06_005.bmp",
+            ),
+            "APC_2_view_1": (
+                "Athena_images/APC_2/view_1/2_fk_ge_03_005.bmp",
+                "Athena_images/APC_2/view_1/1_fk_ge_03_005.bmp",
+            ),
+            "wall": ("DHV_images/wall/IR_163rad.bmp", "DHV_images/wall/VIS_163dhvR.BMP"),
+            "Bosnia": ("Triclobs_images/Bosnia/LWIR_B.bmp", "Triclobs_images/Bosnia/VIS_R.bmp"),
+            "barbed_wire_2": (
+                "Triclobs_images/barbed_wire_2/c_LWIR-MarnehNew_24RGB_1110.tif",
+                "Triclobs_images/barbed_wire_2/a_VIS-MarnehNew_24RGB_1110.tif",
+            ),
+            "Kaptein_01": ("Triclobs_images/Kaptein_01/IR01.bmp", "Triclobs_images/Kaptein_01/Vis01.bmp"),
+            "Reek": ("Triclobs_images/Reek/Reek_IR.bmp", "Triclobs_images/Reek/Reek_Vis.bmp"),
+            "tank": ("tank/LWIR.tif", "tank/Vis.tif"),
+        }
+    },
+    "Harvard": {
+        "all": {
+            f"MRI_{kind}_3008": (f"{kind}-MRI/MRI/3008.png", f"{kind}-MRI/{kind}/3008.png")
+            for kind in ("CT", "PET", "SPECT")
+        }
+    },
+    "SICE": {
+        "all": {
+            "Part1_1": ("Dataset_Part1/1/5.JPG", "Dataset_Part1/1/1.JPG"),
+            "Part2_1": ("Dataset_Part2/1/7.PNG", "Dataset_Part2/1/1.PNG"),
+        }
+    },
+    "MEFB": {
+        "all": {
+            "507": ("input/507/_MDF0003.tif", "input/507/507_B.tif"),
+            "Lamp": ("input/Lamp/Lamp_A.png", "input/Lamp/Lamp_B.png"),
+        }
+    },
+    "RealMFF": {"all": {n: (f"imageA/{n}_A.png", f"imageB/{n}_B.png") for n in ("001", "710")}},
+    "Lytro": {"all": {f"lytro-{n}": (f"lytro-{n}-A.jpg", f"lytro-{n}-B.jpg") for n in ("01", "20")}},
+}
+
+# what lies beside the pairs and is left out: file -> its mean gray value
+BESIDE = {
+    "MSRS": {"detection/ir/1.png": 90, "train/Segmentation_labels/00001D.png": 90},
+    "LLVIP": {"Annotations/010001.png": 90},
+    "RoadScene": {"crop_HR_visible/FLIR_00006.jpg": 90},
+    "TNO": {
+        "Triclobs_images/Bosnia/NIR_G.bmp": 90,
+        "Triclobs_images/House/VIS.bmp": 90,
+        "Triclobs_images/Reek/Reek_II.bmp": 90,
+        "Triclobs_images/Kaptein_01/NIR01.bmp": 90,
+        "FEL_images/Tree_sequence/thermal/4900i.bmp": 90,
+        "DHV_images/Fire_sequence/part_1/dhv/DHV2.bmp": 90,
+    },
+    "Harvard": {"MyDatasets/CT-MRI/train/CT/3008.png": 90},
+    "SICE": {"Dataset_Part1/1/3.JPG": 90, "Dataset_Part1/Label/1.JPG": 90, "Dataset_Part2/Label/1.JPG": 90},
+    "RealMFF": {"Fusion/001_F.png": 90},
+    "Lytro": {"Triple Series/lytro-01-A.jpg": 90, "Triple Series/lytro-01-C.jpg": 90},
+}
+BRIGHT, DARK = 180, 60  # of A and of B
+
+
+def save(path: Path, mean: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).uniform(mean - 20, mean + 20, (24, 32))
+    data = cv2.imencode(path.suffix, noise.astype(np.uint8))[1]
+    path.write_bytes(data.tobytes())
+
+
+def download_of(dataset: str, folder: Path) -> Path:
+    for pairs in PAIRS[dataset].values():
+        for a, b in pairs.values():
+            save(folder / a, BRIGHT)
+            save(folder / b, DARK)
+    for name, mean in BESIDE.get(dataset, {}).items():
+        save(folder / name, mean)
+    (folder / "README.md").write_text("x")
+    return folder
+
+
+def state(root: Path) -> dict:
+    """Every file and link below a folder with what it holds."""
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def run(dataset: str, download: Path, root: Path, lists=()) -> list[str]:
+    return arrange(dataset, download, root, ROWS, ORIGINALS, lists)
+
+
+def test_every_row_has_a_download_here():
+    assert set(ORIGINALS) == set(PAIRS)
+    assert set(ORIGINALS) <= set(ROWS)
+    assert {dataset: list(row) for dataset, row in ORIGINALS.items()} == {d: list(s) for d, s in PAIRS.items()}
+
+
+@pytest.mark.parametrize("inside", ["", "top", "two/levels"])
+@pytest.mark.parametrize("dataset", ORIGINALS)
+def test_arranges(dataset, inside, tmp_path):
+    folder = download_of(dataset, tmp_path / "download" / inside)
+    said = run(dataset, tmp_path / "download", tmp_path / "VLF")
+    row = ROWS[dataset]
+    base = tmp_path / "VLF" / "Image" / row["task"] / dataset
+    for split, pairs in PAIRS[dataset].items():
+        assert (base / f"{split}.txt").read_text().split("\n") == [*sorted(pairs), ""]
+        assert f"{base / split}.txt: {len(pairs)} pairs" in said
+    assert len(said) == len(PAIRS[dataset])
+    every = {name: pair for pairs in PAIRS[dataset].values() for name, pair in pairs.items()}
+    for side, key in enumerate("ab"):
+        images = list_images(base / row[key])
+        assert set(images) == set(every)
+        for name, (path,) in images.items():
+            assert path.is_symlink()
+            assert path.samefile(folder / every[name][side])
+            assert read_image(path)[0].shape == (24, 32)
+    assert not list(base.rglob(".*"))
+
+    before = state(tmp_path)
+    assert run(dataset, tmp_path / "download", tmp_path / "VLF") == said
+    assert state(tmp_path) == before
+
+
+def test_the_order_of_exposures_is_by_brightness(tmp_path):
+    for name, mean in {"a": 60, "b": 90, "c": 220, "d": 150}.items():
+        save(tmp_path / "input" / "Lamp" / f"{name}.png", mean)
+    cv2.imwrite(str(tmp_path / "input" / "Lamp" / "white.png"), np.full((24, 32), 255, np.uint8))
+    run("MEFB", tmp_path, tmp_path / "VLF")
+    base = tmp_path / "VLF" / "Image" / "MEF" / "MEFB"
+    assert [(base / side / "Lamp.png").resolve().name for side in ("OVER", "UNDER")] == ["c.png", "a.png"]
+
+
+@pytest.mark.parametrize("possible", ["hard link", "copy"])
+def test_without_symbolic_links(possible, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("not here")
+
+    monkeypatch.setattr(module.os, "symlink", refuse)
+    if possible == "copy":
+        monkeypatch.setattr(module.os, "link", refuse)
+    folder = download_of("MSRS", tmp_path / "download")
+    said = run("MSRS", folder, tmp_path / "VLF")
+    made = tmp_path / "VLF" / "Image" / "IVF" / "MSRS" / "IR" / "00004N.png"
+    source = folder / "test" / "ir" / "00004N.png"
+    assert not made.is_symlink() and made.read_bytes() == source.read_bytes()
+    assert made.samefile(source) == (possible == "hard link")
+    assert run("MSRS", folder, tmp_path / "VLF") == said
+
+
+def test_splits_of_the_user(tmp_path):
+    folder = download_of("M3FD", tmp_path / "M3FD_Fusion")
+    (tmp_path / "mine.txt").write_text("# one\n00471.png\n\n")
+    said = run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
+    base = tmp_path / "VLF" / "Image" / "IVF" / "M3FD"
+    assert said == [f"{base / 'mine.txt'}: 1 pairs"]
+    assert sorted(path.name for path in base.iterdir()) == ["IR", "VI", "mine.txt"]
+    assert list(list_images(base / "IR")) == ["00471"]
+    run("M3FD", folder, tmp_path / "VLF")  # `all` beside it
+    assert (base / "mine.txt").read_text() == "00471\n" and len(list_images(base / "IR")) == 2
+
+    (tmp_path / "mine.txt").write_text("7\n8\n")
+    with pytest.raises(InputError, match="'7' of mine is not in .*\n.*'8' of mine"):
+        run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
+    (tmp_path / "mine.txt").write_text("# none\n")
+    with pytest.raises(InputError, match="lists no names"):
+        run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
+
+
+def test_says_what_the_download_lacks(tmp_path):
+    save(tmp_path / "test" / "ir" / "1.png", BRIGHT)
+    save(tmp_path / "test" / "vi" / "1.png", DARK)
+    said = run("MSRS", tmp_path, tmp_path / "VLF")
+    assert said[0].endswith("test.txt: 1 pairs") and "nothing like train/ir/<name>.png" in said[1]
+
+
+def test_lists_all_problems_and_writes_nothing(tmp_path):
+    folder = download_of("MSRS", tmp_path / "download")
+    (folder / "test" / "vi" / "00004N.png").unlink()
+    save(folder / "train" / "vi" / "00009D.png", DARK)
+    base = tmp_path / "VLF" / "Image" / "IVF" / "MSRS"
+    save(base / "IR" / "00008N.png", 100)  # something else
+    save(base / "VI" / "00008N.jpg", 100)
+    (base / "train.txt").write_text("00002D\n")
+    (base / "IR" / "00001D.png").symlink_to(tmp_path / "nowhere")
+    before = state(tmp_path)
+    with pytest.raises(InputError) as error:
+        run("MSRS", folder, tmp_path / "VLF")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "MSRS was not arranged:" and len(lines) == 7
+    for words in ("'00004N' has no image of source B", "'00009D' has no image of source A", "00008N.png is there and"):
+        assert sum(words in line for line in lines) == 1
+    for words in ("00008N.jpg is there", "train.txt is there and lists other names", "00001D.png is there"):
+        assert sum(words in line for line in lines) == 1
+    assert state(tmp_path) == before and os.path.lexists(base / "IR" / "00001D.png")
+
+
+def test_refuses_what_it_cannot_find(tmp_path):
+    with pytest.raises(InputError, match="no dataset 'MRSR'; did you mean 'MSRS'"):
+        run("MRSR", tmp_path, tmp_path / "VLF")
+    with pytest.raises(InputError, match="has nothing like train/ir/<name>.png"):
+        run("MSRS", tmp_path, tmp_path / "VLF")
+    with pytest.raises(InputError, match="is no folder"):
+        run("MSRS", tmp_path / "none", tmp_path / "VLF")
+    download_of("M3FD", tmp_path / "M3FD_Fusion")
+    download_of("M3FD", tmp_path / "M3FD_Detection")
+    with pytest.raises(InputError, match="in each of M3FD_Detection/, M3FD_Fusion/; give one"):
+        run("M3FD", tmp_path, tmp_path / "VLF")
+    assert not (tmp_path / "VLF").exists()
+
+
+def test_refuses_scenes_that_make_no_pair(tmp_path):
+    save(tmp_path / "input" / "One" / "a.png", 100)
+    save(tmp_path / "input" / "Bad" / "a.png", 100)
+    (tmp_path / "input" / "Bad" / "b.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="b.png is not an image that can be read") as error:
+        run("MEFB", tmp_path, tmp_path / "VLF")
+    assert "'One' has no two images of different exposure" in str(error.value)
+
+
+def test_refuses_two_images_for_one_place(tmp_path):
+    download_of("TNO", tmp_path / "TNO")
+    save(tmp_path / "TNO" / "Athena_images" / "lake" / "IR_more.bmp", 90)
+    save(tmp_path / "TNO" / "DHV_images" / "tank" / "IR_1.bmp", 90)
+    save(tmp_path / "TNO" / "DHV_images" / "tank" / "VIS_1.bmp", 90)
+    with pytest.raises(InputError, match="'lake' has several images") as error:
+        run("TNO", tmp_path / "TNO", tmp_path / "VLF")
+    assert "'tank' names two pairs" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        {},
+        {"all": []},
+        {"all": {"a": "x/<name>.png"}},
+        {"all": {"a": "x/<name>.png", "b": 3}},
+        {"all": {"a": "x/<name>.png", "b": "y/*.png"}},
+        {"all": {"a": "x/<name>/<name>.png", "b": "y/<name>.png"}},
+        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "exposure": "z/*"}},
+        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"}},
+    ],
+)
+def test_refuses_a_wrong_row(row, tmp_path):
+    with pytest.raises(InputError, match="the row MSRS of configs/originals.yaml must be"):
+        arrange("MSRS", tmp_path, tmp_path / "VLF", ROWS, {"MSRS": row})
