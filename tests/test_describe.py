@@ -12,9 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import ROOT, make_pairs, script
 from utils.guides import describe, endpoint
+from utils.guides import models as guide_models
 
 TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
 WORDS = TEXT.split()
@@ -46,7 +48,7 @@ def tokenizer(extra=()):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, str]:
-    """A folder for each stage: BLIP-2, Florence-2, Segment Anything, a chat model, a chat model that sees."""
+    """A folder for each stage: BLIP-2, Florence-2, Segment Anything, a chat model, one that also gets the image."""
     import transformers as t
 
     torch.manual_seed(0)
@@ -117,8 +119,8 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def own(tmp_path, models) -> list[str]:
-    """Three pairs of one's own without any text, and the overrides that describe them by the tiny models."""
+def pairs(tmp_path, models) -> list[str]:
+    """Three pairs without any text, and the overrides that describe them with the tiny models."""
     make_pairs(tmp_path / "VLF", ["a1", "a2", "a3"], "test")
     for path in (tmp_path / "VLF" / "TextFeature").rglob("*.npy"):
         path.unlink()
@@ -187,8 +189,8 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_every_stage_by_local_models(own, tmp_path, models):
-    output = script("data_process.py", "describe", *own, *LOCAL)
+def test_every_stage_by_local_models(pairs, tmp_path, models):
+    output = script("data_process.py", "describe", *pairs, *LOCAL)
     assert "6 paragraphs written, 0 were up to date, 0 failed" in output
     for folder, modality in (("IR", "infrared"), ("VI", "visible light")):
         for name in ("a1", "a2", "a3"):
@@ -206,70 +208,82 @@ def test_every_stage_by_local_models(own, tmp_path, models):
             )
 
 
-def test_a_repetition_makes_only_what_has_changed(own, tmp_path, models, monkeypatch):
-    script("data_process.py", "describe", *own, *LOCAL)
+def test_a_repetition_makes_only_what_has_changed(pairs, tmp_path, models, monkeypatch):
+    script("data_process.py", "describe", *pairs, *LOCAL)
     loaded = []
     for kind in ("Captioner", "DenseCaptioner", "Segmenter", "LocalChat"):
-        plain = getattr(describe, kind)
-        monkeypatch.setattr(describe, kind, lambda *a, kind=kind, plain=plain: loaded.append(kind) or plain(*a))
-    assert "0 paragraphs written, 6 were up to date" in script("data_process.py", "describe", *own, *LOCAL)
+        plain = getattr(guide_models, kind)
+        monkeypatch.setattr(guide_models, kind, lambda *a, kind=kind, plain=plain: loaded.append(kind) or plain(*a))
+    assert "0 paragraphs written, 6 were up to date" in script("data_process.py", "describe", *pairs, *LOCAL)
     assert loaded == []  # no model at all
     (text_folder(tmp_path) / "IR" / "a1.txt").unlink()
-    script("data_process.py", "describe", *own, *LOCAL)
+    script("data_process.py", "describe", *pairs, *LOCAL)
     assert loaded == [] and (text_folder(tmp_path) / "IR" / "a1.txt").exists()  # the JSON has it
-    script("data_process.py", "describe", *own, *LOCAL, "describe.points=3")
+    script("data_process.py", "describe", *pairs, *LOCAL, "describe.points=3")
     assert loaded[0] == "Segmenter" and "Captioner" not in loaded
     loaded.clear()
     path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
-    output = script("data_process.py", "describe", *own, *LOCAL, "describe.points=3")
+    output = script("data_process.py", "describe", *pairs, *LOCAL, "describe.points=3")
     assert (
         loaded == ["Captioner", "DenseCaptioner", "Segmenter", "LocalChat"] and "1 paragraphs written, 5 were" in output
     )
 
 
-def test_a_text_written_by_hand_is_left_alone(own, tmp_path, server):
+def test_asking_whether_a_part_is_made_writes_nothing(tmp_path):
+    item = describe.Item(tmp_path / "a1.png", tmp_path / "a1.txt", "infrared", read=lambda: Image.new("RGB", (4, 4)))
+    item.load_record()
+    stage = describe.Stage("paragraph", "some-model", make=iter)
+    assert not describe.is_made(item, stage)
+    key = describe.part_key(item, stage)
+    item.record |= {"paragraph": "A car.", "made_by": {"paragraph": {"model": "some-model", "key": key}}}
+    assert describe.is_made(item, stage) and list(tmp_path.iterdir()) == []
+    item.restore_text()
+    assert item.text.read_text() == "A car.\n" and list(tmp_path.iterdir()) == [item.text]
+
+
+def test_a_text_written_by_hand_is_left_alone(pairs, tmp_path, server):
     path = text_folder(tmp_path) / "IR" / "a1.txt"
     path.parent.mkdir(parents=True)
     path.write_text("My own words.")
-    output = script("data_process.py", "describe", *own, *server.words)
+    output = script("data_process.py", "describe", *pairs, *server.words)
     assert "1 texts were written or changed by somebody" in output and path.read_text() == "My own words."
     assert len(server.requests) == 5
     edited = text_folder(tmp_path) / "VI" / "a1.txt"
     edited.write_text("My correction.")  # nor is a paragraph that was corrected
     (text_folder(tmp_path) / "VI" / "a2.txt").write_text(" ")  # an empty one is written again
-    output = script("data_process.py", "describe", *own, *server.words, "describe.chat=another")
+    output = script("data_process.py", "describe", *pairs, *server.words, "describe.chat=another")
     assert edited.read_text() == "My correction." and "4 paragraphs written, 0 were up to date" in output
     assert (text_folder(tmp_path) / "VI" / "a2.txt").read_text().strip()
 
 
-def test_a_model_that_sees(own, tmp_path, models):
+def test_a_model_that_gets_the_image(pairs, tmp_path, models):
     sees = ["describe.way=image", f"describe.chat={models['sees']}", "describe.template=configs/prompt_image.txt"]
-    assert "6 paragraphs written" in script("data_process.py", "describe", *own, *LOCAL, *sees)
+    assert "6 paragraphs written" in script("data_process.py", "describe", *pairs, *LOCAL, *sees)
     record = json.loads((text_folder(tmp_path) / "VI" / "a3.json").read_text())
     assert set(record["made_by"]) == {"paragraph"}
 
 
-def test_a_model_that_says_nothing(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(describe.LocalChat, "__call__", lambda self, images, prompts: [" "] * len(images))
-    output = script("data_process.py", "describe", *own, *LOCAL, code=1)
+def test_a_model_that_says_nothing(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(guide_models.LocalChat, "__call__", lambda self, images, prompts: [" "] * len(images))
+    output = script("data_process.py", "describe", *pairs, *LOCAL, code=1)
     assert output.count("no paragraph (an empty text)") == 6 and not list(text_folder(tmp_path).rglob("*.txt"))
 
 
-def test_one_bad_image_stops_no_other(own, tmp_path, server):
+def test_one_bad_image_stops_no_other(pairs, tmp_path, server):
     image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     (image / "IR" / "a1.png").write_text("not an image")
     cv2.imwrite(str(image / "VI" / "a2.png"), np.zeros((9, 9), np.uint8))  # of another size than its partner
-    output = script("data_process.py", "describe", *own, *server.words, code=1)
+    output = script("data_process.py", "describe", *pairs, *server.words, code=1)
     assert "IR/a1.png is not an image" in output and "'a2' has sources of unequal sizes" in output
     assert "2 paragraphs written" in output
     assert sorted(p.name for p in text_folder(tmp_path).rglob("*.txt")) == ["a3.txt", "a3.txt"]
 
 
 @pytest.mark.parametrize("trouble", [[429, 500], ["broken", "empty"], ["drop"], ["slow"]], ids=str)
-def test_a_bad_server_is_asked_again(own, tmp_path, server, trouble):
+def test_a_bad_server_is_asked_again(pairs, tmp_path, server, trouble):
     server.script = list(trouble)
-    words = [*own, *server.words, "describe.timeout=0.5", "describe.concurrency=1", "describe.price=[2, 10]"]
+    words = [*pairs, *server.words, "describe.timeout=0.5", "describe.concurrency=1", "describe.price=[2, 10]"]
     output = script("data_process.py", "describe", *words)
     assert "6 paragraphs written" in output and len(server.requests) == 6 + len(trouble)
     tokens = 6 + ("empty" in trouble)
@@ -282,9 +296,9 @@ def test_a_bad_server_is_asked_again(own, tmp_path, server, trouble):
     assert "very-secret" not in said
 
 
-def test_killed_at_any_moment_it_goes_on(own, tmp_path, server):
+def test_killed_at_any_moment_it_goes_on(pairs, tmp_path, server):
     server.script = ["pause"] * 6
-    words = [*own, *server.words, "describe.concurrency=1", "describe.batch_size=1"]
+    words = [*pairs, *server.words, "describe.concurrency=1", "describe.batch_size=1"]
     command = [sys.executable, "data_process.py", "describe", *words]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(list(text_folder(tmp_path).rglob("*.txt"))) < 2:
@@ -302,14 +316,14 @@ def test_killed_at_any_moment_it_goes_on(own, tmp_path, server):
     assert len(list(text_folder(tmp_path).rglob("*.txt"))) == 6
 
 
-def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server):
+def test_a_server_that_never_answers_fails_image_by_image(pairs, tmp_path, server):
     server.script = [500] * 6
     output = script(
-        "data_process.py", "describe", *own, *server.words, "describe.retries=1", "describe.concurrency=1", code=1
+        "data_process.py", "describe", *pairs, *server.words, "describe.retries=1", "describe.concurrency=1", code=1
     )
     assert output.count("no paragraph (") == 3 and "status 500" in output and "3 paragraphs written" in output
     assert "3 paragraphs written, 3 were up to date, 0 failed" in script(
-        "data_process.py", "describe", *own, *server.words
+        "data_process.py", "describe", *pairs, *server.words
     )
 
 
@@ -332,110 +346,110 @@ def test_a_server_that_never_answers_fails_image_by_image(own, tmp_path, server)
         ),
     ],
 )
-def test_mistakes_get_one_sentence(own, server, status, more, words):
+def test_mistakes_get_one_sentence(pairs, server, status, more, words):
     server.script = [status] * 99 if status else []
-    output = script("data_process.py", "describe", *own, *server.words, *more, code=1)
+    output = script("data_process.py", "describe", *pairs, *server.words, *more, code=1)
     assert words in output and "Traceback" not in output and "sk-" not in output and "very" not in output
     assert len(server.requests) <= 8  # no hammering on
 
 
-def test_no_endpoint_there(own, monkeypatch):
+def test_no_endpoint_there(pairs, monkeypatch):
     monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
     monkeypatch.setenv("TEST_KEY", "x")
     words = ["describe.url=http://127.0.0.1:9/v1", "describe.key=TEST_KEY", "describe.retries=1", "describe.way=image"]
-    output = script("data_process.py", "describe", *own, *words, "describe.template=configs/prompt_image.txt", code=1)
+    output = script("data_process.py", "describe", *pairs, *words, "describe.template=configs/prompt_image.txt", code=1)
     assert "http://127.0.0.1:9/v1 cannot be reached" in output and "Traceback" not in output
 
 
-def test_from_images_to_h5(own, tmp_path, server):
+def test_from_images_to_h5(pairs, tmp_path, server):
     from tests.test_text import save_bert
 
     encoder = ["text.encoder=auto", f"text.path={save_bert(tmp_path / 'tiny-bert')}"]
-    script("data_process.py", "describe", *own, *server.words)
-    output = script("data_process.py", "encode", *own, *encoder)
+    script("data_process.py", "describe", *pairs, *server.words)
+    output = script("data_process.py", "encode", *pairs, *encoder)
     features = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy"
     assert "3 features written, 0 were up to date" in output and np.load(features / "a1.npy").shape[1] == 12
-    assert "0 features written, 3 were up to date" in script("data_process.py", "encode", *own, *encoder)
+    assert "0 features written, 3 were up to date" in script("data_process.py", "encode", *pairs, *encoder)
     before = (features / "a1.npy").read_bytes()
     (text_folder(tmp_path) / "IR" / "a1.txt").write_text("the dark sky and trees and a road")
-    assert "1 features written, 2 were up to date" in script("data_process.py", "encode", *own, *encoder)
+    assert "1 features written, 2 were up to date" in script("data_process.py", "encode", *pairs, *encoder)
     assert (features / "a1.npy").read_bytes() != before
     np.save(features / "a2.npy", np.ones((4, 12), np.float32))
     (features / "a2.json").unlink()  # a feature that was given
-    script("data_process.py", "encode", *own, *encoder)
+    script("data_process.py", "encode", *pairs, *encoder)
     assert np.load(features / "a2.npy").max() == 1
     (text_folder(tmp_path) / "VI" / "a3.txt").write_text("")
-    output = script("data_process.py", "encode", *own, *encoder, code=1)
+    output = script("data_process.py", "encode", *pairs, *encoder, code=1)
     assert "empty text" in output and "0 features written" in output
     (text_folder(tmp_path) / "VI" / "a3.txt").write_text("a road")
-    assert "Toy_test.h5: 3 pairs" in script("data_process.py", *own, *encoder)
+    assert "Toy_test.h5: 3 pairs" in script("data_process.py", *pairs, *encoder)
 
 
 def test_places_and_names_of_segments():
     record = {"width": 90, "height": 60, "dense": [{"label": "a car", "box": [0, 0, 30, 20]}]}
-    assert describe.place([0, 0, 30, 20], record) == "the top left"
-    assert describe.place([30, 20, 60, 40], record) == "the middle centre"
-    assert describe.name_of({"box": [0, 0, 28, 20]}, record) == " (a car)"
-    assert describe.name_of({"box": [50, 0, 90, 60]}, record) == ""
+    assert describe.place_in_words([0, 0, 30, 20], record) == "the top left"
+    assert describe.place_in_words([30, 20, 60, 40], record) == "the middle centre"
+    assert describe.matching_label({"box": [0, 0, 28, 20]}, record) == "a car"
+    assert describe.matching_label({"box": [50, 0, 90, 60]}, record) is None
     mask = np.zeros((60, 90), bool)
     mask[10:20, 30:60] = True
-    (segment,) = describe.Segmenter.describe({"masks": [mask, np.zeros_like(mask)]})
+    (segment,) = guide_models.Segmenter.measure_masks([mask, np.zeros_like(mask)])
     assert segment == {"share": round(300 / 5400, 4), "box": [30, 10, 60, 20]}
 
 
-def test_a_failed_description_leaves_the_old_one_whole(own, tmp_path, server):
-    script("data_process.py", "describe", *own, *server.words)
+def test_a_failed_description_leaves_the_old_one_whole(pairs, tmp_path, server):
+    script("data_process.py", "describe", *pairs, *server.words)
     old = {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")}
     path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
     server.script = [400]
-    output = script("data_process.py", "describe", *own, *server.words, "describe.retries=0", code=1)
+    output = script("data_process.py", "describe", *pairs, *server.words, "describe.retries=0", code=1)
     assert "VI/a2.png: no paragraph" in output
     assert {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")} == old
 
 
-def test_a_stage_after_a_change_drops_the_old_text(own, tmp_path, monkeypatch):
-    script("data_process.py", "describe", *own, *LOCAL)
+def test_a_stage_after_a_change_drops_the_old_text(pairs, tmp_path, monkeypatch):
+    script("data_process.py", "describe", *pairs, *LOCAL)
     path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
-    monkeypatch.setattr(describe.LocalChat, "__call__", lambda self, images, prompts: [""] * len(images))
-    script("data_process.py", "describe", *own, *LOCAL, code=1)
-    assert not (text_folder(tmp_path) / "VI" / "a2.txt").exists()  # encode would take it for the new image's
+    monkeypatch.setattr(guide_models.LocalChat, "__call__", lambda self, images, prompts: [""] * len(images))
+    script("data_process.py", "describe", *pairs, *LOCAL, code=1)
+    assert not (text_folder(tmp_path) / "VI" / "a2.txt").exists()  # or encode would use it for the new image
     assert len(list(text_folder(tmp_path).rglob("*.txt"))) == 5
 
 
-def test_a_server_that_does_not_count(own, server):
+def test_a_server_that_does_not_count(pairs, server):
     server.script = ["uncounted"] * 6
-    assert "6 paragraphs written" in script("data_process.py", "describe", *own, *server.words)
+    assert "6 paragraphs written" in script("data_process.py", "describe", *pairs, *server.words)
     assert len(server.requests) == 6
 
 
-def test_answers_before_a_refusal_are_kept(own, tmp_path, server):
+def test_answers_before_a_refusal_are_kept(pairs, tmp_path, server):
     server.script = ["well"] * 4 + [401] * 9
-    output = script("data_process.py", "describe", *own, *server.words, "describe.concurrency=1", code=1)
+    output = script("data_process.py", "describe", *pairs, *server.words, "describe.concurrency=1", code=1)
     assert "refuses the key" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 4
 
 
 @pytest.mark.parametrize(
     "template", ["{width:>q}", "{width:{foo}}", "{width!z}", "{caption.x}", "{}", "{0}", "{", " ", ""]
 )
-def test_templates_that_make_no_sense(own, tmp_path, server, template):
+def test_templates_that_make_no_sense(pairs, tmp_path, server, template):
     (tmp_path / "template.txt").write_text(template)
-    words = [*own, *server.words, f"describe.template={tmp_path / 'template.txt'}"]
+    words = [*pairs, *server.words, f"describe.template={tmp_path / 'template.txt'}"]
     output = script("data_process.py", "describe", *words, code=1)
     assert "template.txt" in output and "Traceback" not in output and not server.requests
 
 
 @pytest.mark.parametrize("key", ["made_by", "width", "dense", "segments", "paragraph", "image", "caption", None])
 @pytest.mark.parametrize("value", ["abc", None, 3, [{}], {"paragraph": "x"}], ids=str)
-def test_a_damaged_json_is_made_again(own, tmp_path, models, server, key, value):
-    script("data_process.py", "describe", *own, *server.words)
+def test_a_damaged_json_is_made_again(pairs, tmp_path, models, server, key, value):
+    script("data_process.py", "describe", *pairs, *server.words)
     path = text_folder(tmp_path) / "IR" / "a1.json"
     path.write_text("{" if key is None else json.dumps(json.loads(path.read_text()) | {key: value}))
-    assert "0 failed" in script("data_process.py", "describe", *own, *server.words)
+    assert "0 failed" in script("data_process.py", "describe", *pairs, *server.words)
 
 
-def test_models_without_all_their_weights_are_refused(own, models, tmp_path):
+def test_models_without_all_their_weights_are_refused(pairs, models, tmp_path):
     from safetensors.torch import load_file, save_file
 
     for stage in ("caption", "dense", "segments", "chat"):
@@ -443,19 +457,19 @@ def test_models_without_all_their_weights_are_refused(own, models, tmp_path):
         weights = load_file(folder / "model.safetensors")
         weights.pop(next(name for name in weights if "layer" in name and name.endswith("weight")))
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        output = script("data_process.py", "describe", *own, *LOCAL, f"describe.{stage}={folder}", code=1)
+        output = script("data_process.py", "describe", *pairs, *LOCAL, f"describe.{stage}={folder}", code=1)
         assert f"short-{stage}' cannot be loaded (its weights are not" in output
 
 
-def test_another_word_for_a_modality_changes_the_prompt_alone(own, models, monkeypatch):
-    script("data_process.py", "describe", *own, *LOCAL)
+def test_another_word_for_a_modality_changes_the_prompt_alone(pairs, models, monkeypatch):
+    script("data_process.py", "describe", *pairs, *LOCAL)
     for kind in ("Captioner", "DenseCaptioner", "Segmenter"):
-        monkeypatch.setattr(describe, kind, None)
-    output = script("data_process.py", "describe", *own, *LOCAL, "describe.modality={IR: thermal}")
+        monkeypatch.setattr(guide_models, kind, None)
+    output = script("data_process.py", "describe", *pairs, *LOCAL, "describe.modality={IR: thermal}")
     assert "3 paragraphs written, 3 were up to date" in output
 
 
-def test_segments_and_dense_captions_reach_the_prompt(own, tmp_path, monkeypatch):
+def test_segments_and_dense_captions_reach_the_prompt(pairs, tmp_path, monkeypatch):
     from transformers import Florence2Processor, MaskGenerationPipeline
 
     plain = MaskGenerationPipeline.__call__
@@ -463,7 +477,7 @@ def test_segments_and_dense_captions_reach_the_prompt(own, tmp_path, monkeypatch
     monkeypatch.setattr(MaskGenerationPipeline, "__call__", lambda self, image, **o: plain(self, image, **o, **loose))
     words = "<s>a warm car<loc_0><loc_0><loc_499><loc_499></s>"
     monkeypatch.setattr(Florence2Processor, "batch_decode", lambda self, tokens, **o: [words] * len(tokens))
-    script("data_process.py", "describe", *own, *LOCAL)
+    script("data_process.py", "describe", *pairs, *LOCAL)
     record = json.loads((text_folder(tmp_path) / "IR" / "a1.json").read_text())
     assert record["dense"] == [{"label": "a warm car", "box": [0, 0, 23, 19]}]
     assert "a warm car at the top left" in record["prompt"] and record["segments"]
@@ -473,18 +487,18 @@ def test_segments_and_dense_captions_reach_the_prompt(own, tmp_path, monkeypatch
         assert f"{100 * segment['share']:.0f} % of the image" in record["prompt"]
 
 
-def test_an_image_in_two_splits_is_described_once(own, tmp_path, server):
+def test_an_image_in_two_splits_is_described_once(pairs, tmp_path, server):
     base = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     (base / "all.txt").write_text((base / "test.txt").read_text())
-    script("data_process.py", "describe", *own, *server.words, "Toy")
+    script("data_process.py", "describe", *pairs, *server.words, "Toy")
     assert len(server.requests) == 6
 
 
-def test_chat_is_batched(models, own, monkeypatch):
+def test_chat_is_batched(models, pairs, monkeypatch):
     import transformers
 
     sizes, plain = [], transformers.LlamaForCausalLM.generate
     record = lambda self, *a, **k: sizes.append(len(k["input_ids"])) or plain(self, *a, **k)  # noqa: E731
     monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", record)
-    script("data_process.py", "describe", *own, *LOCAL)
+    script("data_process.py", "describe", *pairs, *LOCAL)
     assert sizes == [2, 2, 2]

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fnmatch
+import hashlib
 import json
 import math
 import os
@@ -312,6 +313,11 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(clean(value), indent=indent)
+
+
+def short_digest(data: bytes) -> str:
+    """The first 16 hex digits of the SHA-256 of `data`; enough to tell whether something has changed."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def git(*command: str, folder: Path = ROOT) -> str | None:

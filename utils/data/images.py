@@ -74,6 +74,16 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     return gray, ycrcb[..., 1:].transpose(2, 0, 1)
 
 
+def read_rgb(path: str | Path) -> Image.Image:
+    """Read an image as 8-bit RGB; gray becomes three equal channels.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    gray, chroma = read_image(path)
+    return Image.fromarray(cv2.cvtColor(colorize(to_8bit(as_unit(gray), "clamp"), chroma), cv2.COLOR_BGR2RGB))
+
+
 def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
     """Image files of a folder by their names; empty if there is no such folder.
 

@@ -1,4 +1,4 @@
-"""Chat completions of an OpenAI-compatible server, with patience and without ever showing the key."""
+"""Chat completions from an OpenAI-compatible server. Errors that may pass are tried again; the key is never printed."""
 
 import os
 import random
@@ -7,12 +7,12 @@ import time
 
 from utils.errors import InputError
 
-BACKOFF = 0.5  # seconds before the first repetition; each later one waits twice as long
-UNREACHABLE = ("ConnectError", "ConnectTimeout", "ConnectionError")  # of the HTTP libraries that may be beneath
+BACKOFF = 0.5  # seconds before the second try; each later wait is twice as long
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ConnectionError")  # errors of the HTTP libraries in use
 
 
 class NoAnswer(Exception):
-    """A question that got no usable answer, after all repetitions."""
+    """A question got no usable answer, however often it was asked."""
 
 
 class Endpoint:
@@ -20,17 +20,17 @@ class Endpoint:
 
     Args:
         url: base of the API, e.g. https://api.openai.com/v1.
-        model: name of the model there.
-        key: environment variable that holds the key; it may be empty for a server that wants none.
+        model: name of the model at that URL.
+        key: environment variable that holds the key; its value may be empty if the server needs none.
         timeout: seconds to wait for an answer.
-        retries: repetitions after 429, 5xx, a dropped connection, a timeout or an answer without text.
-        max_tokens: length of an answer at most.
+        retries: further tries after status 429 or 5xx, a dropped connection, a timeout or an answer without text.
+        max_tokens: greatest length of an answer.
 
     Attributes:
-        tokens: [in, out], as the server counts them, over all answers.
+        tokens: [in, out], summed over all answers, as the server counts them.
 
     Raises:
-        InputError: the variable is not set.
+        InputError: the URL is malformed or holds a password, or the variable is not set.
     """
 
     def __init__(self, url: str, model: str, key: str, timeout: float, retries: int, max_tokens: int):
@@ -52,10 +52,13 @@ class Endpoint:
         self._lock = threading.Lock()
 
     def ask(self, content: str | list[dict]) -> str:
-        """The answer to one message: a text, or a list of parts of the protocol (text, image_url).
+        """The answer to one message, never empty. It may be called from several threads.
+
+        Args:
+            content: a text, or a list of message parts as the API defines them (text, image_url).
 
         Raises:
-            InputError: the key or the model is refused: no other question would fare better.
+            InputError: the key or the model is refused, or the server cannot be reached: all questions would fail.
             NoAnswer: this question got no answer.
         """
         for attempt in range(self.retries + 1):
@@ -65,14 +68,14 @@ class Endpoint:
                     [{"role": "user", "content": content}], model=self.model, max_tokens=self.max_tokens
                 )
                 text = (answer.choices[0].message.content or "").strip()
-                with self._lock:  # not every server counts
+                with self._lock:  # several threads ask; not every server counts tokens
                     for i, name in enumerate(("prompt_tokens", "completion_tokens")):
                         self.tokens[i] += getattr(getattr(answer, "usage", None), name, None) or 0
                     self._reached = True
                 if text:
                     return text
                 reason = "an empty answer"
-            except Exception as error:  # of the HTTP library, of JSON, of a missing field: all that a bad server can do
+            except Exception as error:  # a bad server can cause errors of HTTP, of JSON and of missing fields
                 response = getattr(error, "response", None)
                 status = getattr(response, "status_code", None)
                 if status in (401, 403):
@@ -85,8 +88,8 @@ class Endpoint:
                         "check describe.chat and describe.url"
                     ) from None
                 self._reached |= status is not None
-                said = " ".join(response.text.replace(self._secret, "***").split())[:200] if status else ""
-                reason = f"status {status} {said}".strip() if status else type(error).__name__
+                body = " ".join(response.text.replace(self._secret, "***").split())[:200] if status else ""
+                reason = f"status {status} {body}".strip() if status else type(error).__name__
                 if status and status != 429 and status < 500:
                     break
                 after = response.headers.get("retry-after", "") if status else ""
