@@ -25,7 +25,7 @@ from utils.data.arrange import arrange
 from utils.data.images import read_rgb
 from utils.data.make import make_sets, read_pair
 from utils.data.sources import Source, draw_splits, find_dataset, find_sources, read_split, simulate_sets
-from utils.errors import InputError, run
+from utils.errors import InputError, run_script
 from utils.guides.describe import Item, describe
 from utils.guides.features import read_features, write_features
 
@@ -102,4 +102,4 @@ def encode_sets(sources: list[Source], config: Config) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

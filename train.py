@@ -31,8 +31,9 @@ from net.provenance import Provenance
 from utils import distributed
 from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path
+from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
-from utils.errors import InputError, enough_memory, run
+from utils.errors import InputError, enough_memory, run_script
 from utils.files import commit
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guide import Guidance
@@ -47,7 +48,6 @@ from utils.results.evaluate import (
     split_batch,
     to_device,
 )
-from utils.data.images import to_8bit
 from utils.run_folder import check_same_run, folder_to_resume, open_run_folder
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
@@ -201,7 +201,9 @@ def open_sets(
     train = config.train
     if not config.data.train:
         raise InputError("data.train names no set; give e.g. data.train=[MSRS_train]")
-    paths, val_paths = ([h5_path(config.data.h5, name) for name in names] for names in (config.data.train, config.data.val))
+    paths, val_paths = (
+        [h5_path(config.data.h5, name) for name in names] for names in (config.data.train, config.data.val)
+    )
     dataset = PairDataset(paths, model.inputs, train.crop, train.augment, config.seed, maps=criterion.maps)
     for path, training in [(path, True) for path in paths] + [(path, False) for path in val_paths]:
         check_shape(path, config.data, training)
@@ -258,8 +260,8 @@ def log_values(pending: list[tuple[int, list[str], dict[str, torch.Tensor]]]) ->
     finite = values.isfinite()
     # the gradient is that of all ranks: look at it only where every rank's loss is finite
     for good in (finite[:, :-1].all(dim=1).tolist(), finite[:, -1].tolist()):
-        first = next([(step, names)] for (step, names, _), fine in zip(pending, good) if not fine) if not all(good) else []
-        found = [bad for of_rank in distributed.gather(first) for bad in of_rank]
+        bad_steps = [(step, names) for (step, names, _), is_good in zip(pending, good) if not is_good]
+        found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
         if found:
             first_step = min(step for step, _ in found)
             names = ", ".join(name for step, names in found if step == first_step for name in names)
@@ -297,4 +299,4 @@ def is_better(score: float, best: float | None, metric: str) -> bool:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -55,7 +55,9 @@ def model_card(checkpoint: dict, label: str) -> ModelCard:
     trained = ", ".join(config.get("data", {}).get("train", [])) or "not recorded"
     guides = " and ".join(f"{kind} of {last_part(record['name'])}" for kind, record in checkpoint["guides"].items())
     lines = ["---", "library_name: pytorch", "tags: [image-fusion]", "---", f"# {label}", ""]
-    lines += [f"Image fusion network `{checkpoint['net']['name']}`, trained on {trained}, guided by {guides or 'none'}."]
+    lines += [
+        f"Image fusion network `{checkpoint['net']['name']}`, trained on {trained}, guided by {guides or 'none'}."
+    ]
     lines += [f"Commit {checkpoint['commit']}, seed {config.get('seed')}.", ""]
     for i, (name, means) in enumerate(metrics.items()):
         if not i:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.errors import run
+from utils.errors import run_script
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -85,7 +85,7 @@ def script(name: str, *words, code: int = 0) -> str:
     exit_code = 0
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            run(importlib.import_module(name.removesuffix(".py")).main)
+            run_script(importlib.import_module(name.removesuffix(".py")).main)
     except SystemExit as stopped:
         exit_code = 0 if not stopped.code else 1
         printed.write(str(stopped.code or ""))

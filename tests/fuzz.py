@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tests.conftest import CONFIG, FAST, make_pairs
-from utils.errors import run
+from utils.errors import run_script
 
 LIMIT = 60  # seconds of one run
 MEMORY = 4 << 30  # bytes
@@ -126,7 +126,7 @@ def call(name: str, *words: str) -> tuple[int, str]:
     code = 0
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            run(__import__(name).main)
+            run_script(__import__(name).main)
     except SystemExit as stopped:
         code = 1 if stopped.code else 0
         printed.write(str(stopped.code or ""))

@@ -13,7 +13,7 @@ from tests.conftest import CONFIG, ROOT, process, script
 from tests.test_scripts import only_run
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
-from utils.files import alone, replacing, write_file
+from utils.files import atomic_folder, exclusive_lock, write_file
 
 MAX = ["ckpt=null", "net={name: max}"]
 LIMITED = (
@@ -75,7 +75,7 @@ def test_two_runs_do_not_write_to_one_place(prepared, tmp_path):
         (tmp_path / "h5" / "Toy_test.h5", ["data_process.py", *prepared, "Toy_test"]),
         (run, ["train.py", *prepared, "train.epochs=2", f"train.resume={run}/model/last.pth"]),
     ]:
-        with alone(place):
+        with exclusive_lock(place):
             assert f"another run is writing {place}" in script(*words, code=1)
         assert files(tmp_path) == before
 
@@ -116,10 +116,10 @@ def test_no_table_stands_beside_images_of_another_run(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         shutil.move(source, target)
 
-    with replacing(tmp_path / "Toy") as staged:
+    with atomic_folder(tmp_path / "Toy") as staged:
         for name in names:
             write_file(staged / name, "old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "Toy") as staged:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "Toy") as staged:
         for name in names:
             write_file(staged / name, "new")
         monkeypatch.setattr("os.replace", move)

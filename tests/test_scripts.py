@@ -18,7 +18,7 @@ from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
 from tests.conftest import CONFIG, SHARED, process, script
-from utils.errors import run
+from utils.errors import run_script
 from utils.results.table import PAPER_HEADER, format_table
 
 
@@ -313,7 +313,7 @@ def test_a_long_name_moves_the_columns_of_its_table():
 
 def test_a_terminal_without_arrows_loses_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    run(lambda: print("Qcv↓", flush=True))
+    run_script(lambda: print("Qcv↓", flush=True))
     assert sys.stdout.buffer.getvalue() == b"Qcv?\n"
 
 

@@ -55,7 +55,7 @@ class RunFolder:
                     self.writer.add_scalar(f"{kind}/{key}", value, record["step"])
 
     def save_pictures(self, epoch: int, number: int, batch: dict, fused: torch.Tensor) -> None:
-        """A | B | fused of every pair of a batch, as pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png."""
+        """A | B | fused of every pair of a batch: pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png."""
         folder = self.path / "pic_fusion" / f"ckpt_{epoch}"
         pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.nan_to_num())
         for i, (name, *images) in enumerate(pairs):  # numbered: two sets may have images of one name

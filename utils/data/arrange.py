@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.images import EXTENSIONS, list_images
-from utils.errors import InputError, nearest, shown
-from utils.files import alone, plain_name, write_file, writing
+from utils.errors import InputError, nearest, short_repr
+from utils.files import exclusive_lock, os_error_as_input_error, plain_name, write_file
 
 Pairs = dict[str, tuple[Path, Path]]  # the images of source A and of source B by the pair's name
 
@@ -77,7 +77,7 @@ def arrange(
     if problems:
         raise InputError("\n".join([f"{dataset} was not arranged:", *(f"  {line}" for line in problems)]))
 
-    with alone(base):
+    with exclusive_lock(base):
         for target, source in tqdm(links.items(), desc=dataset, unit="image"):
             link(source, target)
         for path, names in files.items():
@@ -162,7 +162,7 @@ def read_groups(dataset: str, row: dict) -> Iterator[tuple[str, dict]]:
             except (AttributeError, TypeError, ValueError, re.error) as error:
                 raise InputError(
                     f"the row {dataset} of configs/originals.yaml must be as the head of that file says, and has "
-                    f"{shown(group)}"
+                    f"{short_repr(group)}"
                 ) from error
             paths = " or ".join(path for side in sides for path in lists[side])
             yield str(split), {"sides": sides, "name": name.replace("<", r"\g<"), "skip": skip, "paths": paths}
@@ -228,7 +228,7 @@ def same(path: Path, source: Path) -> bool:
 def link(source: Path, target: Path) -> None:
     """A symbolic link, or a hard link, or a copy, whichever is possible first; InputError if none is."""
     source = source.resolve()
-    with writing(target):
+    with os_error_as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for make in (os.symlink, os.link):
             with contextlib.suppress(OSError, NotImplementedError):

@@ -3,7 +3,8 @@
 Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
 clip (2, E), chroma (2, H, W) and further maps (1, H, W), with one dataset a sample name. Ours stores images in
 their own depth (8 bit as a rule), the features that a network takes, and chroma where a source has colour;
-attributes record where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
+attributes record where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes)
+opens as well.
 """
 
 import contextlib
@@ -164,7 +165,8 @@ def check_shape(path: str | Path, data: Data, training: bool) -> None:
     for key, wanted in wanted_attributes.items():
         if stored.get(key, wanted) != wanted:
             here, there = (value if any(value) else "none" for value in (stored[key], wanted))
+            who = "the config has" if training else "testing needs"
             raise InputError(
-                f"{path} was made with data.{key} {here} and {'the config has' if training else 'testing needs'} {there}; "
+                f"{path} was made with data.{key} {here} and {who} {there}; "
                 f"make it again with data_process.py --config ... {Path(path).stem}, or change the config"
             )

@@ -95,7 +95,7 @@ def make_features(makers: Mapping[str, FeatureMaker], name: str, pair: dict[str,
 
 
 def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
-    """A pair as the groups of an H5 have it: imageA, imageB and further maps (H, W), and chroma (2, H, W) if it has colour.
+    """A pair as an H5 groups it: imageA, imageB and further maps (H, W), and chroma (2, H, W) if it has colour.
 
     Args:
         files: by side what `Source.list_images` gives.

@@ -1,9 +1,9 @@
 """Image sets on disk: the table of datasets, the VLF layout, splits that are drawn, sets that are simulated.
 
-    <data.root>/Image/<task>/<dataset>/<folder>/<name>.<ext>    images of source A and source B, and further maps
-    <data.root>/Image/<task>/<dataset>/<split>.txt              names of a split, one a line
-    <data.root>/Text/<task>/<dataset>/<folder>/<name>.txt       a paragraph for every image
-    <data.root>/TextFeature/<task>/<dataset>/<name>.npy         text features of a pair
+<data.root>/Image/<task>/<dataset>/<folder>/<name>.<ext>    images of source A and source B, and further maps
+<data.root>/Image/<task>/<dataset>/<split>.txt              names of a split, one a line
+<data.root>/Text/<task>/<dataset>/<folder>/<name>.txt       a paragraph for every image
+<data.root>/TextFeature/<task>/<dataset>/<name>.npy         text features of a pair
 """
 
 import itertools
@@ -164,7 +164,9 @@ def draw_splits(config: Config, words: list[str]) -> list[str]:
     table, made_lines = read_yaml(config.data.datasets), []
     for dataset, counts in config.data.draw.items():
         if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
-            raise InputError(f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {short_repr(counts)}")
+            raise InputError(
+                f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {short_repr(counts)}"
+            )
         odd = [split for split in counts if not re.fullmatch(r"\w[\w-]*", str(split))]
         if odd:
             raise InputError(f"data.draw.{dataset} names a split '{odd[0]}', which is no word")
@@ -215,7 +217,9 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
     for dataset, origin in config.data.simulate.items():
         named = isinstance(origin, dict) and set(origin) == {"of", "image"}
         if not named or not all(isinstance(word, str) for word in origin.values()):
-            raise InputError(f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}")
+            raise InputError(
+                f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}"
+            )
         row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
         if row.task not in SIMULATORS:
             can = ", ".join(SIMULATORS)

@@ -149,8 +149,9 @@ class ClipGuide(Guide):
                 raise InputError(
                     "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
                 )
-        missing = not datasets or any(dataset.lacking["clip"] for dataset in datasets)
-        found = [each for dataset in datasets if not dataset.lacking["clip"] for each in dataset.records["clip"].items()]
+        holding = [dataset for dataset in datasets if not dataset.lacking["clip"]]
+        missing = not datasets or len(holding) < len(datasets)
+        found = [each for dataset in holding for each in dataset.records["clip"].items()]
         encoder = None
         if missing or (config.clip and any(stored.name != config.clip for _, stored in found)):
             encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(device))
@@ -163,7 +164,9 @@ class ClipGuide(Guide):
         wanted = record or found[-1][1]
         for place, stored in found:
             if not stored.revision:
-                raise InputError(f"{place} does not say which CLIP its vectors are of; make it again with data_process.py")
+                raise InputError(
+                    f"{place} does not say which CLIP its vectors are of; make it again with data_process.py"
+                )
             if stored.revision != wanted.revision:
                 raise InputError(
                     f"{place} has the CLIP {stored.name} ({stored.revision}), and {wanted.name} ({wanted.revision}) is "

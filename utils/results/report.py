@@ -13,7 +13,7 @@ import yaml
 from utils.config import Config
 from utils.data.images import write_image
 from utils.errors import InputError
-from utils.files import alone, to_json, write_file
+from utils.files import exclusive_lock, to_json, write_file
 from utils.metrics import LOWER_IS_BETTER
 from utils.results.table import left_out_lines, ranks
 
@@ -33,7 +33,7 @@ def new_report(folder: Path, config: Config, commit: str) -> Iterator["Report"]:
     ours = index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")
     if folder.exists() and not (ours or (folder.is_dir() and all(IMAGES.fullmatch(p.name) for p in folder.iterdir()))):
         raise InputError(f"{folder} is there and is no report; remove it, or choose another test.output")
-    with alone(folder):
+    with exclusive_lock(folder):
         report = Report(folder, f"images-{time.time_ns()}")
         try:
             yield report
