@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.signal import convolve2d
 
 from tests import literal
 from tests.bench import bench_metrics
 from utils.data.images import read_image
-from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.metrics import CACHED, LOWER_IS_BETTER, METRICS, filter_windows, gaussian_window, sobel
 from utils.results.evaluate import average
 
 CASES = range(14)
@@ -70,6 +71,36 @@ def test_batch_of_n_is_n_singles(name, dtype, tolerance):
     for i in range(3):
         alone = METRICS[name](*(x[i : i + 1] for x in batch))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("border, mode", [("constant", "constant"), ("replicate", "nearest")])
+def test_sobel(border, mode):
+    x = torch.rand(2, 3, 9, 11, dtype=torch.float64)
+    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], float)
+    for ours, weights in zip(sobel(x, border), (kernel, -kernel.T)):
+        expected = np.stack([[literal.correlate(c, weights, mode=mode) for c in image] for image in x.numpy()])
+        torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 2, 20, 23), (5, 1, 130, 140)])  # the second in parts
+def test_filter_windows(shape, step):
+    x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    assert (x.numel() > CACHED) == (shape[0] == 5)
+    window = [0.1, 0.2, 0.3, 0.25, 0.15]
+    expected = [[convolve2d(c, np.outer(window, window)[::-1, ::-1], "valid") for c in i] for i in x.detach().numpy()]
+    filtered = filter_windows(x, window, step)
+    torch.testing.assert_close(filtered.detach(), torch.from_numpy(np.array(expected))[..., ::step, ::step])
+    filtered.sum().backward()
+    assert x.grad.sum().item() == pytest.approx(filtered.numel())  # the weights add up to 1
+    with pytest.raises(ValueError, match="hold no whole window of 5"):
+        filter_windows(x[..., :4], window, step)
+
+
+def test_gaussian_window():
+    window = gaussian_window(5, 1.5)
+    assert sum(window) == pytest.approx(1) and window == window[::-1]
+    assert window[0] / window[2] == pytest.approx(math.exp(-(2**2) / (2 * 1.5**2)))
 
 
 def test_known_values():

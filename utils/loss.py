@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.metrics import VIFF_MIN_SIDE, gaussian_window
+from utils.metrics import VIFF_MIN_SIDE, filter_windows, gaussian_window, local_moments, sobel
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -14,12 +14,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Gaussian window of 5 x 5, sigma 1.5, zero padding, population covariance. (The metric SSIM in
     utils/metrics.py is another one: scikit-image's.)
     """
-    t = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
-    window = torch.exp(-(t**2) / (2 * 1.5**2))
-    window = window / window.sum()
-    maps = torch.cat([x, y, x * x, y * y, x * y])
-    maps = F.conv2d(maps, window.view(1, 1, 5, 1), padding=(2, 0))
-    mean_x, mean_y, xx, yy, xy = F.conv2d(maps, window.view(1, 1, 1, 5), padding=(0, 2)).chunk(5)
+    maps = F.pad(torch.cat([x, y, x * x, y * y, x * y]), (2, 2, 2, 2))
+    mean_x, mean_y, xx, yy, xy = filter_windows(maps, gaussian_window(5, 1.5)).chunk(5)
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
@@ -27,18 +23,9 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sobel_gradient(x: Tensor) -> Tensor:
-    """|Sobel_x| + |Sobel_y| of every channel, zero padding, unnormalised (a unit step edge gives 4), (N, C, H, W)."""
-    step = torch.arange(-1, 2, dtype=x.dtype, device=x.device)  # -1 0 1
-    sobel_x = torch.outer(2 - step.abs(), step)
-    kernels = [kernel.expand(x.shape[1], 1, 3, 3) for kernel in (sobel_x, sobel_x.T)]
-    return sum(F.conv2d(x, kernel, padding=1, groups=x.shape[1]).abs() for kernel in kernels)
-
-
-def sobel(x: Tensor) -> Tensor:
-    """Both Sobel derivatives of (N, 1, H, W), replicated border, unnormalised: (N, 2, H, W)."""
-    step = torch.arange(-1, 2, dtype=x.dtype, device=x.device)
-    sobel_x = torch.outer(2 - step.abs(), step)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel_x, sobel_x.T])[:, None])
+    """|Sobel_x| + |Sobel_y| of every channel, zero border, not normalised (a step of 1 gives 4): (N, C, H, W)."""
+    across, down = sobel(x)
+    return across.abs() + down.abs()
 
 
 def brighter(image_a: Tensor, image_b: Tensor) -> Tensor:
@@ -49,8 +36,8 @@ def brighter(image_a: Tensor, image_b: Tensor) -> Tensor:
 def sharper(image_a: Tensor, image_b: Tensor, window: int = 9) -> Tensor:
     """At every pixel the source with more edges around it: what is in focus."""
     energy_a, energy_b = (
-        F.avg_pool2d(sobel(x).square().sum(dim=1, keepdim=True), window, 1, window // 2, count_include_pad=False)
-        for x in (image_a, image_b)
+        F.avg_pool2d(across.square() + down.square(), window, 1, window // 2, count_include_pad=False)
+        for across, down in (sobel(x, border="replicate") for x in (image_a, image_b))
     )
     return torch.where(energy_a > energy_b, image_a, image_b)
 
@@ -64,18 +51,20 @@ def exposed(image_a: Tensor, image_b: Tensor, window: int = 17, sigma: float = 0
     return torch.lerp(image_b, image_a, weight_a / (weight_a + weight_b + 1e-6))
 
 
-def smoothed(x: Tensor, window: list[float], step: int = 1) -> Tensor:
-    """Weighted mean of (N, 1, H, W) over whole windows only, every `step`-th sample, by one 1-D window both ways."""
-    weights = x.new_tensor(window)
-    x = F.conv2d(x, weights.view(1, 1, -1, 1), stride=(step, 1))
-    return F.conv2d(x, weights.view(1, 1, 1, -1), stride=(1, step))
-
-
 def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
-    """Visual information fidelity of F to A and to B (Sheikh and Bovik 2006), a smooth form: (2), 1 = all of it.
+    """Visual information fidelity of F to A and to B (Sheikh and Bovik 2006), a smooth form.
 
-    As the metric VIFF in utils/metrics.py, over whole windows and four scales, but for where it has steps:
-    a flat source counts little instead of nothing. Values in [0, 1].
+    As the metric VIFF in utils/metrics.py, over whole windows and four scales, but without its steps: a flat
+    part of a source counts little instead of nothing. For each source S, summed over the batch, pixels and scales,
+
+        V(F, S) = sum log(1 + g^2 var_S / (max(var_F - g^2 var_S, 0) + v)) / sum log(1 + var_S / v),
+        g = max(cov_FS / var_S, 0), v = 2 / 255^2.
+
+    Args:
+        fused, image_a, image_b: (N, 1, H, W) in [0, 1].
+
+    Returns:
+        V(F, A) and V(F, B), (2) in [0, 1]; 1: F keeps all of it.
 
     Raises:
         InputError: under 41 pixels a side.
@@ -84,20 +73,19 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
         raise InputError(f"loss.vif_weight needs images of {VIFF_MIN_SIDE} pixels a side or more; raise train.crop")
     noise, floor = 2 / 255**2, 1e-6  # the floor keeps gradients of flat regions finite
     n = len(fused)
-    maps = torch.cat([fused, image_a, image_b])
+    maps = torch.cat([image_a, image_b, fused])
     kept = total = 0
     for size in (17, 9, 5, 3):
-        window = gaussian_window(size)
+        window = gaussian_window(size, size / 5)
         if size < 17:
-            maps = smoothed(maps, window, step=2)
-        products = maps[:n].repeat(2, 1, 1, 1) * maps[n:]
-        mean, square, product = smoothed(torch.cat([maps, maps**2, products]), window).split([3 * n, 3 * n, 2 * n])
-        variance = (square - mean**2).clamp(min=0)
-        of_fused, of_source = variance[:n].repeat(2, 1, 1, 1), variance[n:]
-        gain = ((product - mean[:n].repeat(2, 1, 1, 1) * mean[n:]) / (of_source + floor)).clamp(min=0)
-        residual = (of_fused - gain**2 * of_source).clamp(min=0)
-        kept = kept + torch.log1p(gain**2 * of_source / (residual + noise)).view(2, -1).sum(dim=1)
-        total = total + torch.log1p(of_source / noise).view(2, -1).sum(dim=1)
+            maps = filter_windows(maps, window, step=2)
+        _, variance, covariance = local_moments(maps, window)
+        variance = variance.clamp(min=0)
+        source, target = variance[: 2 * n], variance[2 * n :].repeat(2, 1, 1, 1)
+        gain = (covariance / (source + floor)).clamp(min=0)
+        residual = (target - gain**2 * source).clamp(min=0)
+        kept = kept + torch.log1p(gain**2 * source / (residual + noise)).view(2, -1).sum(dim=1)
+        total = total + torch.log1p(source / noise).view(2, -1).sum(dim=1)
     return kept / (total + floor)
 
 
@@ -119,12 +107,15 @@ class FusionLoss(nn.Module):
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
         ssim_weight: of SSIM against L2; FILM 71.
         intensity_weight: of the intensity term; FILM 1.
-        vif_weight: of the term -log V(F, A) - log V(F, B), V the `visual_information`; FILM has none. The
-            logarithm counts what F keeps of one source more the less it is: the mere sum is best served
-            by taking over one of them.
+        vif_weight: of -log V(F, A) - log V(F, B), V the `visual_information`;
+            FILM has none. The logarithm makes the source count more of which F keeps less: a plain sum would
+            be lowest if F just copied one of them.
         intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
         gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
+
+    Raises:
+        InputError: another `intensity` or `gradient`; in `forward`, images too small for `visual_information`.
     """
 
     def __init__(
@@ -146,7 +137,7 @@ class FusionLoss(nn.Module):
         self.intensity, self.gradient = INTENSITIES[intensity], gradient
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> dict[str, Tensor]:
-        """Images (N, 1, H, W) in [0, 1] -> every term before its weight, and "total": scalars."""
+        """Images (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars."""
         sources = (image_a, image_b)
         terms = {
             "intensity": (fused - self.intensity(*sources)).abs().mean(),
@@ -167,7 +158,7 @@ class FusionLoss(nn.Module):
         if self.gradient == "magnitude":
             sharper_edges = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
             return (sobel_gradient(fused) - sharper_edges).abs().mean()
-        of_a, of_b = sobel(image_a), sobel(image_b)
+        of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
         longer = of_a.square().sum(dim=1, keepdim=True) > of_b.square().sum(dim=1, keepdim=True)
-        difference = sobel(fused) - torch.where(longer, of_a, of_b)
+        difference = of_fused - torch.where(longer, of_a, of_b)
         return (difference.square().sum(dim=1) + 1e-6).sqrt().mean()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
+CACHED = 2**16  # so many pixels stay in the cache of a CPU
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -114,35 +115,60 @@ def sum_of_correlations_of_differences(fused: Tensor, image_a: Tensor, image_b: 
     return _pearson(image_a, fused - image_b) + _pearson(image_b, fused - image_a)
 
 
-def gaussian_window(size: int) -> list[float]:
-    """Normalised 1-D Gaussian window of `size` samples, sigma = size / 5."""
-    window = [math.exp(-((i - size // 2) ** 2) / (2 * (size / 5) ** 2)) for i in range(size)]
-    return [w / sum(window) for w in window]
+def gaussian_window(size: int, sigma: float) -> list[float]:
+    """1-D Gaussian window of `size` samples, centred, `sigma` in samples: the weights, which add up to 1."""
+    window = [math.exp(-((i - size // 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return [weight / sum(window) for weight in window]
 
 
-def _filter(x: Tensor, window: list[float], step: int = 1) -> Tensor:
-    """Weighted mean over whole windows only, every `step`-th sample, by the same 1-D window both ways.
+def filter_windows(x: Tensor, window: list[float], step: int = 1) -> Tensor:
+    """Weighted sums over whole windows only: y[i, j] = sum over k, l of w[k] w[l] x[i step + k, j step + l].
 
-    A sum of shifted views: on one channel that is several times faster than a convolution.
+    One 1-D window serves both directions. It is computed as a sum of shifted views: on one channel that is
+    several times faster than a convolution, copies no weights to the device, and is never rounded to TF32.
+
+    Args:
+        x: maps (N, C, H, W), any range.
+        window: K weights.
+        step: distance of two windows, pixels.
+
+    Returns:
+        Maps (N, C, (H - K) // step + 1, (W - K) // step + 1).
+
+    Raises:
+        ValueError: a map smaller than the window.
     """
-    if x.device.type == "cpu" and len(x) > 1:  # one map at a time stays in the cache
-        return torch.cat([_filter(single, window, step) for single in x.split(1)])
+    if min(x.shape[2:]) < len(window):
+        raise ValueError(f"maps of {tuple(x.shape[2:])} pixels hold no whole window of {len(window)}")
+    if x.device.type == "cpu" and len(x) > 1 and x.numel() > CACHED:
+        parts = x.split(max(1, CACHED // x[0].numel()))
+        return torch.cat([filter_windows(part, window, step) for part in parts])
     for dim in (2, 3):
-        shifted = [
-            x.narrow(dim, i, x.shape[dim] - len(window) + 1)[(slice(None),) * dim + (slice(None, None, step),)]
-            for i in range(len(window))
-        ]
+        extent = x.shape[dim] - len(window) + 1
+        shifted = [x[(slice(None),) * dim + (slice(k, k + extent, step),)] for k in range(len(window))]
         x = shifted[0] * window[0]
         for view, weight in zip(shifted[1:], window[1:]):
             x.add_(view, alpha=weight)
     return x
 
 
-def _local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Window means of A, B, F (3N maps), their variances, and the covariances of F with A and B (2N)."""
+def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances in every whole window, and the covariances of F with A and with B.
+
+    Args:
+        maps: A, B and F, one after the other (3N, 1, H, W).
+        window: K weights of `filter_windows` that add up to 1.
+
+    Returns:
+        Means (3N, 1, H - K + 1, W - K + 1), variances likewise, and covariances (2N, ...). Rounding can make a
+        variance of a flat part slightly negative.
+
+    Raises:
+        ValueError: a map smaller than the window.
+    """
     n = len(maps) // 3
     a, b, f = maps.chunk(3)
-    moments = _filter(torch.cat([maps, maps**2, a * f, b * f]), window)
+    moments = filter_windows(torch.cat([maps, maps**2, a * f, b * f]), window)
     mean, square, product = moments.split([3 * n, 3 * n, 2 * n])
     return mean, square - mean**2, product - mean[: 2 * n] * _both(mean[2 * n :])
 
@@ -174,9 +200,10 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     maps, _ = _centred(fused, image_a, image_b)
     numerator, denominator = fused.new_zeros(2, 2 * n)
     for size in (17, 9, 5, 3):
+        window = gaussian_window(size, size / 5)
         if size < 17:
-            maps = _filter(maps, gaussian_window(size), step=2)
-        _, variance, covariance = _local_moments(maps, gaussian_window(size))
+            maps = filter_windows(maps, window, step=2)
+        _, variance, covariance = local_moments(maps, window)
         variance = variance.clamp(min=0)
         source, target = variance[: 2 * n], _both(variance[2 * n :])
 
@@ -198,8 +225,16 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     return vifp[:n] + vifp[n:]
 
 
-def _sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
-    """Sobel, zero border or another of F.pad: the right less the left, the upper less the lower; (N, 1, H, W) each."""
+def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
+    """Sobel derivatives of every channel, not normalised: a step of 1 gives 4.
+
+    Args:
+        x: (N, C, H, W), any range.
+        border: what lies outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
+
+    Returns:
+        The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.
+    """
     x = F.pad(x, (1, 1, 1, 1), mode=border)
     down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
     across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
@@ -212,7 +247,7 @@ def edge_preservation(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor
     Sobel with zero border; weights are the sources' edge strengths. NaN if no source has an edge.
     """
     n = len(fused)
-    sx, sy = _sobel(torch.cat([image_a, image_b, fused]))
+    sx, sy = sobel(torch.cat([image_a, image_b, fused]))
     strength = (sx**2 + sy**2).sqrt()
     angle = torch.where(sx == 0, math.pi / 2, torch.atan(sy / sx))
     source, target = strength[: 2 * n], _both(strength[2 * n :])
@@ -235,7 +270,7 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
     if min(fused.shape[-2:]) < SSIM_WINDOW:
         return fused.new_full((n,), math.nan)
     maps, offset = _centred(fused, image_a, image_b)
-    mean, variance, covariance = _local_moments(maps, [1 / SSIM_WINDOW] * SSIM_WINDOW)
+    mean, variance, covariance = local_moments(maps, [1 / SSIM_WINDOW] * SSIM_WINDOW)
     sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
     source, target = sample * variance[: 2 * n], sample * _both(variance[2 * n :])
     mean_s, mean_t = mean[: 2 * n] + _both(offset), _both(mean[2 * n :] + offset)
@@ -247,7 +282,7 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
 
 def edge_intensity(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
     """EI: mean Sobel magnitude of F, replicated border."""
-    return _mean(torch.hypot(*_sobel(fused, border="replicate")))
+    return _mean(torch.hypot(*sobel(fused, border="replicate")))
 
 
 def _stretch(x: Tensor) -> Tensor:
@@ -276,7 +311,7 @@ def chen_varshney(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     seen = _in_frequency(
         sources - _both(f), lambda r: 2.6 * (0.0192 + 0.144 * r) * torch.exp(-((0.144 * r) ** 1.1)), scale=8
     )
-    gx, gy = _sobel(sources)
+    gx, gy = sobel(sources)
     padding = (0, -fused.shape[3] % side, 0, -fused.shape[2] % side)  # the last blocks are filled up with zeros
     maps = F.pad(torch.cat([(gx**2 + gy**2) ** 2.5, seen**2]), padding)
     strength, difference = F.avg_pool2d(maps, side).chunk(2)
@@ -298,7 +333,7 @@ def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     )
     half = 15
     narrow, wide = (
-        _filter(
+        filter_windows(
             F.pad(seen, (half,) * 4),
             [math.exp(-(t**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for t in range(-half, half + 1)],
         )
