@@ -1,4 +1,4 @@
-"""The training loss against the published values."""
+"""The training loss against the published values, and its independence of the batch."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.loss import INTENSITIES, FusionLoss, sobel_gradient, ssim, visual_information
+from utils.loss import GRADIENTS, INTENSITIES, FusionLoss, sobel_gradient, ssim, visual_information
 from utils.metrics import METRICS
 
 
@@ -89,3 +89,53 @@ def test_gradients_of_every_term_are_finite_in_flat_regions():
     terms["total"].backward()
     assert set(terms) == {"total", "intensity", "gradient", "l2", "dissimilarity", "vif"}
     assert fused.grad.isfinite().all() and fused.grad.abs().max() < 10
+
+
+def backward(criterion: FusionLoss, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All terms of F, A and B (N, 1, H, W), stacked, and the gradient of the total with respect to F."""
+    fused = images[0].clone().requires_grad_()
+    terms = criterion(fused, *images[1:])
+    terms["total"].backward()
+    return torch.stack([*terms.values()]).detach(), fused.grad
+
+
+def waves() -> list[torch.Tensor]:
+    """F, A and B of four images (4, 1, 64, 64), float64, each with another contrast."""
+    y, x = torch.meshgrid(*[torch.arange(64.0, dtype=torch.float64)] * 2, indexing="ij")
+    contrast = torch.tensor([0.02, 0.1, 0.25, 0.45], dtype=torch.float64).view(4, 1, 1, 1)
+    a = 0.5 + contrast * torch.sin(x / 2 + y / 5) * torch.cos(y / 3)
+    b = 0.5 + contrast * torch.sin(x * y / 90)
+    return [0.4 * a + 0.6 * b + 0.01 * torch.sin(x + 2 * y), a, b]
+
+
+@pytest.mark.parametrize("intensity", sorted(INTENSITIES))
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
+    """So neither train.accumulate nor the number of processes changes a training."""
+    criterion = FusionLoss(1.0, vif_weight=0.5, intensity=intensity, gradient=gradient)
+    terms, slope = backward(criterion, waves())
+    for size in (1, 2):
+        parts = [backward(criterion, part) for part in zip(*(images.split(size) for images in waves()))]
+        torch.testing.assert_close(torch.stack([part[0] for part in parts]).mean(dim=0), terms, rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.cat([part[1] for part in parts]) / len(parts), slope, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_visual_information_of_equal_images(copies):
+    """The ratio was once that of the sums over the batch; for equal images that is the same, value and gradient."""
+    images = [x[2:3].repeat(copies, 1, 1, 1) for x in waves()]
+    terms, slope = backward(FusionLoss(0, intensity_weight=0, vif_weight=1), images)
+    assert terms[0].item() == pytest.approx(TOTAL, rel=1e-9)
+    assert slope.sum(dim=0).norm().item() == pytest.approx(SLOPE, rel=1e-9)
+
+
+TOTAL, SLOPE = 4.0669798979, 0.26637546177  # of the form with sums over the batch
+
+
+def test_visual_information_of_each_source():
+    fused, a, b = waves()
+    of_both = visual_information(fused, a, b)
+    assert of_both.shape == (4, 2) and of_both.min() >= 0 and of_both.max() <= 1
+    torch.testing.assert_close(visual_information(fused, b, a), of_both.flip(1))
+    of_a, of_b = visual_information(a, a, b).T
+    assert of_a.min() > 0.95 and of_b.max() < 0.05

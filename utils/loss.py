@@ -55,7 +55,7 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     """Visual information fidelity of F to A and to B (Sheikh and Bovik 2006), a smooth form.
 
     As the metric VIFF in utils/metrics.py, over whole windows and four scales, but without its steps: a flat
-    part of a source counts little instead of nothing. For each source S, summed over the batch, pixels and scales,
+    part of a source counts little instead of nothing. For each image and source S, summed over pixels and scales,
 
         V(F, S) = sum log(1 + g^2 var_S / (max(var_F - g^2 var_S, 0) + v)) / sum log(1 + var_S / v),
         g = max(cov_FS / var_S, 0), v = 2 / 255^2.
@@ -64,7 +64,7 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
         fused, image_a, image_b: (N, 1, H, W) in [0, 1].
 
     Returns:
-        V(F, A) and V(F, B), (2) in [0, 1]; 1: F keeps all of it.
+        V(F, A) and V(F, B) of each image, (N, 2) in [0, 1]; 1: F keeps all of it.
 
     Raises:
         InputError: under 41 pixels a side.
@@ -84,9 +84,9 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
         source, target = variance[: 2 * n], variance[2 * n :].repeat(2, 1, 1, 1)
         gain = (covariance / (source + floor)).clamp(min=0)
         residual = (target - gain**2 * source).clamp(min=0)
-        kept = kept + torch.log1p(gain**2 * source / (residual + noise)).view(2, -1).sum(dim=1)
-        total = total + torch.log1p(source / noise).view(2, -1).sum(dim=1)
-    return kept / (total + floor)
+        kept = kept + torch.log1p(gain**2 * source / (residual + noise)).sum(dim=(1, 2, 3))
+        total = total + torch.log1p(source / noise).sum(dim=(1, 2, 3))
+    return (kept / (total + floor)).view(2, n).T
 
 
 INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
@@ -100,14 +100,14 @@ class FusionLoss(nn.Module):
     MGFusion has these two terms and a balance lambda = 0.2; the copy of the paper at hand does not show
     which of them it multiplies. The L2 and SSIM terms, sum over S in A, B of ||F - S||_2 + ssim_weight *
     (1 - SSIM(F, S)), are off by default as published; the norm runs over the whole batch, so its scale
-    grows with it. A term of weight 0 costs nothing.
+    grows with it. All other terms are means over the images. A term of weight 0 costs nothing.
 
     Args:
         grad_weight: of the gradient term; FILM 20.
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
         ssim_weight: of SSIM against L2; FILM 71.
         intensity_weight: of the intensity term; FILM 1.
-        vif_weight: of -log V(F, A) - log V(F, B), V the `visual_information`;
+        vif_weight: of the mean over the images of -log V(F, A) - log V(F, B), V the `visual_information`;
             FILM has none. The logarithm makes the source count more of which F keeps less: a plain sum would
             be lowest if F just copied one of them.
         intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
@@ -137,7 +137,10 @@ class FusionLoss(nn.Module):
         self.intensity, self.gradient = INTENSITIES[intensity], gradient
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> dict[str, Tensor]:
-        """Images (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars."""
+        """Images (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars.
+
+        The term "vif" is V(F, A) + V(F, B), the mean over the images.
+        """
         sources = (image_a, image_b)
         terms = {
             "intensity": (fused - self.intensity(*sources)).abs().mean(),
@@ -150,8 +153,8 @@ class FusionLoss(nn.Module):
             total = total + self.fidelity_weight * (terms["l2"] + self.ssim_weight * terms["dissimilarity"])
         if self.vif_weight:
             kept = visual_information(fused, *sources)
-            terms["vif"] = kept.sum()
-            total = total - self.vif_weight * torch.log(kept + 1e-3).sum()
+            terms["vif"] = kept.sum(dim=1).mean()
+            total = total - self.vif_weight * torch.log(kept + 1e-3).sum(dim=1).mean()
         return {"total": total, **terms}
 
     def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
