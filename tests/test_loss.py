@@ -1,14 +1,27 @@
-"""The training loss against the published values, and its independence of the batch."""
+"""The training loss against the published values, its independence of the batch, and the registry of losses."""
 
 import json
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from utils.loss import GRADIENTS, INTENSITIES, FusionLoss, sobel_gradient, ssim, visual_information
+from utils.errors import InputError
+from utils.loss import (
+    GRADIENTS,
+    INTENSITIES,
+    LOSSES,
+    FusionLoss,
+    Loss,
+    build_loss,
+    sobel_gradient,
+    ssim,
+    visual_information,
+)
 from utils.metrics import METRICS
+from utils.registry import Registry
 
 
 @pytest.mark.parametrize("k", [0, 1])
@@ -91,7 +104,7 @@ def test_gradients_of_every_term_are_finite_in_flat_regions():
     assert fused.grad.isfinite().all() and fused.grad.abs().max() < 10
 
 
-def backward(criterion: FusionLoss, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def backward(criterion: Loss, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """All terms of F, A and B (N, 1, H, W), stacked, and the gradient of the total with respect to F."""
     fused = images[0].clone().requires_grad_()
     terms = criterion(fused, *images[1:])
@@ -139,3 +152,121 @@ def test_visual_information_of_each_source():
     torch.testing.assert_close(visual_information(fused, b, a), of_both.flip(1))
     of_a, of_b = visual_information(a, a, b).T
     assert of_a.min() > 0.95 and of_b.max() < 0.05
+
+
+def test_build_loss():
+    assert type(build_loss({})) is FusionLoss and build_loss({}).name == "fusion" and build_loss({}).maps == ()
+    loss = build_loss({"name": "fusion", "grad_weight": 3, "gradient": "vector"})
+    assert loss.grad_weight == 3 and loss.gradient == "vector"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "fuse"}, "loss.name 'fuse' is not known; did you mean 'fusion'?"),
+        ({"name": ["fusion"]}, "loss.name ['fusion'] is not known; did you mean 'fusion'?"),
+        ({"grad": 3}, "loss.grad is not an option of 'fusion'; did you mean 'gradient'?"),
+        ({"self": 3}, "loss.self is not an option of 'fusion'; known: "),
+        ({"grad_weight": "much"}, "loss.grad_weight must be like 20.0, not 'much'"),
+        ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
+        ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
+        ({"intensity": 3}, "loss.intensity must be like 'max', not 3"),
+        ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
+    ],
+)
+def test_wrong_options_of_a_loss_are_named(options, message):
+    with pytest.raises(InputError) as error:
+        build_loss(options)
+    assert str(error.value).startswith(message)
+
+
+def test_a_new_loss(monkeypatch):
+    """A class is all that it takes; it sees the whole batch, and maps of its own."""
+    losses = Registry("loss")
+    monkeypatch.setattr("utils.loss.LOSSES", losses)
+
+    @losses.register("masked")
+    class Masked(Loss):
+        maps = ("mask",)
+
+        def __init__(self, power: int = 2):
+            super().__init__()
+            self.power = power
+
+        def forward(self, fused, image_a, image_b, mask, text, **batch):
+            error = (mask * (fused - image_a).abs() ** self.power).mean()
+            return {"total": error + 0 * text.sum(), "masked": error}
+
+    criterion = build_loss({"name": "masked", "power": 1})
+    image, zero = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    batch = {"image_a": zero, "image_b": zero, "text": torch.ones(2, 3, 5), "name": ["x", "y"], "mask": 0.5 * image}
+    assert criterion(image, **batch)["total"].item() == 0.5
+    assert (criterion.name, criterion.maps) == ("masked", ("mask",)) and "masked" not in LOSSES
+    terms = FusionLoss()(image, **batch)  # which needs the images only
+    assert terms["total"].item() == FusionLoss()(image, zero, zero)["total"].item() > 0
+
+
+class Box:
+    def __init__(
+        self,
+        width=32,
+        scale: float = 1.0,
+        grid: tuple[int, int] = (288, 384),
+        without=(),
+        deep=False,
+        rate: "float | None" = 0.5,
+        crop: int | None = None,
+        step: int = None,  # noqa: RUF013
+        sizes: list[float] | None = None,
+        mode: Literal["a", "b"] | None = None,
+        free=None,
+        **further,
+    ):
+        self.options = {key: value for key, value in locals().items() if key not in ("self", "further")}
+
+
+@pytest.mark.parametrize(
+    "key, right, wrong, wanted",
+    [
+        ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "like 32"),
+        ("scale", [7, 0.5, 2**40], ["wide", False, None], "like 1.0"),
+        ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], [1, 2.0], 1, "12", None], "like (288, 384)"),
+        ("without", [[], ["a", "b", "c"]], ["a", [1], None], "like ()"),
+        ("deep", [True], [1, "yes", None], "like False"),
+        ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "like 0.5"),
+        ("crop", [None, 64], ["wide", 64.0, True, 2**31, [64]], "int | None"),
+        ("step", [None, 64], ["wide", 64.0], "int | None"),
+        ("sizes", [None, [], [1, 2.5]], [1.0, ["a"], [True]], "list[float] | None"),
+        ("mode", [None, "a"], ["c", 1], "Optional[Literal['a', 'b']]"),
+        ("free", [None, 3, "word", [True], {"a": 1}], [], ""),
+    ],
+)
+def test_the_kinds_of_options(key, right, wrong, wanted):
+    boxes = Registry("net")
+    boxes.register("box")(Box)
+    for value in right:
+        assert boxes.build("box", **{key: value}).options == boxes.defaults("box") | {key: value}
+    for value in wrong:
+        with pytest.raises(InputError) as error:
+            boxes.build("box", **{key: value})
+        assert str(error.value) == f"net.{key} must be {wanted}, not {value!r}"
+    with pytest.raises(InputError, match="net.further is not an option of 'box'"):
+        boxes.build("box", further=1)
+
+
+def test_a_registry_refuses_a_name_twice_and_asks_for_what_has_no_default():
+    registry = Registry("net")
+
+    @registry.register("line")
+    class Line:
+        def __init__(self, length: int, bold=False):
+            self.length = length
+
+    assert registry == {"line": Line} and Line.name == "line" and registry.defaults("line") == {"bold": False}
+    assert registry.build(name="line", length=3).length == 3
+    with pytest.raises(InputError, match="net.length has no default in 'line'; give it a value"):
+        registry.build("line", bold=True)
+    with pytest.raises(InputError, match="net.length must be int, not 'long'"):
+        registry.build("line", length="long")
+    with pytest.raises(ValueError, match="net.name 'line' is taken"):
+        registry.register("line")(Box)

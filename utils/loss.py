@@ -1,4 +1,8 @@
-"""The training loss of both papers, follow the brighter and the sharper source, and what other tasks need instead."""
+"""Training losses: that of both papers, follow the brighter and the sharper source, and what other tasks need instead.
+
+Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("mine")`. In the YAML,
+`loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +10,50 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.metrics import VIFF_MIN_SIDE, filter_windows, gaussian_window, local_moments, sobel
+from utils.registry import Registry
+
+LOSSES = Registry("loss")
+register_loss = LOSSES.register
+
+
+class Loss(nn.Module):
+    """What a training minimises. The arguments of the constructor are its options in the config.
+
+    For the training not to depend on `train.accumulate` or the number of processes, "total" must be a mean over
+    the images of a term that each image gives alone.
+
+    Attributes:
+        name: the name it is registered under.
+        maps: further maps of each pair that it wants from the data, by name.
+    """
+
+    name: str
+    maps: tuple[str, ...] = ()
+
+    def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
+        """Called as `criterion(fused, **batch)`; a loss names the arguments that it uses.
+
+        Args:
+            fused, image_a, image_b: (N, 1, H, W) in [0, 1].
+            batch: the rest of the batch, as far as the data has it, on the same device: text (N, L, D), text_mask
+                (N, L), True for a token, clip (N, 2, E), name (list of N words), and `maps`.
+
+        Returns:
+            "total", the scalar to minimise, and under any other name the scalars to report.
+        """
+        raise NotImplementedError
+
+
+def build_loss(options: dict) -> nn.Module:
+    """The loss of a config.
+
+    Args:
+        options: the mapping `loss` of the config: name, "fusion" if not given, and arguments of its constructor.
+
+    Raises:
+        InputError: unknown name or option, or a value that the loss refuses.
+    """
+    return LOSSES.build(**({"name": "fusion"} | options))
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -93,7 +141,8 @@ INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
 
 
-class FusionLoss(nn.Module):
+@register_loss("fusion")
+class FusionLoss(Loss):
     """Weighted sum of mean|F - T(A, B)| (intensity), a gradient term and, if they have a weight, further ones.
 
     FILM's loss is the default: T = max, gradient mean|G(F) - max(G(A), G(B))| with G of `sobel_gradient`.
@@ -136,7 +185,7 @@ class FusionLoss(nn.Module):
         self.intensity_weight, self.vif_weight = intensity_weight, vif_weight
         self.intensity, self.gradient = INTENSITIES[intensity], gradient
 
-    def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> dict[str, Tensor]:
+    def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
         """Images (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars.
 
         The term "vif" is V(F, A) + V(F, B), the mean over the images.

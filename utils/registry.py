@@ -1,0 +1,123 @@
+"""Classes that a config names: networks under `net`, losses under `loss`."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from utils.errors import InputError, nearest, shown
+
+T = TypeVar("T", bound=type)
+
+
+class Registry(dict[str, type]):
+    """Classes by name. The arguments of a class's constructor are its options in the config.
+
+    The default of an option says what values it takes: 32 whole numbers, 20.0 any number, (288, 384) two whole
+    numbers, () any number of words. If the default is None or missing, the annotation says it; without an
+    annotation every value is taken. None is only taken where it is the default or where the annotation allows it.
+
+    Args:
+        key: the section of the config, e.g. "net"; messages name it.
+    """
+
+    def __init__(self, key: str):
+        super().__init__()
+        self.key = key
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class decorator: add the class under `name`, and set its attribute `name`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(cls: T) -> T:
+            if name in self:
+                raise ValueError(f"{self.key}.name '{name}' is taken by {self[name].__qualname__}")
+            self[name] = cls
+            cls.name = name
+            return cls
+
+        return add
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """The options of a registered class that have a default: {option: default}."""
+        return {key: p.default for key, p in _options(self[name]).items() if p.default is not p.empty}
+
+    def build(self, /, name: str, **options) -> Any:
+        """Construct a class.
+
+        Args:
+            name: a registered name.
+            options: arguments of its constructor; those left out keep their defaults.
+
+        Raises:
+            InputError: unknown name or option, a value of the wrong kind, an option missing that has no default.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise InputError(f"{self.key}.name {shown(name)} is not known; {nearest(name, self)}")
+        known = _options(self[name])
+        for key, value in options.items():
+            if key not in known:
+                raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}")
+            if not _fits(value, _kind(known[key])):
+                raise InputError(f"{self.key}.{key} must be {_wanted(known[key])}, not {shown(value)}")
+        for key, option in known.items():
+            if option.default is option.empty and key not in options:
+                raise InputError(f"{self.key}.{key} has no default in '{name}'; give it a value")
+        return self[name](**options)
+
+
+def _options(cls: type) -> dict[str, Parameter]:
+    """The arguments of a constructor that have a name, with their annotations evaluated."""
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return {key: p for key, p in inspect.signature(cls, eval_str=True).parameters.items() if p.kind in named}
+
+
+def _kind(option: Parameter) -> Any:
+    """The annotation that values of an option must fit: that of its default, or its own if the default is None."""
+    annotation = Any if option.annotation is option.empty else option.annotation
+    if option.default is option.empty:
+        return annotation
+    if option.default is None:
+        return annotation | None
+    optional = option.annotation is not option.empty and _fits(None, annotation)
+    return _kind_of(option.default) | None if optional else _kind_of(option.default)
+
+
+def _kind_of(default: object) -> Any:
+    """A default as an annotation: 3 is int, (3, 4.0) is tuple[int, float], an empty sequence holds words."""
+    if isinstance(default, (list, tuple)):
+        return tuple[tuple(map(_kind_of, default))] if default else tuple[str, ...]
+    return type(default)
+
+
+def _wanted(option: Parameter) -> str:
+    """What a message says of the values that an option takes."""
+    if option.default is None or option.default is option.empty:
+        return inspect.formatannotation(_kind(option))
+    return f"like {option.default!r}"
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """True if `value` fits the annotation `kind`. A list fits a tuple, an int a float; a bool is not a number."""
+    parts, kind = get_args(kind), get_origin(kind) or kind
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if kind is tuple and parts and parts[-1] is not Ellipsis:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(item, parts[0]) for item in value) if parts else True
+    if kind is Any or not isinstance(kind, type):  # nothing to compare with
+        return True
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 2**31  # what PyTorch and C take as a size
+    return isinstance(value, (int, float) if kind is float else kind)
