@@ -12,6 +12,9 @@ from scipy.ndimage import correlate
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
+# metrics of utils/metrics.py that have no form in METRICS below; a metric must be here or there
+WITHOUT_LITERAL_FORM: set[str] = set()
+
 # --- FILM ---------------------------------------------------------------------------------------
 
 

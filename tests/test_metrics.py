@@ -12,9 +12,10 @@ from tests import literal
 from tests.bench import bench_metrics
 from utils.data.images import read_image
 from utils.metrics import CACHED, LOWER_IS_BETTER, METRICS, filter_windows, gaussian_window, sobel
-from utils.results.evaluate import average
+from utils.results.evaluate import Evaluator, average
 
 CASES = range(14)
+PUBLISHED = {"EN", "SD", "SF", "AG", "VIFF", "Qabf", "MI", "MSE", "CC", "PSNR", "SCD", "SSIM"}
 
 
 def picture(seed: int, h: int = 53, w: int = 61) -> np.ndarray:
@@ -37,7 +38,7 @@ def test_published_evaluator(shared, k):
     a, b = (read_image(next((root / f).glob(f"{case['name']}.*")))[0].astype(np.float64) for f in case["folders"])
     fused = np.round((a + b) / 2) if case["fused"] == "mean" else np.maximum(a, b)
     assert list(fused.shape) == case["shape"]
-    assert set(METRICS) - set(case["values"]) == {"Qcv", "Qcb", "CE", "EI"}  # which that evaluator lacks
+    assert set(case["values"]) == PUBLISHED  # what that evaluator computes
     worst = {}
     for name, expected in case["values"].items():
         double = METRICS[name](*tensors(fused, a, b)).item()
@@ -50,7 +51,14 @@ def test_published_evaluator(shared, k):
     print(f"metrics, float64, {case['name']} {case['fused']}: largest relative difference {worst[name]:.1e} ({name})")
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_has_a_literal_form():
+    assert set(METRICS) - set(literal.METRICS) == literal.WITHOUT_LITERAL_FORM, (
+        "write the form of a new metric in tests/literal.py, or list its name in WITHOUT_LITERAL_FORM there"
+    )
+    assert set(METRICS) >= LOWER_IS_BETTER
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) & set(literal.METRICS)))
 @pytest.mark.parametrize("size", [(53, 61), (48, 64), (64, 49)])
 def test_literal_form(name, size):
     for f, a, b in ((1, 2, 3), (4, 1, 5)):
@@ -71,6 +79,32 @@ def test_batch_of_n_is_n_singles(name, dtype, tolerance):
     for i in range(3):
         alone = METRICS[name](*(x[i : i + 1] for x in batch))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance)
+
+
+def test_a_new_metric(monkeypatch):
+    """A function and an entry are all that it takes: the tests above and the evaluator work with it."""
+
+    def contrast(fused, image_a, image_b):
+        return fused.amax(dim=(1, 2, 3)) - fused.amin(dim=(1, 2, 3))
+
+    monkeypatch.setitem(METRICS, "contrast", contrast)
+    with pytest.raises(AssertionError, match="WITHOUT_LITERAL_FORM"):
+        test_every_metric_has_a_literal_form()
+    monkeypatch.setattr(literal, "WITHOUT_LITERAL_FORM", {"contrast"})
+    test_every_metric_has_a_literal_form()
+    test_batch_of_n_is_n_singles("contrast", torch.float32, 1e-3)
+    test_identical_images()
+    test_flat_images()
+
+    triples = [[picture(i + k).astype(np.uint8) for k in range(3)] for i in range(3)]
+    for pixels in (0, 10**6):  # one by one, and all in a batch
+        evaluator = Evaluator(["SD", "contrast"], torch.device("cpu"))
+        evaluator.pixels = pixels
+        for i, triple in enumerate(triples):
+            evaluator.add(str(i), *triple)
+        results = evaluator.results()
+        assert [results[str(i)]["contrast"] for i in range(3)] == [float(np.ptp(triple[0])) for triple in triples]
+        assert average(results)[0]["SD"] == pytest.approx(np.mean([triple[0].std() for triple in triples]))
 
 
 @pytest.mark.parametrize("border, mode", [("constant", "constant"), ("replicate", "nearest")])

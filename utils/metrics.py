@@ -7,6 +7,12 @@ any device, and computes in the dtype it is given: float64 equals the published 
 float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources. `METRICS` has them
 by name; higher is better but for those in `LOWER_IS_BETTER`.
 
+Adding a metric takes one function here and one entry in `METRICS`, and its name in `LOWER_IS_BETTER`
+if lower is better. Then `test.metrics` and `train.best` know it. The tests take every entry: image i
+of a batch must give the value that it gives alone, and the dtype must stay. They also compare it with
+a slow literal form of the equation, `f(fused, image_a, image_b) -> float` on NumPy arrays (H, W):
+add one to `METRICS` in tests/literal.py, or list the name there in `WITHOUT_LITERAL_FORM`.
+
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
 Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, SSIM under 7, Qcb if A, B or F
