@@ -6,7 +6,7 @@ from inspect import Parameter
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from utils.errors import InputError, nearest, shown
+from utils.errors import InputError, nearest, short_repr
 
 T = TypeVar("T", bound=type)
 
@@ -57,13 +57,13 @@ class Registry(dict[str, type]):
             InputError: unknown name or option, a value of the wrong kind, an option missing that has no default.
         """
         if not isinstance(name, str) or name not in self:
-            raise InputError(f"{self.key}.name {shown(name)} is not known; {nearest(name, self)}")
+            raise InputError(f"{self.key}.name {short_repr(name)} is not known; {nearest(name, self)}")
         known = _options(self[name])
         for key, value in options.items():
             if key not in known:
                 raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}")
             if not _fits(value, _kind(known[key])):
-                raise InputError(f"{self.key}.{key} must be {_wanted(known[key])}, not {shown(value)}")
+                raise InputError(f"{self.key}.{key} must be {_wanted(known[key])}, not {short_repr(value)}")
         for key, option in known.items():
             if option.default is option.empty and key not in options:
                 raise InputError(f"{self.key}.{key} has no default in '{name}'; give it a value")
