@@ -92,11 +92,13 @@ def check_arguments(config: Config, args: Namespace) -> None:
 
 def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
     """Test on every set of the config, and write what the arguments ask for."""
+    from utils.data.h5 import h5_path
     from utils.data.images import stack_rows, write_image
     from utils.results.report import new_report
 
     opened: dict[str, tuple[Config, FusionNetwork]] = {}
     for name in config.data.test:  # first all that can be wrong, and the H5 files
+        h5_path(config.data.h5, name)  # a name that leaves the folder is refused
         used = replace(config, ckpt=find_checkpoint(config, name))
         known = [model for other, model in opened.values() if other.ckpt == used.ckpt]
         model = known[0] if known else open_model(used, args.overrides, device, half=bool(args.export))

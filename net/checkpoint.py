@@ -80,7 +80,7 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     """
     tensors = halved(checkpoint["model"])
     facts = {key: deepcopy(checkpoint.get(key)) for key in HEADER}
-    facts["config"] = without_local_paths(facts["config"] or {})
+    facts["config"] = facts["config"] and without_local_paths(facts["config"])
     for kind, record in (facts["guides"] or {}).items():
         record["name"] = last_part(record["name"])
         record["options"] = {key: last_part(value) for key, value in record["options"].items()}

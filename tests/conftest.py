@@ -15,6 +15,9 @@ import torch
 
 from utils.errors import run_script
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a core for each worker
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -14,6 +14,7 @@ from tests.test_scripts import only_run
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import atomic_folder, exclusive_lock, write_file
+from utils.run_folder import RunFolder
 
 MAX = ["ckpt=null", "net={name: max}"]
 LIMITED = (
@@ -182,10 +183,8 @@ def test_an_h5_that_vanishes_is_named(prepared, tmp_path):
 
 
 def test_a_run_folder_that_vanishes_ends_the_training(prepared, tmp_path, monkeypatch):
-    import train
-
-    write = train.write_record
-    monkeypatch.setattr(train, "write_record", lambda folder, *rest: (shutil.rmtree(folder), write(folder, *rest)))
+    record = RunFolder.record
+    monkeypatch.setattr(RunFolder, "record", lambda self, *rest: (shutil.rmtree(self.path), record(self, *rest)))
     assert "cannot write" in script("train.py", *prepared, "train.epochs=2", code=1)
 
 

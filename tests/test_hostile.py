@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from net import build_model, load_model
+from net.provenance import GuideRecord
 from tests.conftest import CONFIG, make_pairs, script
 from tests.test_text import save_bert
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.data.images import MAX_PIXELS, read_image
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
+from utils.guides.text import open_text_encoder
 
 
 class Mark:
@@ -312,7 +314,7 @@ def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("text", {"encoder": "odd", "path": None, "name": "x", "default": torch.zeros(2, 12)}),
+        ("text", {"encoder": 7, "path": None, "name": "x", "default": torch.zeros(2, 12)}),
         ("text", {"encoder": "auto", "path": None, "name": "x", "default": torch.zeros(2)}),
         ("text", {"encoder": "auto", "path": None, "name": "x", "default": torch.zeros(2, 13)}),
         ("text", "words"),
@@ -335,6 +337,11 @@ def test_what_no_training_records_is_one_sentence(tmp_path, key, value):
     torch.save(whole | {key: value}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w\.pth"):
         load_model(tmp_path / "w.pth")
+
+
+def test_a_text_encoder_that_is_not_known_is_one_sentence():
+    with pytest.raises(InputError, match="names a text encoder 'odd', which is none of blip2, auto"):
+        open_text_encoder(Config(ckpt="w.pth"), GuideRecord("x", options={"encoder": "odd"}), 12, "cpu")
 
 
 def test_a_damaged_run_is_not_resumed(prepared, tmp_path):

@@ -12,6 +12,7 @@ from net import build_model, load_model
 from net.film import FILM
 from net.film_blend import FILMBlend
 from net.mgfusion import MGFusion
+from net.provenance import GuideRecord, Provenance
 from tests.conftest import script
 from tests.test_scripts import only_run
 from utils.errors import InputError
@@ -22,14 +23,15 @@ SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_gr
 
 def test_round_trip(tmp_path):
     model = build_model("film_blend", **SMALL).half().float()
-    model.facts = {"config": {"seed": 4, "data": {"train": ["Toy_train"]}}, "metrics": {"Toy_test": {"EN": 7.125}}}
+    config = {"seed": 4, "data": {"train": ["Toy_train"]}}
+    model.restore(model.checkpoint(Provenance(config=config, metrics={"Toy_test": {"EN": 7.125}})), "it")
     model.save_pretrained(tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "trained on Toy_train" in card and "seed 4" in card and "| Toy_test | 7.12 |" in card
     assert json.loads((tmp_path / "mine" / "config.json").read_text())["name"] == "film_blend"
     for loaded in (FILMBlend.from_pretrained(tmp_path / "mine"), load_model(tmp_path / "mine")):
-        assert type(loaded) is FILMBlend and loaded.facts == model.facts and not loaded.training
+        assert type(loaded) is FILMBlend and loaded.provenance == model.provenance and not loaded.training
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
     with pytest.raises(InputError, match="holds a FILMBlend and not a MGFusion"):
@@ -49,10 +51,10 @@ def test_push_to_hub(tmp_path, monkeypatch):
     )
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
     model = build_model("mgfusion", clip_dim=12, channels=8, heads=2, blocks=1)
-    model.clip = {"name": "some clip", "revision": "1"}
+    model.restore(model.checkpoint(Provenance({"clip": GuideRecord("some clip", "1")})), "it")
     assert model.push_to_hub("some-body/mgfusion") == "some-body/mgfusion is up"
     loaded = MGFusion.from_pretrained(tmp_path / "uploaded")
-    assert to_json(loaded.config) == to_json(model.config) and loaded.clip == model.clip
+    assert to_json(loaded.config) == to_json(model.config) and loaded.provenance == model.provenance
 
 
 def test_a_shared_folder_is_a_checkpoint(prepared, tmp_path):
@@ -60,7 +62,7 @@ def test_a_shared_folder_is_a_checkpoint(prepared, tmp_path):
     last = only_run(tmp_path) / "model" / "last.pth"
     assert (only_run(tmp_path) / "curves.png").is_file()
     script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "mine")
-    measured = load_model(tmp_path / "mine").facts["metrics"]["Toy_test"]
+    measured = load_model(tmp_path / "mine").provenance.metrics["Toy_test"]
     script("test.py", *prepared, f"ckpt={tmp_path}/mine")
     assert json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"] == measured
     assert re.search(r"\| Toy_test \| \d+\.\d\d \|", (tmp_path / "mine" / "README.md").read_text())

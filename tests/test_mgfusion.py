@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from net import build_model, load_model, prepare
+from net.provenance import GuideRecord
 from tests import literal
 from tests.conftest import process, script
-from utils.config import Train
+from utils.config import Config, Train
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
-from utils.guides.clip import ClipEncoder, open_clip
+from utils.guides import open_guides
+from utils.guides.clip import ClipEncoder
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"
@@ -169,7 +171,7 @@ def test_vectors_are_those_of_transformers(clip_folder):
 
     a, b = torch.rand(2, 3, 1, 40, 50)
     encoder = ClipEncoder(clip_folder)
-    assert encoder.dim == 12 and encoder.identity["name"] == clip_folder
+    assert encoder.dim == 12 and encoder.record.name == clip_folder
     vectors = encoder(a.requires_grad_(), b)
     assert vectors.shape == (3, 2, 12) and not vectors.requires_grad
     model = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
@@ -187,24 +189,24 @@ def test_random_clip_is_the_same_every_time_and_leaves_the_seed_alone(monkeypatc
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = ClipEncoder("random").identity
+    first = ClipEncoder("random").record
     assert torch.equal(torch.rand(1), expected)
     torch.manual_seed(6)
-    assert ClipEncoder("random").identity == first and first["name"] == "random"
+    assert ClipEncoder("random").record == first and first.name == "random"
 
 
 def test_the_same_clip_elsewhere_is_the_same(sets, tmp_path, clip_folder):
     shutil.copytree(clip_folder, tmp_path / "moved")
     script("train.py", *sets, f"clip={tmp_path / 'moved'}", "data.val=[Toy_train]")
     script("test.py", *sets, f"clip={tmp_path / 'moved'}", f"ckpt={only_run(tmp_path)}/model/last.pth")
-    resumed = [*sets, f"train.resume={only_run(tmp_path)}/model/last.pth"]
+    resumed = [*sets, "data.val=[Toy_train]", f"train.resume={only_run(tmp_path)}/model/last.pth"]
     assert "train.epochs is 3 and was 2" in script("train.py", *resumed, "train.epochs=3", code=1)  # of a warm-up
 
 
 def test_vectors_of_an_unknown_clip_are_refused(sets, tmp_path):
     with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
         del file.attrs["clip_revision"]
-    assert "does not say of which CLIP" in script("train.py", *sets, code=1)
+    assert "does not say which CLIP" in script("train.py", *sets, code=1)
 
 
 def test_one_vector_is_not_enough(sets, tmp_path):
@@ -221,7 +223,7 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
         ClipEncoder(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="vectors 7 wide and the network takes 12"):
         path = save_clip(tmp_path / "narrow", 0, width=7)
-        open_clip(path, build_model("mgfusion", **SMALL), [], "cpu")
+        open_guides(Config(clip=path), build_model("mgfusion", **SMALL), [], torch.device("cpu"))
 
 
 # --- the scripts ------------------------------------------------------------------------------------
@@ -232,7 +234,8 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
         assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
         assert file.attrs["clip_name"] == clip_folder and len(file.attrs["clip_revision"]) == 16
     dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
-    assert dataset.dims == {"clip": 12} and dataset.clip == ClipEncoder(clip_folder).identity
+    (record,) = dataset.records["clip"].values()
+    assert dataset.dims == {"clip": 12} and record == ClipEncoder(clip_folder).record
     sample = dataset[0]
     fresh = ClipEncoder(clip_folder)(sample["image_a"][None], sample["image_b"][None])
     torch.testing.assert_close(sample["clip"][None], fresh, atol=1e-5, rtol=0)
@@ -244,7 +247,8 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
     script("test.py", *sets, checkpoint, f"data.h5={tmp_path / 'bare'}", f"test.output={tmp_path / 'out2'}")
     with_h5, on_the_fly = (json.loads((tmp_path / f / "Toy" / "metrics.json").read_text()) for f in ("out", "out2"))
     assert with_h5["mean"]["MGFusion"] == pytest.approx(on_the_fly["mean"]["MGFusion"], rel=1e-3)
-    assert with_h5["clip"] == on_the_fly["clip"] == dataset.clip
+    expected = {"name": record.name, "revision": record.revision}
+    assert with_h5["guides"]["clip"] == on_the_fly["guides"]["clip"] == expected
     for image in ("b1", "b2"):
         pictures = [(tmp_path / f / "Toy" / "Gray" / f"{image}.png").read_bytes() for f in ("out", "out2")]
         assert pictures[0] == pictures[1]
@@ -252,15 +256,16 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
 
 @pytest.mark.parametrize("guide", ["image", "crop"])
 def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder, guide):
-    before = ClipEncoder(clip_folder).identity
+    before = ClipEncoder(clip_folder).record
     script("train.py", *sets, f"clip_input={guide}", "data.val=[Toy_test]", "train.val_every=2")
     path = only_run(tmp_path) / "model" / "last.pth"
     checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["clip"] == before == ClipEncoder(clip_folder).identity and checkpoint["text"] is None
+    assert GuideRecord(**checkpoint["guides"]["clip"]) == before == ClipEncoder(clip_folder).record
+    assert set(checkpoint["guides"]) == {"clip"}
     assert not any("clip" in name and "clip_weight" not in name for name in checkpoint["model"])
     trained = sum(len(group["params"]) for group in checkpoint["optimizer"]["param_groups"])
     assert trained == len(list(load_model(path).parameters()))
-    assert f"guided by CLIP {before['name']}" in (only_run(tmp_path) / "log.txt").read_text()
+    assert f"guided by CLIP {before.name}" in (only_run(tmp_path) / "log.txt").read_text()
     if guide == "image":  # from the H5 alone, whatever has become of CLIP
         script("train.py", *sets, "clip=null", "name=again")
 
@@ -314,7 +319,7 @@ def test_a_random_clip_is_said_everywhere(sets, toy, tmp_path, monkeypatch):
     output = script("test.py", *sets, "clip=random", f"ckpt={only_run(tmp_path)}/model/last.pth", "--compare")
     assert "MGFusion (random CLIP)" in output and "CLIP random (random weights)" in output
     summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
-    assert summary["clip"]["name"] == "random" and summary["network"] == "MGFusion (random CLIP)"
+    assert summary["guides"]["clip"]["name"] == "random" and summary["network"] == "MGFusion (random CLIP)"
     assert "MGFusion (random CLIP)" in (tmp_path / "out" / "Toy" / "metrics.csv").read_text()
 
 
@@ -328,7 +333,7 @@ def test_a_set_without_vectors_needs_crops_or_clip(sets, toy, tmp_path):
 
 def test_without_both_parts_no_clip_is_loaded(sets, tmp_path):
     script("train.py", *sets, "net.without=[cii,cff]", f"clip={tmp_path / 'none'}")
-    assert torch.load(only_run(tmp_path) / "model" / "last.pth", weights_only=True)["clip"] is None
+    assert torch.load(only_run(tmp_path) / "model" / "last.pth", weights_only=True)["guides"] == {}
 
 
 # --- recipe -----------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from net import NETWORKS, build_model, load_model, prepare, restormer
 from net.checkpoint import save_checkpoint
 from net.published import MODULES, our_name, translate
 from tests.literal import LiteralFILM
-from utils.data.pairs import pad_texts
 from utils.errors import InputError
+from utils.guides.text import pad_texts
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
 
@@ -257,7 +257,7 @@ def test_checkpoint_round_trip(tmp_path):
     save_checkpoint(tmp_path / "x.pth", {"net": model.config, "model": model.state_dict(), "text": text})
     loaded = load_model(tmp_path / "x.pth")
     assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.text.default, text["default"])
+    assert torch.equal(loaded.provenance.guides["text"].default, text["default"])
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]

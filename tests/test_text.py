@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -13,7 +12,8 @@ import torch
 
 from tests.conftest import CONFIG, FAST, make_pairs, script
 from utils.errors import InputError
-from utils.guides.text import MINILM, TextEncoder, check_feature, encoder_name
+from utils.guides.guide import check_feature
+from utils.guides.text import MINILM, TextEncoder, encoder_name
 from utils.results.study import variants
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -193,10 +193,9 @@ def test_every_pair_gets_the_text_of_another():
         def __len__(self):
             return 7
 
-        def text(self, i):
+        def feature(self, kind, i):
             return torch.full((1, 2), float(i))
 
-    model = SimpleNamespace(text=None)
-    given = list(variants(model, Texts(), torch.zeros(1, 2), seed=3))
+    given = list(variants(Texts(), None, torch.zeros(1, 2), seed=3))
     others = [int(texts["another's"][0, 0]) for texts in given]
     assert sorted(others) == list(range(7)) and all(i != other for i, other in enumerate(others))

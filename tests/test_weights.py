@@ -12,6 +12,7 @@ import torch
 
 from net import build_model, load_model
 from net.checkpoint import read_checkpoint, save_weights
+from net.provenance import GuideRecord, Provenance
 from tests.conftest import ROOT, process, script
 from tests.test_scripts import only_run
 from utils.config import Config, load_config, read_yaml
@@ -25,9 +26,9 @@ CONFIGS |= {"MGFusion_IVF": "mgfusion_ivf_small"}
 def checkpoint_of(model: torch.nn.Module) -> dict:
     places = {"data": {"root": "/home/me", "h5": "/home/me", "train": ["Toy_train"]}, "train": {"exp": "/home/me"}}
     config = places | {"test": {"output": "/home/me"}, "ckpt": "/home/me", "seed": 3}
-    text = {"encoder": "auto", "path": None, "name": "auto:toy", "default": torch.randn(5, 12)}
-    facts = {"net": model.config, "text": text, "clip": None, "config": config, "commit": "abc", "epoch": 2}
-    return facts | {"model": model.state_dict(), "optimizer": {"state": {}}, "metrics": {"Toy_test": {"EN": 7.0}}}
+    text = GuideRecord("auto:toy", None, {"encoder": "auto", "path": None}, torch.randn(5, 12))
+    provenance = Provenance({"text": text}, config, "abc", 2, {"Toy_test": {"EN": 7.0}})
+    return model.checkpoint(provenance) | {"optimizer": {"state": {}}}
 
 
 def test_round_trip_in_half_precision(tmp_path):
@@ -35,10 +36,13 @@ def test_round_trip_in_half_precision(tmp_path):
     checkpoint = checkpoint_of(model)
     save_weights(tmp_path / "w.safetensors", checkpoint)
     loaded = load_model(tmp_path / "w.safetensors")
-    assert loaded.config == model.config | {"token_grid": [8, 8]} and loaded.text.name == "auto:toy"
+    assert (
+        loaded.config == model.config | {"token_grid": [8, 8]} and loaded.provenance.guides["text"].name == "auto:toy"
+    )
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.half().float())
-    assert torch.equal(loaded.text.default, checkpoint["text"]["default"].half().float())
+    default = checkpoint["guides"]["text"]["default"]
+    assert torch.equal(loaded.provenance.guides["text"].default, default.half().float())
     again = read_checkpoint(tmp_path / "w.safetensors")
     assert again["metrics"] == {"Toy_test": {"EN": 7.0}} and again["commit"] == "abc" and again["config"]["seed"] == 3
     assert b"/home/me" not in (tmp_path / "w.safetensors").read_bytes()  # places of this machine stay here
@@ -84,20 +88,21 @@ def test_what_one_machine_has_is_not_shared(tmp_path):
     config["describe"]["url"] = "https://me:s3cret@host/v1"
     config["data"] |= {"root": "/home/me/data", "datasets": "/home/me/d.yaml"}
     config["text"]["path"] = "/home/me/bert"
-    text = {"encoder": "auto", "path": "/home/me/bert", "name": "auto:bert", "default": torch.zeros(2, 12)}
-    clip = {"name": "/home/me/clip", "revision": "1"}
+    options = {"encoder": "auto", "path": "/home/me/bert"}
+    guides = {"text": GuideRecord("auto:bert", None, options, torch.zeros(2, 12))}
+    guides["clip"] = GuideRecord("/home/me/clip", "1")
     model = build_model("film_blend", **SMALL)
-    save_weights(tmp_path / "w.safetensors", checkpoint_of(model) | {"config": config, "text": text, "clip": clip})
+    save_weights(tmp_path / "w.safetensors", model.checkpoint(Provenance(guides, config)))
     assert not any(word in (tmp_path / "w.safetensors").read_bytes() for word in (b"/home", b"s3cret", b"describe"))
     stored = read_checkpoint(tmp_path / "w.safetensors")
-    assert stored["text"]["path"] == stored["config"]["text"]["path"] == "bert" and stored["clip"]["name"] == "clip"
+    assert stored["guides"]["text"]["options"]["path"] == stored["config"]["text"]["path"] == "bert"
+    assert stored["guides"]["clip"]["name"] == "clip"
     assert stored["config"]["train"] == {k: v for k, v in config["train"].items() if k not in ("exp", "resume")}
 
 
 def test_weights_without_a_config_are_saved(tmp_path):
-    checkpoint = checkpoint_of(build_model("film_blend", **SMALL)) | {"config": None, "text": None}
-    save_weights(tmp_path / "w.safetensors", checkpoint)
-    assert load_model(tmp_path / "w.safetensors").text is None
+    save_weights(tmp_path / "w.safetensors", build_model("film_blend", **SMALL).checkpoint())
+    assert load_model(tmp_path / "w.safetensors").provenance.guides == {}
 
 
 def test_default_text_for_all(prepared, tmp_path):
@@ -139,7 +144,8 @@ def test_shipped_weights(path):
             assert checkpoint["config"][part][key] == getattr(getattr(config, part), key), key
     assert checkpoint["config"]["loss"] == config.loss and checkpoint["config"]["seed"] == config.seed
     model = load_model(path)
-    assert model.text.default.shape[1] == 384 if "text" in model.inputs else model.clip
+    guides = model.provenance.guides
+    assert guides["text"].default.shape[1] == 384 if "text" in model.inputs else guides["clip"].revision
 
 
 def test_sample_by_default(tmp_path):

@@ -28,8 +28,9 @@ def start(device: str) -> tuple[int, int, torch.device]:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the group, all ranks together: one that leaves early can abort another that still writes."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -114,9 +114,15 @@ class TextGuide(Guide):
 
 
 def encoder_options(config: "Config", record: GuideRecord | None) -> tuple[str, str | None]:
-    """The encoder and path of the network's own text encoder, else the config's; text.path names another place."""
+    """The encoder and path of the network's own text encoder, else the config's; text.path names another place.
+
+    Raises:
+        InputError: the network's checkpoint names an encoder that there is not.
+    """
     trained = record.options if record else {}
     encoder = trained.get("encoder") or config.text.encoder
+    if encoder not in ENCODERS:
+        raise InputError(f"{config.ckpt} names a text encoder '{encoder}', which is none of {', '.join(ENCODERS)}")
     return encoder, config.text.path or trained.get("path")
 
 
