@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from skimage import data
 
+from utils.files import to_json, write_file
 from utils.guides.text import TextEncoder
 
 ROOT = Path(__file__).parent / "sample"
@@ -186,6 +187,7 @@ def main() -> None:
                 cv2.imwrite(str(folders["Image"] / folder / f"{name}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
                 (folders["Text"] / folder / f"{name}.txt").write_text(text + "\n")
             folders["TextFeature"].mkdir(parents=True, exist_ok=True)
+            write_file(folders["TextFeature"] / f"{name}.json", to_json({"encoder": encoder.name}))
             np.save(folders["TextFeature"] / f"{name}.npy", encoder.encode_pairs([tuple(texts)])[0].astype(np.float16))
 
 

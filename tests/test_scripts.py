@@ -17,7 +17,7 @@ import yaml
 from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
-from tests.conftest import CONFIG, SHARED, process, script
+from tests.conftest import CONFIG, SHARED, make_pairs, process, script
 from utils.errors import run_script
 from utils.results.table import PAPER_HEADER, format_table
 
@@ -102,9 +102,19 @@ def test_resume_is_bit_for_bit(prepared, tmp_path):
     assert "train.lr is 1.0 and was 0.001 in the run to resume" in output
 
 
+@pytest.fixture
+def for_all_terms(prepared, tmp_path) -> list[str]:
+    """The toy training with the loss terms of the recipes that ship, on crops that are large enough for them."""
+    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3", "a4"], "train", size=(48, 56))
+    script("data_process.py", *prepared, "Toy_train")
+    loss = ["loss.vif_weight=0.5", "loss.gradient=vector", "loss.intensity=exposed", "loss.grad_weight=1"]
+    return [*prepared, "train.crop=44", "train.lr=1e-4", *loss]
+
+
 @pytest.mark.parametrize("parts", [1, 2])
-def test_two_processes_train_as_one(prepared, tmp_path, parts):
+def test_two_processes_train_as_one(for_all_terms, tmp_path, parts):
     """torchrun with gloo: the same global batch, also in parts, gives the same losses, metrics and weights."""
+    prepared = for_all_terms
     more = ["train.epochs=2", "data.val=[Toy_test]", "train.val_every=2", f"train.batch_size={2 * parts}"]
     script("train.py", *prepared, *more, "name=one")
     one = only_run(tmp_path)
@@ -119,7 +129,8 @@ def test_two_processes_train_as_one(prepared, tmp_path, parts):
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 
-def test_saving_memory_does_not_change_the_training(prepared, tmp_path, monkeypatch):
+def test_saving_memory_does_not_change_the_training(for_all_terms, tmp_path, monkeypatch):
+    prepared = for_all_terms
     more = ["train.epochs=2", "train.batch_size=4"]
     script("train.py", *prepared, *more, "name=whole")
     whole = only_run(tmp_path)

