@@ -65,7 +65,7 @@ def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
 
 
 def recomputed(function: Callable[..., Tensor], *args) -> Tensor:
-    """function(*args); the backward pass computes it again instead of keeping what lies inside."""
+    """function(*args); the backward pass computes it again instead of keeping its maps."""
     if not torch.is_grad_enabled():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

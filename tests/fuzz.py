@@ -36,7 +36,7 @@ WAYS, OTHER = 7, 6  # of mutation; the one that puts another kind of file in its
 
 @dataclass
 class Target:
-    """A kind of file: the one to damage, the script that reads it, and where its result lies if it has checksums."""
+    """A kind of file: the one to damage, the script that reads it, and where its result is if it has checksums."""
 
     path: Path
     words: list[str]

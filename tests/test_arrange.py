@@ -78,7 +78,7 @@ PAIRS = {
     "Lytro": {"all": {f"lytro-{n}": (f"lytro-{n}-A.jpg", f"lytro-{n}-B.jpg") for n in ("01", "20")}},
 }
 
-# what lies beside the pairs and is left out: file -> its mean gray value
+# other files in the downloads, which are left out: file -> its mean gray value
 BESIDE = {
     "MSRS": {"detection/ir/1.png": 90, "train/Segmentation_labels/00001D.png": 90},
     "LLVIP": {"Annotations/010001.png": 90},

@@ -253,7 +253,7 @@ def test_everything_wrong_is_listed_at_once(toy, tmp_path):
 
 
 def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files takes the place of a full disk."""
     script(*PROCESS, *toy, "Toy_train")
     before = (tmp_path / "h5" / "Toy_train.h5").read_bytes()
     limited = (

@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [50, 1500, 30000])
 def test_no_space_to_train(prepared, tmp_path, size):
-    """A limit on the size of a file stands for a full disk."""
+    """A limit on the size of a file takes the place of a full disk."""
     words = [*prepared, "train.epochs=1", "train.batch_size=1"]
     output = process("-c", LIMITED, size, "train.py", *words, code=1)
     assert output.count("error: cannot write") == 1 and "is there space" in output, output

@@ -87,5 +87,5 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert load_model("some-body/film-small").config["name"] == "film_blend"
     assert asked == [("some-body/film-small", "model.safetensors")]
-    with pytest.raises(InputError, match="no/body is no file or folder here and cannot be had from the hub"):
+    with pytest.raises(InputError, match="no/body is no file or folder here and cannot be loaded from the hub"):
         load_model("no/body")

@@ -30,7 +30,7 @@ SUMMARY = {
     "left_out": {"mean": {"CE": ["a", "b"]}},
 }
 
-# what a reader does; what came of it stands in the title
+# what a reader does; the title holds what came of it
 PLAY = """
 <script>
 addEventListener("load", () => {

@@ -210,7 +210,7 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["loss.vif_weight=1"], "loss.vif_weight needs images of 41 pixels a side or more; raise train.crop"),
         (["loss.intensity=dark"], "loss.intensity must be one of max, sharper, exposed"),
         (["train.best=Quality"], "no metric 'Quality'"),
-        (["device=cuda:9"], "device 'cuda:9' is not to be had"),
+        (["device=cuda:9"], "device 'cuda:9' is not there"),
     ],
 )
 def test_wrong_training_settings_are_one_sentence(prepared, words, message):

@@ -132,7 +132,7 @@ def test_all_five_ship():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights(path):
-    """Small, half precision, with all that is needed to make them again, by the config that stands here."""
+    """Small, half precision, with all that is needed to make them again, by the config of this repository."""
     assert path.stat().st_size < 5e6 and not any(c in path.read_bytes() for c in (b"/work", b"/tmp", b"/home"))
     checkpoint = read_checkpoint(path)
     assert all(value > 0 for means in checkpoint["metrics"].values() for value in means.values())

@@ -359,5 +359,5 @@ def pick_device(device: str) -> "torch.device":
         if torch.empty(0, device=device).is_meta:  # a device that computes nothing
             raise RuntimeError
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' is not to be had here; use device=cpu or device=auto") from error
+        raise InputError(f"device '{device}' is not there; use device=cpu or device=auto") from error
     return torch.device(device)

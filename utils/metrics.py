@@ -236,7 +236,7 @@ def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
 
     Args:
         x: (N, C, H, W), any range.
-        border: what lies outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
+        border: what is outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
 
     Returns:
         The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.

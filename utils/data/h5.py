@@ -1,4 +1,4 @@
-"""H5 files of image pairs: where they lie, how they are opened and checked.
+"""H5 files of image pairs: where they are, how they are opened and checked.
 
 Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
 clip (2, E), chroma (2, H, W) and further maps (1, H, W), with one dataset a sample name. Ours stores images in
@@ -27,7 +27,7 @@ from utils.guides import GUIDES
 
 
 def h5_path(folder: str | Path, name: str) -> Path:
-    """Where the set <dataset>_<split> lies; InputError for a name that leaves the folder."""
+    """Where the set <dataset>_<split> is; InputError for a name that leaves the folder."""
     if not plain_name(name):
         raise InputError(f"'{name}' is no name of a set; sets are called <dataset>_<split>")
     return Path(folder) / f"{name}.h5"
@@ -120,7 +120,7 @@ class PairFile:
         return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
 
     def _view(self, dataset: h5py.Dataset) -> np.ndarray | h5py.Dataset:
-        """A dataset as a view of the mapped file, where its bytes lie there as NumPy has them."""
+        """A dataset as a view of the mapped file, where its bytes are in one piece and as NumPy has them."""
         plain = not dataset.dtype.hasobject and dataset.id.get_type().get_size() == dataset.dtype.itemsize
         offset = dataset.id.get_offset()  # None: in chunks, compressed, or not written
         if not plain or offset is None or dataset.file.filename != self.file.filename:  # another file: a link

@@ -10,7 +10,7 @@ def focus_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     """One photograph focused on what is near, and on what is far.
 
     What is near is drawn like a scene's: the ground comes nearer downwards, hills and a few objects with
-    hard edges stand on it. Where depth changes smoothly, the blur does, too, and nothing is blurred in both;
+    hard edges are on it. Where depth changes smoothly, the blur does, too, and nothing is blurred in both;
     at a hard edge a blurred object bleeds over what is behind it, and what is behind a sharp one does not.
 
     Args:

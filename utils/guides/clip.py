@@ -40,7 +40,7 @@ class ClipEncoder:
         record: the path given as its name, and a digest of the weights as its revision: that has to be the same.
 
     Raises:
-        InputError: weights that cannot be had.
+        InputError: weights that cannot be loaded.
     """
 
     def __init__(self, path: str = DEFAULT_CLIP, device: str | torch.device = "cpu"):

@@ -171,7 +171,7 @@ class TextEncoder:
         device: where to run.
 
     Raises:
-        InputError: weights that cannot be had.
+        InputError: weights that cannot be loaded.
     """
 
     def __init__(self, encoder: str, path: str | None = None, device: str | torch.device = "cpu"):

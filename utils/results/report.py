@@ -18,7 +18,7 @@ from utils.metrics import LOWER_IS_BETTER
 from utils.results.table import left_out_lines, ranks
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-MARK = "<title>Fusion report</title>"  # stands in every one
+MARK = "<title>Fusion report</title>"  # in every page of ours
 IMAGES = re.compile(r"images-\d+")  # a folder for each report, so that the last one is whole until the new one is
 
 
@@ -27,7 +27,7 @@ def new_report(folder: Path, config: Config, commit: str) -> Iterator["Report"]:
     """A report to fill, <folder>/index.html and its images; it replaces the last one when the block ends well.
 
     Raises:
-        InputError: something else stands there, another run is writing there, or it cannot be written.
+        InputError: something else is there, another run is writing there, or it cannot be written.
     """
     index = folder / "index.html"
     ours = index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")
