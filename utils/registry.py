@@ -72,8 +72,12 @@ class Registry(dict[str, type]):
 
 def _options(cls: type) -> dict[str, Parameter]:
     """The arguments of a constructor that have a name, with their annotations evaluated."""
+    try:
+        signature = inspect.signature(cls, eval_str=True)
+    except NameError:  # an annotation that only type checkers know
+        signature = inspect.signature(cls)
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    return {key: p for key, p in inspect.signature(cls, eval_str=True).parameters.items() if p.kind in named}
+    return {key: p for key, p in signature.parameters.items() if p.kind in named}
 
 
 def _kind(option: Parameter) -> Any:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils.config import Describe
 from utils.errors import InputError
-from utils.files import short_digest, to_json, write_file
+from utils.files import find_file, short_digest, to_json, write_file
 from utils.guides import models
 from utils.guides.endpoint import Endpoint
 
@@ -248,7 +248,7 @@ def ask_endpoint(endpoint: Endpoint, items: list[Item], config: Describe, templa
 def read_template(config: Describe) -> str:
     """The template of the prompt; InputError if it cannot be read, is empty or names an unknown field."""
     try:
-        template = Path(config.template).read_text(encoding="utf-8").strip()
+        template = find_file(config.template).read_text(encoding="utf-8").strip()
         names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the template {config.template} (describe.template)") from error
