@@ -280,7 +280,7 @@ def study_set(model: FusionNetwork, name: str, config: Config, device: torch.dev
     """The text study on one set; see utils/results/study.py."""
     import torch
 
-    from utils.data.h5 import h5_path
+    from utils.data.h5 import check_shape, h5_path
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import open_guides
@@ -289,7 +289,9 @@ def study_set(model: FusionNetwork, name: str, config: Config, device: torch.dev
 
     if "text" not in model.inputs:
         raise InputError(f"{model.label} reads no text; --text-study needs a network that does")
-    dataset = PairDataset([h5_path(config.data.h5, name)], model.inputs)
+    path = h5_path(config.data.h5, name)
+    dataset = PairDataset([path], model.inputs)
+    check_shape(path, config.data, training=False)
     record = open_guides(replace(config, text=replace(config.text, use="own")), model, [dataset], device)["text"].record
     if len(dataset) < 2:
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")

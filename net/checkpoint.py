@@ -58,7 +58,8 @@ def find_weights(name: str | Path, **hub) -> Path:
             path = Path(hf_hub_download(str(name), WEIGHTS, **hub))
         except Exception as error:  # what is unreachable, private or unknown raises many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{name} is no file or folder here and cannot be loaded from the hub ({reason})") from error
+            message = f"{name} is no file or folder here and cannot be loaded from the hub ({reason})"
+            raise InputError(message) from error
         print(f"weights of {name} on the hub")
         return path
     if not path.is_file():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import make_pairs, process, script
-from utils.data.images import colorize, merge_chroma, read_image, to_8bit
+from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError
 from utils.guides.text import default_text, pad_texts
@@ -375,6 +375,15 @@ def test_default_text_is_the_one_nearest_the_mean(toy, tmp_path):
     means = torch.stack([dataset[i]["text"].mean(0) for i in range(4)])
     nearest = (means - means.mean(0)).norm(dim=1).argmin().item()
     assert torch.equal(default_text(dataset), dataset[nearest]["text"])
+
+
+def test_images_are_listed_by_the_part_of_the_name_that_counts(tmp_path):
+    for name in ("x_ir.png", "y_ir.jpg", "x_vis.png", "_ir.png", "z.txt", "a.b_ir.png"):
+        (tmp_path / name).touch()
+    assert set(list_images(tmp_path)) == {"x_ir", "y_ir", "x_vis", "_ir", "a.b_ir"}
+    assert set(list_images(tmp_path, "*_ir")) == {"x", "y", "a.b"}
+    assert set(list_images(tmp_path, "*_ir.png")) == {"x", "a.b"} and set(list_images(tmp_path, "*.jpg")) == {"y_ir"}
+    assert set(list_images(tmp_path, "x_*")) == {"ir", "vis"} and list_images(tmp_path / "none") == {}
 
 
 def test_small_things():

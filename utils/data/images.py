@@ -88,14 +88,17 @@ def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
     """Image files of a folder by their names; empty if there is no such folder.
 
     Args:
-        pattern: the file name without its extension, with * for the name that counts, e.g. "*_ir".
+        pattern: the file name with * for the name that counts, e.g. "*_ir" for any format, or "*_ir.png".
     """
     before, _, after = pattern.partition("*")
+    extension = Path(f"x{after}").suffix.lower()
+    extensions = {extension} if extension in EXTENSIONS else EXTENSIONS
+    after = after[: -len(extension)] if extension in EXTENSIONS else after
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         stem = path.stem
         fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
-        if fits and path.suffix.lower() in EXTENSIONS:
+        if fits and path.suffix.lower() in extensions:
             files.setdefault(stem[len(before) : len(stem) - len(after)], []).append(path)
     return files
 

@@ -103,6 +103,9 @@ class TextGuide(Guide):
         given = all(record and record.name == GIVEN for record in stored.values())
         return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
 
+    def describe(self, record: GuideRecord | None) -> str:
+        return "no text" if record and record.name == NO_TEXT else super().describe(record)
+
     @staticmethod
     def check_encoder(path: str, stored: GuideRecord | None, wanted: GuideRecord | None) -> None:
         """InputError if an H5 is known to have text of another encoder than is wanted."""

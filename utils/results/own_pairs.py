@@ -76,13 +76,15 @@ def find_pairs(a: str, b: str, out: Path) -> dict[str, tuple[Path, Path, Path]]:
     if many[0] != many[1]:
         raise InputError(f"--a {a} and --b {b} must be two images or two folders")
     if many[0]:
-        found = [list_images(s) if s.is_dir() else list_images(s.parent, s.with_suffix("").name) for s in sides]
+        found = [list_images(s) if s.is_dir() else list_images(s.parent, s.name) for s in sides]
         alone = sorted(
             found[0].keys() ^ found[1].keys() | {n for f in found for n, paths in f.items() if len(paths) > 1}
         )
         if alone or not found[0]:
             names = ", ".join(alone) or "no images at all"
-            raise InputError(f"the folders {a} and {b} must hold one image of each name; they do not for: {names}")
+            raise InputError(
+                f"{a} and {b} must hold one image of each name (* is the name in a pattern); they do not for: {names}"
+            )
         pairs = {name: (paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()}
     else:
         check_writable(out)
