@@ -98,7 +98,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         first_epoch, step, best = resume(config, model, optimizer, scheduler, guidances, rank)
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model) if world > 1 else model
-    folder = open_run_folder(config, model, first_epoch, step, closing) if main_process else None
+    folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
     log.info(
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
         f"guided by {describe_guidance(guidances)}; {len(dataset)} pairs, {train.batch_size} a step "

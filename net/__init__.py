@@ -21,5 +21,7 @@ for _module in pkgutil.iter_modules(__path__):
         _reason = traceback.format_exception_only(error)[-1].strip()
         BROKEN[_module.name] = f"net/{_module.name}.py cannot be imported ({_reason})"
         print(f"note: {BROKEN[_module.name]}; its networks are not there", file=sys.stderr)
+        for _name in [name for name, network in NETWORKS.items() if network.__module__ not in sys.modules]:
+            del NETWORKS[_name]  # registered before the mistake
 
 __all__ = ["NETWORKS", "FusionNetwork", "build_model", "load_model", "prepare", "register"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from net.checkpoint import load_weights
 from net.hub import HubMixin
 from net.provenance import Provenance
+from utils.registry import options_of
 
 
 class FusionNetwork(HubMixin, nn.Module):
@@ -45,11 +46,8 @@ class FusionNetwork(HubMixin, nn.Module):
     def __new__(cls, *args, **options):
         """Keep the constructor's arguments, whoever calls it."""
         network = super().__new__(cls, *args, **options)
-        signature = inspect.signature(cls.__init__)
-        given = signature.bind(network, *args, **options)
-        given.apply_defaults()
-        named = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
-        network.options = {name: given.arguments[name] for name in named}
+        given = options | inspect.signature(cls.__init__).bind(network, *args, **options).arguments
+        network.options = {name: given.get(name, p.default) for name, p in options_of(cls).items()}
         network.provenance = Provenance()
         network.label = cls.label or cls.name
         return network

@@ -117,7 +117,7 @@ class TextGuidedBranch(Branch):
             flattened (C, H, W) map, not a pixel, so the grid fixes what a token means and T = C*H*W/D.
     """
 
-    guidance_class: type[nn.Module] = TextGuidance
+    guidance_class: type[MixedPrecision] = TextGuidance  # built and called as TextGuidance is
     halo = 0  # rows around a row that `merge` looks at: 1 for a 3x3 convolution
 
     def __init__(

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import torch
-from utils.registry import Registry
 
 from utils.errors import InputError, enough_memory
+from utils.registry import Registry
 
 if TYPE_CHECKING:
     from net.base import FusionNetwork

@@ -17,6 +17,7 @@ class Registry(dict[str, type]):
     The default of an option says what values it takes: 32 whole numbers, 20.0 any number, (288, 384) two whole
     numbers, () any number of words. If the default is None or missing, the annotation says it; without an
     annotation every value is taken. None is only taken where it is the default or where the annotation allows it.
+    A constructor that passes `**others` on to that of its base has the options of the base, too.
 
     Args:
         key: the section of the config, e.g. "net"; messages name it.
@@ -35,7 +36,8 @@ class Registry(dict[str, type]):
 
         def add(cls: T) -> T:
             if name in self:
-                raise ValueError(f"{self.key}.name '{name}' is taken by {self[name].__qualname__}")
+                taken_by = f"{self[name].__module__}.{self[name].__qualname__}"
+                raise ValueError(f"{self.key}.name '{name}' is taken by {taken_by}")
             self[name] = cls
             cls.name = name
             return cls
@@ -44,7 +46,7 @@ class Registry(dict[str, type]):
 
     def defaults(self, name: str) -> dict[str, Any]:
         """The options of a registered class that have a default: {option: default}."""
-        return {key: p.default for key, p in _options(self[name]).items() if p.default is not p.empty}
+        return {key: p.default for key, p in options_of(self[name]).items() if p.default is not p.empty}
 
     def build(self, /, name: str, **options) -> Any:
         """Construct a class.
@@ -58,7 +60,7 @@ class Registry(dict[str, type]):
         """
         if not isinstance(name, str) or name not in self:
             raise InputError(f"{self.key}.name {short_repr(name)} is not known; {nearest(name, self)}")
-        known = _options(self[name])
+        known = options_of(self[name])
         for key, value in options.items():
             if key not in known:
                 raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}")
@@ -70,14 +72,21 @@ class Registry(dict[str, type]):
         return self[name](**options)
 
 
-def _options(cls: type) -> dict[str, Parameter]:
-    """The arguments of a constructor that have a name, with their annotations evaluated."""
-    try:
-        signature = inspect.signature(cls, eval_str=True)
-    except NameError:  # an annotation that only type checkers know
-        signature = inspect.signature(cls)
+def options_of(cls: type) -> dict[str, Parameter]:
+    """The options of a class: its constructor's named arguments, and those of its base where it takes `**others`."""
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    return {key: p for key, p in signature.parameters.items() if p.kind in named}
+    options: dict[str, Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            try:
+                signature = inspect.signature(base.__init__, eval_str=True)
+            except NameError:  # an annotation that only type checkers know
+                signature = inspect.signature(base.__init__)
+            _, *arguments = signature.parameters.values()  # the first is self
+            options = {p.name: p for p in arguments if p.kind in named} | options
+            if not any(p.kind is p.VAR_KEYWORD for p in arguments):
+                break
+    return options
 
 
 def _kind(option: Parameter) -> Any:

@@ -22,6 +22,7 @@ from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
 from utils.files import commit, exclusive_lock, git, os_error_as_input_error, plain_name, to_json, write_file
 from utils.guides.guide import Guidance, same_encoder
+from utils.loss import Loss
 from utils.results.curves import draw_curves
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
@@ -70,7 +71,9 @@ class RunFolder:
         self.writer.close()
 
 
-def open_run_folder(config: Config, model: FusionNetwork, epoch: int, step: int, closing: ExitStack) -> RunFolder:
+def open_run_folder(
+    config: Config, model: FusionNetwork, criterion: Loss, epoch: int, step: int, closing: ExitStack
+) -> RunFolder:
     """A new run folder, or that of the run to resume, with what is needed to repeat the run, and the log started.
 
     A run that goes on in its folder adds code_from_epoch_<k>/ and config_from_epoch_<k>.yaml, beside the first ones.
@@ -94,7 +97,8 @@ def open_run_folder(config: Config, model: FusionNetwork, epoch: int, step: int,
     for name in ("model", "pic_fusion"):
         (path / name).mkdir(exist_ok=True)
     when = f"_from_epoch_{epoch + 1}" if resumed else ""
-    bases = [k for k in type(model).__mro__ if issubclass(k, torch.nn.Module) and k.__module__.startswith("net.")]
+    classes = [k for part in (model, criterion) for k in type(part).__mro__ if issubclass(k, torch.nn.Module)]
+    bases = [k for k in classes if k.__module__.startswith("net.")]
     for source in (Path(inspect.stack()[1].filename), *map(Path, map(inspect.getsourcefile, bases))):
         write_file(path / f"code{when}" / source.name, source.read_bytes())
     write_file(path / f"code{when}" / "git.txt", f"{commit()}\n\n{git('diff', 'HEAD')}\n")

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.images import EXTENSIONS, list_images
+from utils.data.images import EXTENSIONS
+from utils.data.sources import Source
 from utils.errors import InputError, nearest, short_repr
 from utils.files import exclusive_lock, os_error_as_input_error, plain_name, write_file
 
@@ -59,17 +60,17 @@ def arrange(
         problems += [f"'{name}' of {listed[name]} is not in {download}" for name in listed if name not in found]
         found = {name: pair for name, pair in found.items() if name in listed}
 
-    row = rows[dataset]
-    base = Path(root) / "Image" / row["task"] / dataset
+    source = Source(dataset, "", root=Path(root), **rows[dataset])
+    base = source.folder("Image")
     links: dict[Path, Path] = {}
-    for side, folder in enumerate((row["a"], row["b"])):
-        there = list_images(base / folder)
+    for i, side in enumerate((source.a, source.b)):
+        there = source.list_images(side)
         for name, pair in found.items():
-            target = base / folder / f"{name}{pair[side].suffix}"
-            others = [path for path in there.get(name, []) if path != target or not same(path, pair[side])]
-            problems += [f"{path} is there and is not {pair[side]}; remove it or arrange elsewhere" for path in others]
+            target = source.image_file(side, name).with_suffix(pair[i].suffix)
+            others = [path for path in there.get(name, []) if path != target or not same(path, pair[i])]
+            problems += [f"{path} is there and is not {pair[i]}; remove it or arrange elsewhere" for path in others]
             if target not in there.get(name, []):
-                links[target] = pair[side]
+                links[target] = pair[i]
     files = {base / f"{split}.txt": sorted(names) for split, names in splits.items()}
     for path, names in files.items():
         if path.exists() and sorted(read_names(path)) != names:

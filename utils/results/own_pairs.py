@@ -123,7 +123,8 @@ def features_of_pairs(
                 features[name][kind] = torch.from_numpy(feature)
             continue
         if guidance.record is None or guidance.record.default is None:
-            raise InputError(f"{config.ckpt} has no default {kind}; describe the pair with --text-a and --text-b")
+            advice = "; describe the pair with --text-a and --text-b" if kind == "text" else ""
+            raise InputError(f"{config.ckpt} has no default {kind}{advice}")
         print(f"no {kind} given: the checkpoint's default {kind} feature is used")
         for name in names:
             features[name][kind] = guidance.record.default
