@@ -1,0 +1,397 @@
+"""docs/extending.md: every example on the page works with the scripts, as it is shown there."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
+from net.film import FILM
+from net.provenance import GuideRecord
+from net.registry import register
+from tests import literal, test_metrics
+from tests.conftest import CONFIG, ROOT, script
+from tests.examples import FILES, PAGE, in_place
+from tests.test_net import SMALL
+from utils import metrics
+from utils.config import load_config
+from utils.data.pairs import PairDataset, collate
+from utils.guides import GUIDES
+from utils.guides.guide import Guidance
+from utils.metrics import METRICS
+
+ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
+MEAN = ["ckpt=null", "net={name: mean}"]
+
+
+@pytest.fixture(autouse=True)
+def examples(tmp_path):
+    """The files of the page, and its guide in the table."""
+    with in_place(tmp_path / "page", *(path for path in FILES if path != "utils/metrics.py")):
+        from utils.guides.exposure import ExposureGuide
+
+        GUIDES["exposure"] = ExposureGuide()
+        yield
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "exp").iterdir()
+    return folder
+
+
+def records(folder) -> list[dict]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def test_what_the_page_says_of_its_commands_exists():
+    assert len(FILES) == 6 and len(FILES["net/film_modulated.py"].splitlines()) <= 40
+    commands = re.findall(r"(?:^|`)python (\w+\.py) ([^`\n]+)", PAGE, re.M)
+    assert len(commands) == 5
+    for name, words in commands:
+        config = re.search(r"--config (\S+)", words)
+        overrides = [word.strip('"') for word in words.split() if re.match(r'"?[\w.]+=', word)]
+        build_model(**load_config(config and ROOT / config[1], overrides).net)
+        for flag in re.findall(r"--[a-z]+", words):
+            assert flag == "--config" or f'"{flag}"' in (ROOT / name).read_text()
+    for path in re.findall(r"(?:docs|tests|configs|net|utils)/[\w/]+\.(?:py|md|yaml)", PAGE):
+        assert (ROOT / path).is_file() or path in FILES, path
+
+
+# --- networks -----------------------------------------------------------------------------------------
+
+
+def test_a_variant_trains_and_tests(prepared, tmp_path):
+    (words,) = re.findall(r"`net: (\{name: film_modulated.*?\})`", PAGE)
+    assert yaml.safe_load(words) == {"name": "film_modulated", "width": 32}
+    script("train.py", *prepared, "net.name=film_modulated", "net.width=32", "train.epochs=1")
+    folder = only_run(tmp_path)
+    assert {path.name for path in (folder / "code").iterdir()} > {"film_modulated.py", "film.py"}
+    model = load_model(folder / "model" / "last.pth")
+    assert model.options["width"] == 32 and model.options["channels"] == 8 and model.options["blocks"] == 1
+    assert model.stages[0].a.modulation[0].out_features == 32 and not hasattr(model.stages[0].a, "guidance")
+    a, b, text = *torch.rand(2, 1, 1, 20, 26), torch.randn(2, 1, 4, 12)
+    with torch.no_grad():
+        assert not torch.equal(model(a, b, text[0]), model(a, b, text[1]))
+    output = script("test.py", *prepared, "net.name=film_modulated", f"ckpt={folder}/model/last.pth")
+    assert "\nFILM modulated  " in output
+    model.save_pretrained(tmp_path / "shared")
+    assert type(model).from_pretrained(tmp_path / "shared").options == model.options
+
+    for words, message in (
+        ("net.width=wide", "net.width must be like 64, not 'wide'"),
+        ("net.widht=8", "net.widht is not an option of 'film_modulated'; did you mean 'width'?"),
+        ("net.text_dim=13", "has text 12 wide and the network takes 13"),
+        ("net.heads=3", "must be multiples of net.heads (3)"),
+    ):
+        output = script("train.py", *prepared, "net.name=film_modulated", words, code=1)
+        assert message in output and "Traceback" not in output
+
+
+def test_without_its_text_a_modulated_branch_changes_nothing():
+    """At the start gamma and beta are 0: the branch gives its features, whatever the text."""
+    branch = build_model("film_modulated", **SMALL).stages[0].a
+    x, text = torch.rand(2, 1, 9, 11), torch.randn(2, 3, 16)
+    assert torch.equal(branch(x, text, None), branch.restormer(branch.act_in(branch.conv_in(x))))
+
+
+def test_a_smaller_variant_trains_and_tests(prepared, tmp_path):
+    script("train.py", *prepared, "net.name=film_smooth", "train.epochs=1")
+    output = script("test.py", *prepared, "net.name=film_smooth", f"ckpt={only_run(tmp_path)}/model/last.pth")
+    assert "\nfilm_smooth     " in output  # no label of its own, and not that of FILM
+
+
+@pytest.mark.parametrize("halo", [0, 1])
+def test_a_halo_that_is_too_small_is_seen(halo, monkeypatch):
+    """What tests/test_net.py asks of strips tells a wrong halo from a right one."""
+    monkeypatch.setattr(sys.modules["net.film_smooth"].SmoothBranch, "halo", halo)
+    model = build_model("film_smooth", **SMALL).double()
+    inputs = *torch.rand(2, 1, 1, 33, 20).double(), torch.randn(1, 3, 12).double()
+    whole = model(*inputs).detach()
+    prepare(model, tile=5)
+    with torch.no_grad():
+        assert torch.allclose(model(*inputs), whole, atol=1e-10, rtol=0) == (halo == 1)
+
+
+def test_options_of_a_variant(tmp_path):
+    """Options with None, of the base, by keyword only, and other defaults all come back from a checkpoint."""
+
+    @register("film_optional")
+    class Optional(FILM):
+        def __init__(self, rank: int | None = None, *, gain: float = 1.0, channels: int = 24, **others):
+            super().__init__(channels=channels, **others)
+            self.rank, self.gain = rank, gain
+
+    known = NETWORKS.defaults("film_optional")
+    assert known == NETWORKS.defaults("film") | {"rank": None, "gain": 1.0, "channels": 24}
+    sizes = {key: value for key, value in SMALL.items() if key != "channels"}
+    for options in ({}, {"rank": 3, "gain": 0.5, "stages": 1}):
+        model = build_model("film_optional", **sizes | options)
+        assert model.config == {"name": "film_optional"} | known | sizes | options
+        assert len(model.stages) == model.options["stages"] and model.stages[0].a.conv_in.out_channels == 24
+        torch.save(model.checkpoint(), tmp_path / "x.pth")
+        loaded = load_model(tmp_path / "x.pth")
+        assert loaded.config == model.config and (loaded.rank, loaded.gain) == (model.rank, model.gain)
+    assert Optional(5, **sizes).options["rank"] == 5  # whoever calls the constructor
+    with pytest.raises(ValueError, match="net.rank must be int | None, not 'low'"):
+        build_model("film_optional", rank="low")
+    with pytest.raises(ValueError, match="net.others is not an option"):
+        build_model("film_optional", others=1)
+
+
+def test_a_broken_file_leaves_the_other_networks(tmp_path):
+    for folder in ("net", "utils", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / "repo" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "data_process.py", tmp_path / "repo")
+    film_blend = (tmp_path / "repo" / "net" / "film_blend.py").read_text()
+    (tmp_path / "repo" / "net" / "broken.py").write_text(film_blend.replace("film_blend", "mine") + "import nowhere\n")
+    (tmp_path / "repo" / "net" / "copied.py").write_text(film_blend)
+
+    def run(*words) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *words], cwd=tmp_path / "repo", capture_output=True, text=True)
+
+    called = run(
+        "-c", "import net; print(sorted(net.NETWORKS)); net.build_model('film_blend'), net.build_model('mean')"
+    )
+    broken = "net/broken.py cannot be imported (ModuleNotFoundError: No module named 'nowhere')"
+    taken = "net/film_blend.py cannot be imported (ValueError: net.name 'film_blend' is taken by net.copied.FILMBlend)"
+    assert called.stderr.splitlines() == [f"note: {reason}; its networks are not there" for reason in (broken, taken)]
+    assert called.returncode == 0 and {"film", "mgfusion", "max"} < set(yaml.safe_load(called.stdout)), called.stdout
+    assert "mine" not in called.stdout  # although it was registered before the mistake
+    called = run("data_process.py", "--config", "configs/demo.yaml", "net={name: mine}")
+    assert called.returncode == 1 and f"error: net.name 'mine' is not known; {broken}" in called.stderr
+    called = run("-c", "import net.broken")
+    assert 'net/broken.py", line' in called.stderr and "import nowhere" in called.stderr
+
+
+# --- a loss -------------------------------------------------------------------------------------------
+
+
+def test_a_loss_trains(toy, prepared, tmp_path):
+    words = [*prepared, "loss={name: masked, mask_weight: 5}", "train.epochs=1"]
+    output = script("train.py", *words, code=1)
+    assert "holds no 'mask', which the loss takes; name its folder under maps" in output and "Traceback" not in output
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(MASKS))
+    (name,) = MASKS["Toy"]["maps"].values()
+    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / name
+    folder.mkdir()
+    for pair in ("a1", "a2", "a3", "a4"):
+        cv2.imwrite(str(folder / f"{pair}.png"), np.full((40, 48), 51, np.uint8))  # a fifth of white
+    script("data_process.py", *CONFIG, *toy, "Toy_train")
+    script("train.py", *words)
+    run = only_run(tmp_path)
+    assert (run / "code" / "masked_loss.py").read_text() == FILES["net/masked_loss.py"]
+    assert len(records(run)) == 2
+    for record in records(run):
+        assert record["all"] > 0 and record["masked"] == pytest.approx(record["all"] / 5, rel=1e-5)
+        assert record["total"] == pytest.approx(2 * record["all"], rel=1e-5)
+    for word, message in (
+        ("loss={name: masked, mask_weight: much}", "loss.mask_weight must be like 10.0, not 'much'"),
+        ("loss={name: masked, grad_weight: 1}", "loss.grad_weight is not an option of 'masked'"),
+        ("loss={name: maskd}", "loss.name 'maskd' is not known; did you mean 'masked'?"),
+    ):
+        output = script("train.py", *words, word, code=1)
+        assert message in output and "Traceback" not in output
+
+
+# --- a metric -----------------------------------------------------------------------------------------
+
+
+def test_a_metric_is_a_column(prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "MC", None)  # taken out again at the end
+    exec(FILES["utils/metrics.py"], dict(vars(metrics)))
+    output = script("test.py", *prepared, *MEAN, "test.metrics=[EN,MC]", "test.stretch=clamp", "--compare", "--report")
+    assert re.search(r"\n +EN +MC\n", output)
+    folder = tmp_path / "out" / "Toy"
+    rows = {row["image"]: row for row in csv.DictReader((folder / "metrics.csv").open()) if row["network"] == "mean"}
+    for name in ("b1", "b2"):
+        fused = cv2.imread(str(folder / "Gray" / f"{name}.png"), -1).astype(float)
+        expected = (fused.max() - fused.min()) / (fused.max() + fused.min())
+        assert float(rows[name]["MC"]) == pytest.approx(expected)
+    script("train.py", *prepared, "train.epochs=1", "data.val=[Toy_test]", "train.val_every=1", "train.best=MC")
+    assert "MC" in torch.load(only_run(tmp_path) / "model" / "best.pth", weights_only=True)["scores"]
+
+    with pytest.raises(AssertionError, match="WITHOUT_LITERAL_FORM"):
+        test_metrics.test_every_metric_has_a_literal_form()
+    (names,) = re.findall(r'`WITHOUT_LITERAL_FORM: set\[str\] = \{"(\w+)"\}`', PAGE)
+    monkeypatch.setattr(literal, "WITHOUT_LITERAL_FORM", {names})
+    test_metrics.test_every_metric_has_a_literal_form()
+    test_metrics.test_batch_of_n_is_n_singles("MC", torch.float32, 1e-3)
+
+
+# --- a data set ---------------------------------------------------------------------------------------
+
+
+def place_pair(tmp_path, dataset: str) -> None:
+    """One pair x, with colour, where the comment of a row says that it is, and its split file."""
+    line = next(line for line in PAGE.splitlines() if line.startswith(f"{dataset}: "))
+    places = re.findall(r"Image/[\w/]+\.png", line)
+    for place, source in zip(places, ("IR", "VI"), strict=True):
+        (tmp_path / "VLF" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "VLF" / "Image" / "IVF" / "Toy" / source / "b1.png", tmp_path / "VLF" / place)
+    (tmp_path / "VLF" / "Image" / ROWS[dataset]["task"] / dataset / "test.txt").write_text("x\n")
+
+
+@pytest.mark.parametrize("dataset", ROWS)
+def test_rows_of_data_sets(dataset, toy, tmp_path):
+    place_pair(tmp_path, dataset)
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
+    words = [*CONFIG, *toy, *MEAN, f"data.test=[{dataset}_test]", f"test.output={tmp_path / 'out'}"]
+    assert f"{dataset}_test.h5: 1 pairs" in script("data_process.py", *words, f"{dataset}_test")
+    sample = PairDataset([tmp_path / "h5" / f"{dataset}_test.h5"], (), chroma=True)[0]
+    assert sample["name"] == "x" and not torch.equal(sample["image_a"], sample["image_b"])
+    assert bool((sample["chroma"] != 128).any()) == bool(ROWS[dataset]["color"])
+    assert f"The test result of {dataset}:" in script("test.py", *words)
+    assert (tmp_path / "out" / dataset / "RGB" / "x.png").is_file()
+
+
+def test_pairs_beside_each_other_are_fused_without_a_row(toy, tmp_path):
+    place_pair(tmp_path, "Beside")
+    folder = tmp_path / "VLF" / "Image" / "IVF" / "Beside"
+    script("test.py", *MEAN, "--a", f"{folder}/*_ir.png", "--b", f"{folder}/*_vis.png", "--out", tmp_path / "fused")
+    assert [path.name for path in (tmp_path / "fused").iterdir()] == ["x.png"]
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
+    script("test.py", *CONFIG, *toy, *MEAN, "data.test=[Beside_test]", f"test.output={tmp_path / 'out'}")
+    in_set = cv2.imread(str(tmp_path / "out" / "Beside" / "Gray" / "x.png"), -1).astype(int)
+    alone = cv2.cvtColor(cv2.imread(str(tmp_path / "fused" / "x.png")), cv2.COLOR_BGR2GRAY).astype(int)
+    assert np.median(np.abs(in_set - alone)) <= 12  # it has the colour of both, and clipped colours move the luma
+
+
+def test_a_new_task_and_new_folders(toy, tmp_path, monkeypatch):
+    place_pair(tmp_path, "Drone")
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
+    words = [*CONFIG, *toy, "data.test=[Drone_test]"]
+    output = script("test.py", *words, "ckpt=models/{task}.safetensors", code=1)
+    assert "there is no checkpoint models/RGBT.safetensors; give one with ckpt=" in output
+    items = []
+    monkeypatch.setattr("data_process.describe", lambda found, *_: items.extend(found) or [])
+    (modality,) = re.findall(r"`describe: \{(modality: \{.*?\})\}`", PAGE)
+    key, value = modality.split(": ", 1)
+    script("data_process.py", "describe", *words, f"describe.{key}={value}", "Drone_test")
+    assert [item.modality for item in items] == ["thermal", "RGB/*_rgb"]
+    texts = [str(item.text.relative_to(tmp_path / "VLF")) for item in items]
+    assert texts == ["Text/RGBT/Drone/T/x_t.txt", "Text/RGBT/Drone/RGB/x_rgb.txt"]
+
+
+def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
+    """Also where the row of the data set has files and no folders."""
+    images = tmp_path / "VLF" / "Image" / "IVF"
+    for source, folder in (("IR", "thermal"), ("VI", "colour")):
+        (tmp_path / "download" / folder).mkdir(parents=True)
+        for name in ("b1", "b2"):
+            shutil.copy(images / "Toy" / source / f"{name}.png", tmp_path / "download" / folder)
+    (tmp_path / "originals.yaml").write_text("Beside: {all: {a: thermal/<name>.png, b: colour/<name>.png}}")
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
+    monkeypatch.setattr("data_process.ORIGINALS", str(tmp_path / "originals.yaml"))
+    for _ in range(2):
+        output = script("data_process.py", "arrange", "Beside", tmp_path / "download", *toy[:3])
+        assert "all.txt: 2 pairs" in output
+        expected = ["all.txt", "b1_ir.png", "b1_vis.png", "b2_ir.png", "b2_vis.png"]
+        assert sorted(path.name for path in (images / "Beside").iterdir()) == expected
+    assert "2 pairs" in script("data_process.py", *CONFIG, *toy, *MEAN, "Beside_all")
+
+
+# --- a guide ------------------------------------------------------------------------------------------
+
+EXPOSED = ["net={name: exposed_mean}"]
+
+
+@pytest.fixture
+def exposed(toy, tmp_path) -> list[str]:
+    """The toy sets with the guide of the page in their H5 files, and what a quick training takes."""
+    words = [*CONFIG, *toy, *EXPOSED]
+    script("data_process.py", *words)
+    fast = ["train.crop=16", "train.epochs=1", "train.lr=0.1", "train.num_workers=0", "train.log_every=1"]
+    return [*words, *fast, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+
+
+def own_pair(tmp_path, ckpt: str, out: str, code: int = 0) -> str:
+    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    pair = ["--a", folder / "IR" / "b1.png", "--b", folder / "VI" / "b1.png", "--out", tmp_path / out]
+    return script("test.py", *pair, ckpt, code=code)
+
+
+def test_a_guide_trains_and_tests(exposed, toy, tmp_path):
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path) as file:
+        for i, group in enumerate(("imageA", "imageB")):
+            image = file[group]["b1"][0] / np.float32(255)
+            np.testing.assert_allclose(file["exposure/b1"][i], [image.mean(), image.std()], rtol=1e-5)
+        assert "text" not in file
+    dataset = PairDataset([path], ["exposure"])
+    assert dataset.dims == {"exposure": 2} and collate([dataset[0]])["exposure"].shape == (1, 2, 2)
+
+    script("train.py", *exposed, "data.val=[Toy_test]", "train.val_every=1")
+    assert "guided by exposure of both images" in (only_run(tmp_path) / "log.txt").read_text()
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    model = load_model(ckpt.removeprefix("ckpt="))
+    assert model.provenance.guides == {"exposure": GuideRecord("both images")}
+    resume = f"train.resume={ckpt.removeprefix('ckpt=')}"
+    script("train.py", *exposed, "data.val=[Toy_test]", "train.val_every=1", resume, "train.epochs=2")
+    assert [record["epoch"] for record in records(only_run(tmp_path))] == [1, 1, 2, 2]
+
+    output = script("test.py", *exposed, ckpt)
+    assert "\nexposed_mean    " in output and "guided by exposure of both images" in output
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert summary["guides"] == {"exposure": {"name": "both images", "revision": None}}
+    stored = (tmp_path / "out" / "Toy" / "Gray" / "b1.png").read_bytes()
+    script("data_process.py", *CONFIG, *toy, *MEAN)  # H5 files without it: it is computed
+    assert not PairDataset([path], ["exposure"]).dims
+    script("test.py", *exposed, ckpt)
+    assert (tmp_path / "out" / "Toy" / "Gray" / "b1.png").read_bytes() == stored
+    own_pair(tmp_path, ckpt, "own.png")
+    assert (tmp_path / "own.png").is_file()
+    script("train.py", *exposed, "name=computed")  # in training as well, from the crops
+
+
+def test_the_own_pair_gets_its_own_feature(exposed, tmp_path, monkeypatch):
+    """The network shows what it was given: the mean brightness of A, at every pixel."""
+    script("train.py", *exposed)
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    seen = []
+
+    def forward(self, image_a, image_b, exposure):
+        seen.append((exposure, torch.stack([image_a.mean(), image_b.mean()])))
+        return image_a
+
+    monkeypatch.setattr(NETWORKS["exposed_mean"], "forward", forward)
+    own_pair(tmp_path, ckpt, "own.png")
+    ((given, means),) = seen
+    torch.testing.assert_close(given[0, :, 0], means)
+
+
+def test_a_guide_with_a_default(exposed, tmp_path, monkeypatch):
+    """A feature that cannot be computed: sets have it, other pairs get the default."""
+    (call,) = re.findall(r"`(Guidance\(GuideRecord\(.*?\))`", PAGE)
+    default = eval(call, {"Guidance": Guidance, "GuideRecord": GuideRecord, "torch": torch})
+    assert default.record.default.shape == (1, 12) and default.encoder is None
+    default.record.default = torch.full((2, 2), 0.25)
+    monkeypatch.setattr(type(GUIDES["exposure"]), "open", lambda *_, **__: default)
+    script("train.py", *exposed)
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    assert torch.equal(
+        load_model(ckpt.removeprefix("ckpt=")).provenance.guides["exposure"].default, torch.full((2, 2), 0.25)
+    )
+    assert "the checkpoint's default exposure feature is used" in own_pair(tmp_path, ckpt, "own.png")
+    default.record.default = None
+    assert own_pair(tmp_path, ckpt, "none.png", code=1).strip().endswith("has no default exposure")
+
+
+def test_a_network_names_an_input_that_no_guide_gives(toy):
+    @register("guided_by_nothing")
+    class GuidedByNothing(FusionNetwork):
+        inputs = ("exposur",)
+
+    output = script("data_process.py", *CONFIG, *toy, "net={name: guided_by_nothing}", code=1)
+    assert "takes the input 'exposur', which no guide gives; did you mean 'exposure'?" in output
+    assert "Traceback" not in output
