@@ -7,14 +7,47 @@ import numpy as np
 import pytest
 import torch
 
-from net import NETWORKS, build_model, load_model, prepare, restormer
+from net import NETWORKS, FusionNetwork, build_model, load_model, prepare, restormer
 from net.checkpoint import save_checkpoint
 from net.published import MODULES, our_name, translate
+from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
 from utils.errors import InputError
-from utils.guides.text import pad_texts
+from utils.guides import GUIDES, guides_of
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
+SIZES = SMALL | dict(clip_dim=12, blocks=1)  # of any network, as far as it has such an option
+FEATURES = {"text": [(3, 12), (11, 12), (7, 12)], "clip": [(2, 12)] * 3}  # shapes by guide, for three pairs
+NAMES = sorted({*NETWORKS, *VARIANTS})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variants(tmp_path_factory):
+    """The variants of docs/extending.md are networks here."""
+    with in_place(tmp_path_factory.mktemp("page"), *(f"net/{name}.py" for name in VARIANTS)):
+        yield
+
+
+def small(name: str) -> FusionNetwork:
+    """A network of small sizes, in eval mode; weights that start at 0 are drawn, as they would hide what is before."""
+    known = NETWORKS.defaults(name)
+    model = build_model(name, **{key: size for key, size in SIZES.items() if key in known}).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def example(model: FusionNetwork, size: tuple[int, int], n: int = 3) -> dict[str, torch.Tensor]:
+    """A batch of n pairs, as `FusionNetwork.arguments` takes it."""
+    batch = dict(zip(("image_a", "image_b"), torch.rand(2, n, 1, *size)))
+    for guide in guides_of(model.inputs):
+        batch |= GUIDES[guide.name].collate([torch.randn(shape) for shape in FEATURES[guide.name][:n]])
+    return batch
+
+
+def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +118,16 @@ def test_gradients_agree_with_the_literal_form():
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-10, rtol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(33, 47), (64, 20), (1, 90)])
-@pytest.mark.parametrize("tile", [1, 5, 16, 100])
-def test_tiles_do_not_change_the_result(size, tile):
-    model = build_model("film", **SMALL).double()
-    a, b, text = torch.rand(1, 1, *size).double(), torch.rand(1, 1, *size).double(), torch.randn(1, 3, 12).double()
-    with torch.no_grad():
-        whole = model(a, b, text)  # smaller than a strip of the cache
+def test_tiles_do_not_change_the_result(name, size):
+    model = small(name).double()
+    inputs = model.arguments(doubled(example(model, size, n=1)))
+    whole = model(*inputs).detach()  # with gradients nothing is cut
+    for tile in (None, 1, 5, 16, 100):
         prepare(model, tile=tile)
-        torch.testing.assert_close(model(a, b, text), whole, atol=1e-10, rtol=0)
+        with torch.no_grad():
+            torch.testing.assert_close(model(*inputs), whole, atol=1e-10, rtol=0, msg=f"tile={tile}")
 
 
 def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):
@@ -107,16 +141,30 @@ def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):
     assert max(sizes) == 8 + 2 * 2
 
 
-def test_bf16_runs_and_stays_near():
-    model = build_model("film", **SMALL)
-    a, b, text = *torch.rand(2, 1, 1, 50, 20), torch.randn(1, 3, 12)
-    exact = model(a, b, text).detach()
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_runs_and_stays_near(name):
+    model = small(name)
+    inputs = model.arguments(example(model, (50, 20), n=1))
+    exact = model(*inputs).detach()
     prepare(model, precision="bf16")
-    near = model(a, b, text)
-    near.mean().backward()
-    assert near.dtype == torch.float32 and not torch.equal(near, exact)
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    near = model(*inputs)
+    assert near.dtype == torch.float32
+    assert torch.equal(near, exact) != any(isinstance(part, restormer.MixedPrecision) for part in model.modules())
     torch.testing.assert_close(near, exact, atol=4e-3, rtol=0)  # an 8-bit level
+    if near.requires_grad:
+        near.mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_is_near_float32(name):
+    model = small(name)
+    batch = example(model, (30, 22))
+    with torch.no_grad():
+        single = model(*model.arguments(batch))
+        double = model.double()(*model.arguments(doubled(batch)))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=0)
 
 
 def test_an_autocast_around_a_network_works():
@@ -153,47 +201,54 @@ def test_literal_oracle_is_the_published_network(shared, reference):
     torch.testing.assert_close(fused, torch.from_numpy(reference["case0_fused"]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (45, 22)])
 def test_any_size(name, size):
-    options = SMALL if name.startswith("film") else {}
-    a, b = torch.rand(2, 2, 1, *size)
+    model = small(name)
+    batch = example(model, size, n=2)
     with torch.no_grad():
-        model = build_model(name, **options).eval()
-        guides = {"text": torch.randn(2, 3, 12), "text_mask": None, "clip": torch.randn(2, 2, 512)}
-        fused = model(a, b, *(guides[key] for key in model.inputs))
-    assert fused.shape == a.shape and fused.dtype == a.dtype
+        fused = model(*model.arguments(batch))
+    assert fused.shape == batch["image_a"].shape and fused.dtype == batch["image_a"].dtype
     assert fused.min() >= 0 and fused.max() <= 1
 
 
-def test_result_does_not_depend_on_companions():
-    model = build_model("film", **SMALL).eval()
-    texts = [torch.randn(length, 12) for length in (3, 11, 7)]
-    a, b = torch.rand(2, 3, 1, 20, 26)
-    padded, mask = pad_texts(texts)
-    padded[~mask] = 100.0  # what stands in the padding must not matter
+@pytest.mark.parametrize("name", NAMES)
+def test_result_does_not_depend_on_companions(name):
+    model = small(name)
+    batch = example(model, (20, 26))
+    alone = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(3)]
+    if "text" in model.inputs:
+        mask = batch["text_mask"]
+        for i, single in enumerate(alone):
+            single |= {"text": batch["text"][i : i + 1, mask[i]], "text_mask": None}
+        batch["text"] = batch["text"].masked_fill(~mask[..., None], 100.0)  # what the padding holds must not matter
     with torch.no_grad():
-        together = model(a, b, padded, mask)
-        for i, text in enumerate(texts):
-            alone = model(a[i : i + 1], b[i : i + 1], text[None])
-            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+        together = model(*model.arguments(batch))
+        for i, single in enumerate(alone):
+            torch.testing.assert_close(together[i : i + 1], model(*model.arguments(single)), atol=1e-5, rtol=0)
 
 
-def test_text_guides_the_result():
-    model = build_model("film", **SMALL)
-    a, b = torch.rand(2, 1, 1, 20, 26)
+@pytest.mark.parametrize("name", NAMES)
+def test_guides_change_the_result(name):
+    model = small(name)
+    batch = example(model, (20, 26), n=1)
     with torch.no_grad():
-        assert not torch.equal(model(a, b, torch.randn(1, 4, 12)), model(a, b, torch.randn(1, 4, 12)))
+        fused = model(*model.arguments(batch))
+        for guide in guides_of(model.inputs):
+            other = batch | {guide.name: torch.randn_like(batch[guide.name])}
+            assert not torch.equal(model(*model.arguments(other)), fused), guide.name
 
 
-@pytest.mark.parametrize("name", ["film", "film_blend"])
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter(name):
-    model = build_model(name, **SMALL)
-    a, b = torch.rand(2, 2, 1, 20, 26)
-    text, mask = pad_texts([torch.randn(3, 12), torch.randn(5, 12)])
-    model(a, b, text, mask).square().mean().backward()
+    model = small(name).train()
+    fused = model(*model.arguments(example(model, (20, 26), n=2)))
+    assert fused.requires_grad == any(True for _ in model.parameters())
+    if fused.requires_grad:
+        fused.square().mean().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
 
 
 def test_overfits_one_batch():
