@@ -123,8 +123,9 @@ def features_of_pairs(
                 features[name][kind] = torch.from_numpy(feature)
             continue
         if guidance.record is None or guidance.record.default is None:
-            advice = "; describe the pair with --text-a and --text-b" if kind == "text" else ""
-            raise InputError(f"{config.ckpt} has no default {kind}{advice}")
+            if kind == "text":
+                raise InputError(f"{config.ckpt} has no default text; describe the pair with --text-a and --text-b")
+            raise InputError(f"{config.ckpt} has no default {kind}")
         print(f"no {kind} given: the checkpoint's default {kind} feature is used")
         for name in names:
             features[name][kind] = guidance.record.default
