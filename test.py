@@ -92,8 +92,9 @@ def check_arguments(config: Config, args: Namespace) -> None:
 
 def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
     """Test on every set of the config, and write what the arguments ask for."""
-    from utils.data.h5 import h5_path
+    from utils.data.h5 import h5_path, recorded_task
     from utils.data.images import stack_rows, write_image
+    from utils.results.evaluate import applicable
     from utils.results.report import new_report
 
     opened: dict[str, tuple[Config, FusionNetwork]] = {}
@@ -102,8 +103,13 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         used = replace(config, ckpt=find_checkpoint(config, name))
         known = [model for other, model in opened.values() if other.ckpt == used.ckpt]
         model = known[0] if known else open_model(used, args.overrides, device, half=bool(args.export))
-        opened[name] = used, model
         make_missing(name, used, model)
+        fitting, note = applicable(config.test.metrics, {name: recorded_task(h5_path(config.data.h5, name))})
+        if not fitting:
+            raise InputError(f"{note}, where test.metrics names no other; add one, e.g. test.metrics=[TC,Qabf]")
+        if note:
+            print(f"note: {note}")
+        opened[name] = replace(used, test=replace(config.test, metrics=fitting)), model
     if args.export:
         check_export(Path(args.export))
     metrics, rows = {}, []

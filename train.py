@@ -30,7 +30,7 @@ from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from net.provenance import Provenance
 from utils import distributed
 from utils.config import Config, Train, parse_args
-from utils.data.h5 import check_shape, h5_path
+from utils.data.h5 import check_shape, h5_path, recorded_task
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, run_script
@@ -41,6 +41,7 @@ from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER
 from utils.results.evaluate import (
     Evaluator,
+    applicable,
     average,
     check_metrics,
     fuse_dataset,
@@ -81,6 +82,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     # data, and what guides the fusion: text features, CLIP vectors or nothing
     dataset, val_set = open_sets(config, model, criterion, world)
+    metrics, note = validation_metrics(config)
     sampler = DistributedSampler(dataset, world, rank, shuffle=True, seed=config.seed, drop_last=True)
     loader = DataLoader(
         dataset,
@@ -105,6 +107,9 @@ def train_network(config: Config, closing: ExitStack) -> None:
         f"({world} processes x {train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
         f"{len(loader)} steps an epoch, {train.epochs} epochs"
     )
+
+    if note:
+        log.info(f"note: {note}")
 
     started = time.monotonic()
     for epoch in range(first_epoch + 1, train.epochs + 1):
@@ -150,7 +155,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         distributed.same_buffers(model)  # running statistics of batch normalisation, where every process has its own
         scores = {}
         if val_set and epoch % train.val_every == 0:
-            scores = validate(model, val_set, config, device, (rank, world), guidances)
+            scores = validate(model, val_set, metrics, config, device, (rank, world), guidances)
         better = bool(scores) and is_better(scores[train.best], best, train.best)
         best = scores[train.best] if better else best
 
@@ -272,18 +277,32 @@ def log_values(pending: list[tuple[int, list[str], dict[str, torch.Tensor]]]) ->
     return dict(zip(pending[0][2], distributed.mean(values.mean(dim=0)).tolist()))
 
 
+def validation_metrics(config: Config) -> tuple[list[str], str]:
+    """train.best and test.metrics, as far as they say something of the validation sets, and a note on the others.
+
+    Raises:
+        InputError: train.best says nothing of them.
+    """
+    tasks = {name: recorded_task(h5_path(config.data.h5, name)) for name in config.data.val}
+    metrics, note = applicable(list(dict.fromkeys([config.train.best, *config.test.metrics])), tasks)
+    if config.train.best not in metrics:
+        raise InputError(f"train.best={config.train.best} cannot choose the best epoch: {note}")
+    return metrics, note
+
+
 def validate(
     model: FusionNetwork,
     dataset: PairDataset,
+    metrics: list[str],
     config: Config,
     device: torch.device,
     share: tuple[int, int],
     guidances: Mapping[str, Guidance],
 ) -> dict[str, float]:
-    """Mean metrics over a set of whole images, 8 bit by test.stretch; `share` = (rank, ranks)."""
+    """Means of `metrics` over a set of whole images, 8 bit by test.stretch; `share` = (rank, ranks)."""
     model.eval()
     rank, ranks = share
-    evaluator = Evaluator(list(dict.fromkeys([config.train.best, *config.test.metrics])), device)
+    evaluator = Evaluator(metrics, device)
     pairs = fuse_dataset([model], dataset, device, guidances, config.train.num_workers, share)
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // ranks, disable=rank > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name

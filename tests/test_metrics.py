@@ -10,9 +10,19 @@ from scipy.signal import convolve2d
 
 from tests import literal
 from tests.bench import bench_metrics
+from utils import metrics
 from utils.data.images import read_image
-from utils.metrics import CACHED, LOWER_IS_BETTER, METRICS, filter_windows, gaussian_window, sobel
-from utils.results.evaluate import Evaluator, average
+from utils.metrics import (
+    CACHED,
+    INFRARED_ONLY,
+    LOWER_IS_BETTER,
+    METRICS,
+    filter_windows,
+    gaussian_window,
+    sobel,
+    targets,
+)
+from utils.results.evaluate import Evaluator, applicable, average
 
 CASES = range(14)
 PUBLISHED = {"EN", "SD", "SF", "AG", "VIFF", "Qabf", "MI", "MSE", "CC", "PSNR", "SCD", "SSIM"}
@@ -25,6 +35,19 @@ def picture(seed: int, h: int = 53, w: int = 61) -> np.ndarray:
     image = 90 + 60 * np.sin(x / (5 + seed)) + 50 * ((y // 9 + x // 11) % 2) + rng.normal(0, 6, (h, w))
     image[: h // 4, : w // 4] = 30
     return image.clip(0, 255).round()
+
+
+def warm(seed: int, h: int, w: int) -> list[np.ndarray]:
+    """F, A and B: a night with warm targets of many sizes and forms, some touching the border; F keeps some of them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:h, :w]
+    infrared, fused = 40 + 20 * y / h + rng.normal(0, 3, (h, w)), 30 + rng.normal(0, 3, (h, w))
+    for _ in range(14):
+        cy, cx, ry, rx = rng.uniform(0, h), rng.uniform(0, w), *rng.uniform(2, 7, 2)
+        spot = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
+        infrared[spot] += rng.uniform(30, 150)
+        fused[spot] += rng.uniform(-40, 120)
+    return [image.clip(0, 255).round() for image in (fused, infrared, picture(seed, h, w))]
 
 
 def tensors(*images, dtype=torch.float64) -> list[torch.Tensor]:
@@ -51,6 +74,47 @@ def test_published_evaluator(shared, k):
     print(f"metrics, float64, {case['name']} {case['fused']}: largest relative difference {worst[name]:.1e} ({name})")
 
 
+def reference(shared, name: str) -> dict[str, dict]:
+    return json.loads((shared / "reference" / f"{name}.json").read_text())["values"]
+
+
+def sources(shared, task: str, case: str, *folders: str) -> list[np.ndarray]:
+    """Both sources of <dataset>/<name>, gray."""
+    dataset, name = case.split("/")
+    root = shared / "data" / "VLFDataset" / "Image" / task / dataset
+    return [read_image(next((root / folder).glob(f"{name}.*")))[0].astype(np.float64) for folder in folders]
+
+
+@pytest.mark.parametrize("dataset", ["TNO", "LLVIP", "RoadScene"])
+def test_target_contrast_of_the_reference(shared, dataset):
+    cases = {case: values for case, values in reference(shared, "target_contrast").items() if dataset in case}
+    assert len(cases) == {"TNO": 25, "LLVIP": 12, "RoadScene": 50}[dataset]
+    for case, expected in cases.items():
+        a, b = sources(shared, "IVF", case, "IR", "VI")
+        for rule, fused in {"mean": (a + b) / 2, "max": np.maximum(a, b), "visible": b}.items():
+            images = tensors(fused, a, b)
+            assert [METRICS[name](*images).item() for name in ("TC", "TClost")] == pytest.approx(
+                expected[rule], abs=1e-4
+            ), (case, rule)
+            single = [METRICS[name](*tensors(fused, a, b, dtype=torch.float32)) for name in ("TC", "TClost")]
+            assert all(value.dtype == torch.float32 for value in single)
+            assert [value.item() for value in single] == pytest.approx(expected[rule], abs=1e-4), (case, rule)
+        assert len(metrics._kept_contrast(*images[:2])[0]) == expected["targets"]
+
+
+def test_exposure_similarity_of_the_reference(shared):
+    cases = reference(shared, "mef_ssim")
+    assert len(cases) == 18
+    for case, expected in cases.items():
+        a, b = sources(shared, "MEF", case, "OVER", "UNDER")
+        for rule, fused in {"mean": np.round((a + b) / 2), "max": np.maximum(a, b), "over": a}.items():
+            for name, form in (("MEFSSIM", "plain"), ("MEFSSIMl", "luminance")):
+                double = METRICS[name](*tensors(fused, a, b)).item()
+                assert double == pytest.approx(expected[rule][form], abs=1e-7), case
+                single = METRICS[name](*tensors(fused, a, b, dtype=torch.float32)).item()
+                assert single == pytest.approx(expected[rule][form], abs=1e-3), case
+
+
 def test_every_metric_has_a_literal_form():
     assert set(METRICS) - set(literal.METRICS) == literal.WITHOUT_LITERAL_FORM, (
         "write the form of a new metric in tests/literal.py, or list its name in WITHOUT_LITERAL_FORM there"
@@ -64,7 +128,7 @@ def test_literal_form(name, size):
     for f, a, b in ((1, 2, 3), (4, 1, 5)):
         images = [picture(i, *size) for i in (f, a, b)]
         expected = literal.METRICS[name](*images)
-        assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-8)
+        assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-8, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
@@ -78,7 +142,147 @@ def test_batch_of_n_is_n_singles(name, dtype, tolerance):
     assert together.shape == (3,) and together.dtype == dtype
     for i in range(3):
         alone = METRICS[name](*(x[i : i + 1] for x in batch))
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(120, 160), (97, 143), (150, 90)])
+def test_literal_form_with_targets(size):
+    seen = []
+    for seed in range(4):
+        images = warm(seed, *size)
+        seen.append(literal.kept_contrast(*images[:2]))
+        for name in ("TC", "TClost"):
+            expected = literal.METRICS[name](*images)
+            assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-10, nan_ok=True)
+    seen = np.concatenate(seen)
+    assert len(seen) > 10 and 0 < (seen < 0.3).mean() < 1  # some are lost, some are not
+
+
+def test_targets_of_a_batch():
+    """Images with many targets, with others and with none: each gives what it gives alone, and the last is NaN."""
+    triples = [warm(seed, 120, 160) for seed in (0, 1)]
+    triples.append([triples[0][0], np.full((120, 160), 50.0), triples[0][2]])
+    batch = [torch.cat(column) for column in zip(*(tensors(*triple) for triple in triples))]
+    for name in ("TC", "TClost"):
+        alone = [METRICS[name](*tensors(*triple)).item() for triple in triples]
+        assert math.isfinite(alone[0]) and alone[0] != alone[1] and math.isnan(alone[2])
+        assert METRICS[name](*batch).tolist() == pytest.approx(alone, nan_ok=True)
+
+
+def night(*spots: tuple[int, int, int, int, float], size=(120, 160), dark: float = 20) -> np.ndarray:
+    """A dark image with rectangles (top, left, height, width, level)."""
+    image = np.full(size, dark)
+    for top, left, height, width, level in spots:
+        image[top : top + height, left : left + width] = level
+    return image
+
+
+def test_known_target_contrast():
+    a = night((20, 20, 8, 8, 220), (20, 120, 8, 8, 120), (80, 60, 10, 10, 220))  # contrasts 200, 100, 200
+    kept = night((20, 20, 8, 8, 80), (20, 120, 8, 8, 50), (80, 60, 10, 10, 20))  # 60, 30, 0: 0.3, 0.3, 0
+    dark, darker = (np.where(a > 20, level, 60.0) for level in (50, 0))
+    wild = night((20, 20, 8, 8, 255), (20, 120, 8, 8, 255), (80, 60, 10, 10, 255), dark=0)
+    for fused, contrast, lost in (
+        (a, 1, 0),
+        (kept, 0.2, 1 / 3),  # exactly 0.3 is not lost
+        (np.full_like(a, 9), 0, 1),
+        (dark, -(10 / 200 + 10 / 100 + 10 / 200) / 3, 1),
+        (darker, -(60 / 200 + 60 / 100 + 60 / 200) / 3, 1),
+        (3 * darker, -(180 / 200 + 1 + 180 / 200) / 3, 1),  # cut at -1
+        (wild, (255 / 200 + 1.5 + 255 / 200) / 3, 0),  # cut at 1.5
+    ):
+        for dtype in (torch.float64, torch.float32):
+            images = tensors(fused, a, fused, dtype=dtype)
+            assert METRICS["TC"](*images).item() == pytest.approx(contrast, rel=1e-6)
+            assert METRICS["TClost"](*images).item() == pytest.approx(lost, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spot, found",
+    [
+        ((50, 50, 5, 8, 220), True),  # 40 pixels
+        ((50, 50, 3, 13, 220), False),  # 39
+        ((50, 50, 24, 24, 255), True),  # 3 %
+        ((50, 50, 24, 25, 255), False),
+        ((50, 50, 10, 10, 44), False),  # less than 25 above its surroundings
+        ((0, 0, 10, 10, 220), True),  # in a corner
+    ],
+)
+def test_what_is_a_target(spot, found):
+    image = night(spot)
+    inside, inside_number, around, around_number = targets(image.astype(np.float32))
+    assert (spot[2] * spot[3] if found else 0) == len(inside)
+    assert not inside_number.any() and not around_number.any() and len(inside_number) == len(inside)
+    assert math.isnan(METRICS["TC"](*tensors(image, image, image)).item()) != found
+    if found and spot[0]:
+        height, width = spot[2:4]
+        assert len(around) == (height + 30) * (width + 30) - (height + 6) * (width + 6)
+
+
+def test_regions_touch_at_corners():
+    image = night((50, 50, 5, 5, 220), (55, 55, 5, 5, 220))  # 25 pixels each: only together are they a target
+    assert len(targets(image.astype(np.float32))[0]) == 50
+
+
+def test_targets_are_found_once(monkeypatch):
+    """However many networks and columns ask, and other pixels are never mistaken for them."""
+    calls, find = [], metrics._find_targets
+    monkeypatch.setattr(metrics, "_find_targets", lambda image: calls.append(1) or find(image))
+    monkeypatch.setattr(metrics, "_REMEMBERED", {})
+    images = [warm(seed, 100, 120) for seed in range(metrics.REMEMBER + 4)]
+    for _ in range(3):
+        for name in ("TC", "TClost"):
+            METRICS[name](*tensors(*images[0]))
+    assert len(calls) == 1
+    METRICS["TC"](*tensors(images[0][0].T, images[0][1].reshape(120, 100), images[0][2].T))  # the same bytes
+    assert len(calls) == 2
+    for triple in images:
+        METRICS["TC"](*tensors(*triple))
+    assert len(metrics._REMEMBERED) == metrics.REMEMBER
+
+
+@pytest.mark.parametrize("name", ["MEFSSIM", "MEFSSIMl", "TC"])
+def test_gradients_lead_to_a_better_image(name):
+    """As a training loss: a step along the gradient raises the metric, also where the sources are flat."""
+    fused, a, b = tensors(*warm(0, 120, 160))
+    a[..., :20], b[..., :30] = a[..., :1, :1], 0
+    fused.requires_grad_()
+    (before,) = METRICS[name](fused, a, b)
+    before.backward()
+    assert fused.grad.isfinite().all() and fused.grad.abs().max() > 0
+    with torch.no_grad():
+        (after,) = METRICS[name](fused + fused.grad / fused.grad.abs().max(), a, b)
+    assert after > before + 1e-4
+
+
+def test_known_exposure_similarity():
+    black, white, texture = np.zeros((40, 50)), np.full((40, 50), 255.0), picture(1, 40, 50)
+    for images in ([texture] * 3, [black] * 3, [texture, texture, black], [texture, black, texture]):
+        assert METRICS["MEFSSIM"](*tensors(*images)).item() == pytest.approx(1)
+    assert METRICS["MEFSSIM"](*tensors(black, texture, black)).item() < 0.2  # the structure of A is missing
+    assert METRICS["MEFSSIMl"](*tensors(*[texture] * 3)).item() == pytest.approx(1)
+    plain, luminance = (
+        METRICS[name](*tensors(texture / 4, texture, texture)).item() for name in ("MEFSSIM", "MEFSSIMl")
+    )
+    assert luminance < plain - 0.1
+    for name in ("MEFSSIM", "MEFSSIMl"):
+        assert METRICS[name](*tensors(*[np.full((1, 1), level) for level in (9, 200, 30)])).isfinite().all()
+    assert METRICS["MEFSSIM"](*tensors(white - texture, texture, texture)).item() < 0
+
+
+def test_metrics_for_infrared_are_left_out_elsewhere():
+    names = ["TC", "Qabf", "TClost"]
+    assert set(METRICS) >= INFRARED_ONLY
+    for tasks in ({"TNO_test": "IVF"}, {"Old_test": ""}, {}):
+        assert applicable(names, tasks) == (names, "")
+    note = "TC and TClost are for an infrared source A and left out of SICE_test"
+    assert applicable(names, {"SICE_test": "MEF"}) == (["Qabf"], note)
+    assert applicable(names, {"TNO_test": "IVF", "SICE_test": "MEF"}) == (["Qabf"], note)
+    assert applicable(["Qabf"], {"SICE_test": "MEF"}) == (["Qabf"], "")
+    assert applicable(["TC"], {"SICE_test": "MEF"}) == (
+        [],
+        "TC is for an infrared source A and left out of SICE_test",
+    )
 
 
 def test_a_new_metric(monkeypatch):
@@ -160,6 +364,7 @@ def test_identical_images():
     assert values["Qabf"] == pytest.approx(0.97533, abs=5e-3)
     assert math.isnan(values["SCD"])
     assert values["Qcv"] == values["CE"] == 0 and values["Qcb"] == pytest.approx(1)
+    assert values["MEFSSIM"] == pytest.approx(1) and values["MEFSSIMl"] == pytest.approx(1)
 
 
 def test_flat_images():
@@ -171,7 +376,8 @@ def test_flat_images():
     assert math.isnan(constant_fused["Qcv"]) and math.isnan(constant_fused["Qcb"]) and constant_fused["EI"] == 0
     black = {name: METRICS[name](*tensors(*[np.zeros((50, 50))] * 3)).item() for name in METRICS}
     assert black["VIFF"] == 2
-    assert all(math.isnan(black[name]) for name in ("CC", "SCD", "PSNR", "Qabf", "Qcv", "Qcb"))
+    assert all(math.isnan(black[name]) for name in ("CC", "SCD", "PSNR", "Qabf", "Qcv", "Qcb", "TC", "TClost"))
+    assert black["MEFSSIM"] == black["MEFSSIMl"] == pytest.approx(1)
     assert METRICS["PSNR"](*tensors(np.zeros((50, 50)), other, other)).item() == -math.inf
 
 
@@ -194,7 +400,7 @@ def test_one_bad_image_does_not_spoil_a_mean():
 def test_better_image_scores_better():
     a, b = picture(2), picture(3)
     worse = np.random.default_rng(0).uniform(0, 255, a.shape)
-    for name in ("VIFF", "Qabf", "MSE", "CC", "SSIM", "Qcv", "Qcb"):
+    for name in ("VIFF", "Qabf", "MSE", "CC", "SSIM", "Qcv", "Qcb", "MEFSSIM", "MEFSSIMl"):
         good, bad = (METRICS[name](*tensors(f, a, b)).item() for f in ((a + b) / 2, worse))
         assert good < bad if name in LOWER_IS_BETTER else good > bad, name
 

@@ -1,35 +1,42 @@
 """Fusion metrics as pure batched functions, matched to the evaluator of the published FILM code.
 
-Qcv, Qcb, CE and EI, which that evaluator lacks, follow the toolbox of VIFB (Zhang et al. 2020).
+Qcv, Qcb, CE and EI, which that evaluator lacks, follow the toolbox of VIFB (Zhang et al. 2020); MEFSSIM
+follows MEF-Net's authors; TC and TClost are ours.
 
 Every metric is `metric(fused, image_a, image_b) -> (N,)` on float tensors (N, 1, H, W) in 0..255, on
 any device, and computes in the dtype it is given: float64 equals the published numbers to 1e-6,
 float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources. `METRICS` has them
 by name; higher is better but for those in `LOWER_IS_BETTER`.
 
-Adding a metric takes one function here and one entry in `METRICS`, and its name in `LOWER_IS_BETTER`
-if lower is better. Then `test.metrics` and `train.best` know it. The tests take every entry: image i
-of a batch must give the value that it gives alone, and the dtype must stay. They also compare it with
-a slow literal form of the equation, `f(fused, image_a, image_b) -> float` on NumPy arrays (H, W):
-add one to `METRICS` in tests/literal.py, or list the name there in `WITHOUT_LITERAL_FORM`.
+Adding a metric takes one function here and one entry in `METRICS`, its name in `LOWER_IS_BETTER` if
+lower is better, and in `INFRARED_ONLY` if it says nothing of other tasks. Then `test.metrics` and
+`train.best` know it. The tests take every entry: image i of a batch must give the value that it gives
+alone, and the dtype must stay. They also compare it with a slow literal form of the equation,
+`f(fused, image_a, image_b) -> float` on NumPy arrays (H, W): add one to `METRICS` in tests/literal.py,
+or list the name there in `WITHOUT_LITERAL_FORM`.
 
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
 Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, SSIM under 7, Qcb if A, B or F
-is constant, Qcv if one of them is constant and not black. PSNR of F = A = B is inf and of a black F
--inf, left out likewise. VIFF of a flat source and a flat F is 1 for that source; CE of images without
-a common level is 0.
+is constant, Qcv if one of them is constant and not black, TC and TClost if A has no target. PSNR of
+F = A = B is inf and of a black F -inf, left out likewise. VIFF of a flat source and a flat F is 1 for
+that source; CE of images without a common level is 0. MEFSSIM has a value for every image.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.data.images import cv2  # set up there
+
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
+MEFSSIM_MASS = 1 - 3.7886e-8  # sum of the authors' window of 11 x 11, in single precision; it moves MEFSSIM by 1e-6
 CACHED = 2**16  # so many pixels stay in the cache of a CPU
 
 
@@ -352,6 +359,143 @@ def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     return _mean((a**2 * kept_a + b**2 * kept_b) / (a**2 + b**2)).to(dtype)
 
 
+def _exposure_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (N, 1, H, W) of MEFSSIM: the similarity of contrast and structure, and that of luminance."""
+    n = len(fused)
+    maps = F.pad(torch.cat([image_a, image_b, fused]) / 255, (5,) * 4)  # a border of zeros
+    window = [weight * math.sqrt(MEFSSIM_MASS) for weight in gaussian_window(11, 11 / 6)]
+    mean, variance, covariance = local_moments(maps, window)
+    (mean_a, mean_b, mean_f), (variance_a, variance_b, variance_f) = mean.split(n), variance.split(n)
+    c1, c2 = 0.01**2, 0.03**2
+
+    of_a = variance_a >= variance_b  # A is the reference
+    reference = torch.where(of_a, variance_a, variance_b)
+    structure = (2 * torch.where(of_a, *covariance.split(n)) + c2) / (variance_f + reference + c2)
+
+    overall = mean.mean(dim=(2, 3), keepdim=True)
+    exposedness = torch.exp(-((mean - 0.5) ** 2 + (overall - 0.5) ** 2) / 0.08)
+    weight_a, weight_b, _ = exposedness.split(n)
+    expected = (weight_a * mean_a + weight_b * mean_b) / (weight_a + weight_b)
+    luminance = (2 * mean_f * expected + c1) / (mean_f**2 + expected**2 + c1)
+    return structure, luminance
+
+
+def exposure_fusion_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """MEFSSIM (Ma, Zeng and Wang 2015), as MEF-Net's authors train with it: how much structure F keeps, in [-1, 1].
+
+    Mean over all pixels of (2 cov(F, R) + C2) / (var F + var R + C2), where R is the source with the larger variance
+    at that pixel (A where they are equal). Images in 0..1, Gaussian window 11 x 11, sigma 11/6, zero border, one
+    scale, C2 = 0.03^2. 1 for A = B = F, flat ones too. Differentiable, so that a training can maximise it. Meant for
+    exposures and test.stretch=clamp: a stretch to the full range changes what is measured.
+    """
+    return _mean(_exposure_similarity(fused, image_a, image_b)[0])
+
+
+def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """MEFSSIMl: MEFSSIM with the local luminance, in [-1, 1].
+
+    Each pixel's term is times (2 mF mY + C1) / (mF^2 + mY^2 + C1), C1 = 0.01^2. mF is F's local mean; mY weights
+    those of the sources by exp(-(m - 0.5)^2 / 0.08) exp(-(M - 0.5)^2 / 0.08), M the mean of m over the image: how
+    well exposed a source is there, and as a whole. The rest is as in MEFSSIM.
+    """
+    structure, luminance = _exposure_similarity(fused, image_a, image_b)
+    return _mean(structure * luminance)
+
+
+_REMEMBERED: dict[bytes, tuple[np.ndarray, ...]] = {}  # targets of the last images, by their pixels
+REMEMBER = 16  # TC and TClost of several networks, in batches, ask for the same images
+
+
+def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where an infrared image shows something warmer than what is around it.
+
+    A target is an 8-connected region of 40 pixels to 3 % of the image that is more than 25 levels above the local
+    mean, a Gaussian with sigma 0.06 max(H, W) as OpenCV computes it in float32. Its ring lies 4 to 15 pixels away,
+    where the image is less than 10 levels above the local mean. A target needs a ring of more than 30 pixels.
+
+    Args:
+        image: (H, W) float32 in 0..255.
+
+    Returns:
+        Pixels of all targets, as indices into the flattened image, and the number of the target of each; pixels
+        of all rings, and the number of the target of each. Targets are numbered from 0 without gaps.
+    """
+    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    if key not in _REMEMBERED:
+        if len(_REMEMBERED) >= REMEMBER:
+            del _REMEMBERED[next(iter(_REMEMBERED))]
+        _REMEMBERED[key] = _find_targets(image)
+    return _REMEMBERED[key]
+
+
+def _find_targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `targets` remembers."""
+    local = image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
+    _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
+    places = np.arange(image.size).reshape(image.shape)
+    inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15
+    inside, around = [], []
+    for label, (left, top, width, height, area) in enumerate(regions):
+        if label == 0 or not 40 <= area <= 0.03 * image.size:  # 0 is what is not warm
+            continue
+        window = np.s_[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
+        target = (labels[window] == label).astype(np.uint8)
+        ring = (cv2.dilate(target, outer) > cv2.dilate(target, inner)) & (local[window] < 10)
+        if np.count_nonzero(ring) > 30:
+            inside.append(places[window][target > 0])
+            around.append(places[window][ring])
+
+    def join(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return np.concatenate([np.empty(0, np.int64), *parts]), numbers
+
+    return *join(inside), *join(around)
+
+
+def _kept_contrast(fused: Tensor, image_a: Tensor) -> list[Tensor]:
+    """For each of N images, how much of the contrast of A's targets F keeps: (T,) float64 in [-1, 1.5], T may be 0."""
+
+    def kept(f: Tensor, a: Tensor) -> Tensor:
+        found = [torch.from_numpy(part).to(f.device) for part in targets(a[0].float().cpu().numpy())]
+        inside, inside_number, around, around_number = found
+        count = int(inside_number[-1]) + 1 if len(inside_number) else 0
+
+        def mean(x: Tensor, pixels: Tensor, number: Tensor) -> Tensor:
+            sums = x.new_zeros(count).index_add(0, number, x[pixels])
+            return sums / number.bincount(minlength=count)
+
+        def contrast(x: Tensor) -> Tensor:
+            x = x.double().flatten()
+            return mean(x, inside, inside_number) - mean(x, around, around_number)
+
+        of_a = contrast(a)
+        return (contrast(f) / of_a)[of_a > 15].clamp(-1, 1.5)
+
+    return [kept(f, a) for f, a in zip(fused, image_a.detach())]
+
+
+def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
+    """TC, for an infrared source A: how much of what is warm survives in F, in [-1, 1.5].
+
+    The contrast of a target of A (see `targets`) is its mean less that of its ring; those of A's own contrast of 15
+    levels or less do not count. TC is the mean over the targets of F's contrast in units of A's, each cut to
+    [-1, 1.5]: 1 for F = A, 0 where F does not show the target, below 0 where it is darker than what is around it.
+    NaN without a target. Found on the CPU and computed in float64 always. Meant for test.stretch=clamp: a stretch
+    to the full range raises every contrast of F.
+    """
+    return torch.stack([kept.mean() for kept in _kept_contrast(fused, image_a)]).to(fused.dtype)
+
+
+def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
+    """TClost, lower is better: the share of A's targets whose contrast F keeps to less than 0.3, in [0, 1].
+
+    Targets and NaN are those of TC. The mean over a set is that of the images' shares, so that an image counts
+    once however many targets it has. Exactly 0.3 is not lost, however it is rounded.
+    """
+    lost = [(kept < 0.3 - 1e-9).double().mean() for kept in _kept_contrast(fused, image_a)]
+    return torch.stack(lost).to(fused.dtype)
+
+
 METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "EN": entropy,
     "SD": standard_deviation,
@@ -369,5 +513,10 @@ METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "Qcb": chen_blum,
     "CE": cross_entropy,
     "EI": edge_intensity,
+    "MEFSSIM": exposure_fusion_similarity,
+    "MEFSSIMl": exposure_fusion_similarity_with_luminance,
+    "TC": target_contrast,
+    "TClost": lost_targets,
 }
-LOWER_IS_BETTER = {"MSE", "Qcv", "CE"}
+LOWER_IS_BETTER = {"MSE", "Qcv", "CE", "TClost"}
+INFRARED_ONLY = {"TC", "TClost"}  # for an infrared source A, the task IVF

@@ -139,10 +139,15 @@ class PairFile:
         return isinstance(self.file.get(kind), h5py.Group)
 
 
-def task_of(path: str | Path) -> str:
-    """The task recorded in an H5 file, e.g. IVF; InputError for a published file, which records none."""
+def recorded_task(path: str | Path) -> str:
+    """The task recorded in an H5 file, e.g. IVF; empty for a published file, which records none."""
     with open_h5(path) as file:
-        task = attribute(file, "task")
+        return attribute(file, "task")
+
+
+def task_of(path: str | Path) -> str:
+    """The task recorded in an H5 file; InputError if there is none."""
+    task = recorded_task(path)
     if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
         raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
     return task

@@ -12,7 +12,7 @@ from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
 from utils.guides.guide import Guidance
-from utils.metrics import METRICS
+from utils.metrics import INFRARED_ONLY, METRICS
 
 
 def check_metrics(names: Iterable[str]) -> None:
@@ -20,6 +20,22 @@ def check_metrics(names: Iterable[str]) -> None:
     for name in names:
         if name not in METRICS:
             raise InputError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
+
+
+def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str], str]:
+    """The metrics that say something of some sets, and a note on those that do not, empty if all do.
+
+    Args:
+        metrics: names in METRICS.
+        tasks: by the name of each set its task; empty where it is not known, and every metric is taken.
+    """
+    others = [name for name, task in tasks.items() if task not in ("", "IVF")]
+    left_out = [metric for metric in metrics if others and metric in INFRARED_ONLY]
+    if not left_out:
+        return metrics, ""
+    are = "are" if len(left_out) > 1 else "is"
+    note = f"{' and '.join(left_out)} {are} for an infrared source A and left out of {' and '.join(others)}"
+    return [metric for metric in metrics if metric not in left_out], note
 
 
 GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
