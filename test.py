@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from net import FusionNetwork
     from utils.results.report import Report
 
-BASELINES = ("mean", "max", "laplacian")
+RULES = ("mean", "max", "laplacian")  # of --compare
+BASELINES = {task: (*RULES, rule) for task, rule in {"IVF": "saliency", "MEF": "mertens", "MFF": "focus"}.items()}
 PUBLISHED = "configs/paper_tables.yaml"
 
 ARGUMENTS = {
@@ -223,13 +224,14 @@ def test_set(
     guidances = open_guides(config, model, [dataset], device)
     with open_h5(path) as file:
         dataset_name = attribute(file, "dataset") or name.rpartition("_")[0] or name
+        task = attribute(file, "task")
     if not plain_name(dataset_name):
         raise InputError(f"{path} is of a dataset {dataset_name!r}, which is no plain name; make it again")
     same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
     folder = Path(config.test.output) / (dataset_name if same == [name] else name)
     blocks = published_rows(PUBLISHED, dataset_name) if compare else []
 
-    rules = [rule for rule in BASELINES if compare and rule != model.name]
+    rules = [rule for rule in BASELINES.get(task, RULES) if compare and rule != model.name]
     models = [model, *(build_model(rule).to(device).eval() for rule in rules)]
     labels = [label_with_remarks(model, guidances), *(rule.label for rule in models[1:])]
     evaluators = [Evaluator(config.test.metrics, device) for _ in models]

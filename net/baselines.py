@@ -1,14 +1,17 @@
 """Fusion rules without weights, so that every table can show what a network gains.
 
-Same interface as the networks, and no input but the images.
+Same interface as the networks, and no input but the images. Mean, max and Laplacian pyramid serve every task;
+saliency is for infrared-visible pairs, Mertens for exposures, focus for focal planes.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from net.base import FusionNetwork
 from net.registry import register
+from utils.data.images import cv2  # set up there
 from utils.errors import InputError
 
 
@@ -77,3 +80,115 @@ class LaplacianPyramid(FusionNetwork):
     def _expand(x: Tensor, like: Tensor) -> Tensor:
         """Bilinear enlargement to the size of `like`."""
         return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _window_mean(x: Tensor, size: int) -> Tensor:
+    """Mean over the part of a square window of `size` pixels, odd, that lies within the image: (N, 1, H, W)."""
+    half = size // 2
+    x = F.avg_pool2d(x, (size, 1), stride=1, padding=(half, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, size), stride=1, padding=(0, half), count_include_pad=False)
+
+
+def _check_window(**options: int) -> None:
+    """InputError if a side of a window is not odd and positive."""
+    for key, size in options.items():
+        if size < 1 or size % 2 == 0:
+            raise InputError(f"net.{key} must be an odd number of pixels, not {size}")
+
+
+def _saliency(x: Tensor) -> Tensor:
+    """How far a pixel's level is from those of all others (Zhai and Shah 2006), 0..1; 0 everywhere if x is constant.
+
+    Args:
+        x: (N, 1, H, W) in [0, 1], taken in 8-bit levels.
+
+    Returns:
+        sum over the pixels q of |I(p) - I(q)|, stretched to 0..1 in every image: (N, 1, H, W).
+    """
+    levels = (255 * x).round().clamp(0, 255).long().flatten(1)
+    share = torch.stack([row.bincount(minlength=256) for row in levels]).to(x.dtype) / levels.shape[1]
+    level = torch.arange(256, dtype=x.dtype, device=x.device)
+    distance = (share @ (level[:, None] - level).abs()).gather(1, levels)
+    low, high = distance.aminmax(dim=1, keepdim=True)
+    return torch.where(high > low, (distance - low) / (high - low), 0).view_as(x)
+
+
+@register("saliency")
+class TwoScale(FusionNetwork):
+    """Two scales, and what is salient (Ma, Zhou, Wang and Zong 2017, without their least squares), for infrared A.
+
+    Base: the mean in a window (as Bavirisetti and Dhuli 2016), weighted by w = 1/2 + (V_A - V_B) / 2 for A and
+    1 - w for B with the saliencies V of `_saliency`, so that warm targets survive. Detail: what the base leaves, by
+    the larger magnitude.
+
+    Args:
+        window: side of the window, pixels, odd; near the border the part of it that lies within the image.
+
+    Raises:
+        InputError: an even window, or none.
+    """
+
+    label = "two-scale"
+
+    def __init__(self, window: int = 35):
+        super().__init__()
+        _check_window(window=window)
+        self.window = window
+
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
+        base_a, base_b = _window_mean(image_a, self.window), _window_mean(image_b, self.window)
+        weight = 0.5 + (_saliency(image_a) - _saliency(image_b)) / 2
+        detail_a, detail_b = image_a - base_a, image_b - base_b
+        detail = torch.where(detail_a.abs() >= detail_b.abs(), detail_a, detail_b)
+        return (torch.lerp(base_b, base_a, weight) + detail).clamp(0, 1)
+
+
+@register("mertens")
+class Mertens(FusionNetwork):
+    """Exposure fusion (Mertens, Kautz and Van Reeth 2007) as OpenCV computes it, in float32 on the CPU.
+
+    A Laplacian pyramid blended by contrast and well-exposedness, both to the power of 1, as in the paper; gray has
+    no saturation. (OpenCV's own default leaves out well-exposedness.)
+    """
+
+    label = "Mertens"
+
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
+        merge = cv2.createMergeMertens(contrast_weight=1, saturation_weight=0, exposure_weight=1)
+        pairs = torch.cat([image_a, image_b], dim=1).detach().float().cpu().numpy() * 255  # OpenCV divides by 255
+        fused = np.stack([merge.process(list(pair)) for pair in pairs])[:, None]
+        return torch.from_numpy(fused).to(image_a).clamp(0, 1)
+
+
+@register("focus")
+class Focus(FusionNetwork):
+    """The source in focus: the larger sum-modified Laplacian (Nayar and Nakagawa 1994), by a vote of the neighbours.
+
+    At each pixel |2 I - left - right| + |2 I - up - down| is averaged in a window; the source with the larger value
+    gets the votes of the pixels around, and the majority chooses. The mean where there is none, e.g. A = B.
+
+    Args:
+        window: side of the window that the measure is averaged in, pixels, odd.
+        vote: side of the window that votes, likewise.
+
+    Raises:
+        InputError: an even window, or none.
+    """
+
+    label = "focus"
+
+    def __init__(self, window: int = 9, vote: int = 21):
+        super().__init__()
+        _check_window(window=window, vote=vote)
+        self.window, self.vote = window, vote
+
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
+        sharper = torch.sign(self._measure(image_a) - self._measure(image_b))
+        share = (_window_mean(sharper, self.vote).sign() + 1) / 2  # of A: 1, 1/2 or 0
+        return torch.lerp(image_b, image_a, share)
+
+    def _measure(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        across = (2 * x - padded[..., 1:-1, :-2] - padded[..., 1:-1, 2:]).abs()
+        down = (2 * x - padded[..., :-2, 1:-1] - padded[..., 2:, 1:-1]).abs()
+        return _window_mean(across + down, self.window)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -287,6 +288,96 @@ def test_baselines():
     torch.testing.assert_close(pyramid(sharp, blurred), sharp, atol=0.1, rtol=0)  # takes the detail
 
 
+RULES = ["mean", "max", "laplacian", "saliency", "mertens", "focus"]
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (70, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rules_on_any_size_and_batch(name, size, dtype):
+    rule = build_model(name).eval()
+    a, b = torch.rand(2, 3, 1, *size, dtype=dtype)
+    with torch.inference_mode():
+        fused = rule(a, b)
+        assert fused.shape == a.shape and fused.dtype == dtype and fused.min() >= 0 and fused.max() <= 1
+        alone = torch.cat([rule(a[i : i + 1], b[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(fused, alone, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule(a, a), a, atol=1e-5, rtol=0)
+        torch.testing.assert_close(rule(b, a), fused, atol=1e-5, rtol=0)  # no source is preferred
+        black, white = torch.zeros_like(a), torch.ones_like(a)
+        assert torch.equal(rule(black, black), black)
+        torch.testing.assert_close(rule(white, white), white, atol=1e-6, rtol=0)
+
+
+def test_saliency_keeps_warm_targets():
+    """A warm spot, dark in the visible image, keeps its contrast, and so does the texture of the visible image."""
+    infrared, visible = torch.full((1, 1, 120, 160), 0.1), 0.3 + 0.04 * torch.rand(1, 1, 120, 160)
+    visible[..., 100:, ::2] += 0.3
+    infrared[..., 40:60, 60:80], visible[..., 40:60, 60:80] = 0.9, 0.2
+    rule = build_model("saliency")
+    fused = rule(infrared, visible)
+
+    def contrast(image: torch.Tensor) -> float:
+        return (image[..., 42:58, 62:78].mean() - image[..., 20:35, 60:80].mean()).item()
+
+    assert contrast((infrared + visible) / 2) < 0.45 * contrast(infrared)
+    assert contrast(fused) > 0.7 * contrast(infrared)
+    steps = fused[..., 105:, ::2].mean() - fused[..., 105:, 1::2].mean()
+    assert steps.item() > 0.28
+
+    expected = two_scale(infrared[0, 0].double().numpy(), visible[0, 0].double().numpy(), 35)
+    torch.testing.assert_close(rule(infrared.double(), visible.double())[0, 0], torch.from_numpy(expected))
+
+
+def two_scale(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
+    """The rule pixel by pixel."""
+    half, (h, w) = window // 2, a.shape
+
+    def base(x):
+        mean = np.empty_like(x)
+        for i, j in np.ndindex(h, w):
+            mean[i, j] = x[max(0, i - half) : i + half + 1, max(0, j - half) : j + half + 1].mean()
+        return mean
+
+    def saliency(x):
+        levels = np.rint(255 * x)
+        distance = sum(share * np.abs(levels - level) for level, share in zip(*np.unique(levels, return_counts=True)))
+        return (distance - distance.min()) / np.ptp(distance)
+
+    weight = 0.5 + (saliency(a) - saliency(b)) / 2
+    detail_a, detail_b = a - base(a), b - base(b)
+    detail = np.where(np.abs(detail_a) >= np.abs(detail_b), detail_a, detail_b)
+    return (weight * base(a) + (1 - weight) * base(b) + detail).clip(0, 1)
+
+
+def test_mertens_is_that_of_opencv():
+    rng = np.random.default_rng(0)
+    over = cv2.GaussianBlur(rng.uniform(-200, 500, (60, 90)), (0, 0), 6).clip(0, 255)
+    over = cv2.normalize(over, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    under = (over // 3).astype(np.uint8)
+    expected = cv2.createMergeMertens(1, 0, 1).process([over, under]).clip(0, 1)
+    a, b = (torch.from_numpy(image / 255)[None, None] for image in (over, under))
+    fused = build_model("mertens")(a, b)
+    np.testing.assert_allclose(fused[0, 0], expected, atol=1e-5)
+    assert (fused - (a + b) / 2).abs().max() > 0.1 and fused.dtype == torch.float64
+
+
+def test_focus_takes_the_sharp_halves():
+    """Two images, each blurred in another half: away from the seam the sharp one is taken, exactly."""
+    sharp = np.random.default_rng(0).uniform(0, 1, (80, 100)).astype(np.float32)
+    sharp = cv2.GaussianBlur(sharp, (0, 0), 0.7)
+    near, far = sharp.copy(), sharp.copy()
+    near[:, 50:], far[:, :50] = (cv2.GaussianBlur(sharp, (0, 0), 3)[:, half] for half in (np.s_[50:], np.s_[:50]))
+    near, far, sharp = (torch.from_numpy(image)[None, None] for image in (near, far, sharp))
+    fused = build_model("focus")(near, far)
+    assert torch.equal(fused[..., :40], sharp[..., :40]) and torch.equal(fused[..., 60:], sharp[..., 60:])
+    assert ((fused == near) | (fused == far)).all()  # each pixel is of one of them
+    flat = torch.full_like(near, 0.5)
+    flat[..., 30:34, 60:64] = torch.rand(4, 4)  # a speck that its neighbours outvote
+    assert torch.equal(build_model("focus")(sharp, flat), sharp)
+    assert not torch.equal(build_model("focus", window=1, vote=1)(sharp, flat), sharp)
+
+
 @pytest.mark.parametrize(
     "name, options, words",
     [
@@ -299,6 +390,9 @@ def test_baselines():
         ("film", {"token_grid": [288]}, "must be like (288, 384)"),
         ("mean", {"channels": 3}, "not an option of 'mean'"),
         ("laplacian", {"levels": 0}, "at least 1"),
+        ("saliency", {"window": 4}, "net.window must be an odd number of pixels, not 4"),
+        ("focus", {"window": 0}, "net.window must be an odd number"),
+        ("focus", {"vote": -1}, "net.vote must be an odd number"),
     ],
 )
 def test_wrong_options_are_named(name, options, words):

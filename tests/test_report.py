@@ -154,7 +154,7 @@ def test_report_of_a_test(prepared, tmp_path):
     output = script("test.py", *prepared, "net={name: max}", "ckpt=null", "--report")
     assert f"open in a browser: {tmp_path}/out/report/index.html" in output
     pictures = list((tmp_path / "out" / "report").rglob("*.png"))
-    assert len(pictures) == 2 * (2 + 2 + 2)  # A, B, fused, in colour, and two other rules, of two pairs
+    assert len(pictures) == 2 * (2 + 2 + 3)  # A, B, fused, in colour, and three other rules, of two pairs
     assert cv2.imread(str(pictures[0])) is not None
 
 

@@ -68,7 +68,7 @@ def test_train_then_test(prepared, tmp_path):
     assert cv2.imread(str(out / "comparison.png")) is not None
     summary = json.loads((out / "metrics.json").read_text())
     rows = list(csv.DictReader((out / "metrics.csv").open()))
-    assert len(rows) == 4 * 3 and summary["stretch"] == rows[0]["stretch"] == "minmax" and summary["images"] == 2
+    assert len(rows) == 5 * 3 and summary["stretch"] == rows[0]["stretch"] == "minmax" and summary["images"] == 2
     per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM" and row["image"] != "mean"]
     assert summary["mean"]["FILM"]["SF"] == pytest.approx(np.mean(per_image))
 
@@ -303,6 +303,38 @@ def test_real_pairs(shared, tmp_path):
     for case in cases:
         for metric, value in ours[case["name"]].items():
             assert value == pytest.approx(case["values"][metric], rel=1e-6), metric
+
+
+def test_metrics_and_rules_by_task(prepared, tmp_path):
+    """What is measured and compared follows the task that an H5 file records, and a published one records none."""
+    rules = ["mean", "max", "Laplacian"]
+    words = ["net={name: mean}", "ckpt=null", "test.metrics=[TC,SD,TClost]", "--compare"]
+    for task, more in {"IVF": ["two-scale"], "MEF": ["Mertens"], "MFF": ["focus"], "MIF": [], "": []}.items():
+        with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+            file.attrs["task"] = task
+            if not task:
+                del file.attrs["task"]
+        output = script("test.py", *prepared, *words)
+        summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+        assert list(summary["mean"]) == rules + more
+        infrared = task in ("IVF", "")
+        assert summary["metrics"] == (["TC", "SD", "TClost"] if infrared else ["SD"])
+        note = "note: TC and TClost are for an infrared source A and left out of Toy_test\n"
+        assert (note in output) != infrared and ("TClost↓" in output) == infrared
+        assert list(summary["mean"]["mean"]) == summary["metrics"]
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        file.attrs["task"] = "MEF"
+    output = script("test.py", *prepared, *words, "test.metrics=[TC]", code=1)
+    assert "TC is for an infrared source A and left out of Toy_test, where test.metrics names no other" in output
+
+    training = ["data.val=[Toy_test]", "train.epochs=1", "train.val_every=1", "test.metrics=[TC,SD]"]
+    output = script("train.py", *prepared, *training, "train.best=TC", code=1)
+    assert "train.best=TC cannot choose the best epoch: TC is for an infrared" in output
+    output = script("train.py", *prepared, *training, "train.best=MEFSSIM")
+    log = (only_run(tmp_path) / "log.txt").read_text()
+    assert "note: TC is for an infrared source A and left out of Toy_test" in log
+    (scores,) = (r for r in map(json.loads, (only_run(tmp_path) / "metrics.jsonl").open()) if r["kind"] == "val")
+    assert {"MEFSSIM", "SD"} <= set(scores) and "TC" not in scores
 
 
 def test_table_has_the_papers_form():
