@@ -105,11 +105,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
         f"guided by {describe_guidance(guidances)}; {len(dataset)} pairs, {train.batch_size} a step "
         f"({world} processes x {train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
-        f"{len(loader)} steps an epoch, {train.epochs} epochs"
+        f"{len(loader)} steps an epoch, {train.epochs} epochs{note and f'; note: {note}'}"
     )
-
-    if note:
-        log.info(f"note: {note}")
 
     started = time.monotonic()
     for epoch in range(first_epoch + 1, train.epochs + 1):

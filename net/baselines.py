@@ -11,8 +11,8 @@ from torch import Tensor
 
 from net.base import FusionNetwork
 from net.registry import register
-from utils.data.images import cv2  # set up there
 from utils.errors import InputError
+from utils.opencv import cv2
 
 
 @register("mean")

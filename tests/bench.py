@@ -38,16 +38,18 @@ TEXT_TOKENS = 120  # about as many as both paragraphs of a RoadScene pair have
 SIX = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 
 
-def interleave(ours: Callable, theirs: Callable, rounds: int, title: str = "") -> tuple[float, float]:
+def interleave(
+    ours: Callable, theirs: Callable, rounds: int, title: str = "", clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
     """Median seconds of both, called in turn so that both meet the same disturbances."""
     times: tuple[list, list] = ([], [])
     for _ in tqdm(range(rounds), desc=title, leave=False, disable=not title):
         for function, record in zip((ours, theirs), times):
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             function()
             synchronize()
-            record.append(time.perf_counter() - start)
+            record.append(clock() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
@@ -174,7 +176,9 @@ def pictures(count: int, height: int = 480, width: int = 640) -> list[np.ndarray
     return list(np.clip(128 + base + noise, 0, 255).round().astype(np.uint8))
 
 
-def bench_metrics(names: list[str], images: int, rounds: int, device: str = "cpu") -> tuple[float, ...]:
+def bench_metrics(
+    names: list[str], images: int, rounds: int, device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, ...]:
     """`names` on `images` triples of 480 x 640: as test.py computes them (float64), and NumPy/SciPy."""
     every = pictures(images + 2)
     triples = [every[i : i + 3] for i in range(images)]
@@ -194,7 +198,7 @@ def bench_metrics(names: list[str], images: int, rounds: int, device: str = "cpu
     expected, results = theirs(), ours()
     pairs = [(results[i][name], expected[i][name]) for i in expected for name in names]
     difference = max(abs(value - reference) / abs(reference) for value, reference in pairs)
-    return *interleave(ours, theirs, rounds, "metrics"), difference
+    return *interleave(ours, theirs, rounds, "metrics", clock), difference
 
 
 def bench_loader(rounds: int = 5, samples: int = 1083, read: int = 64) -> tuple[float, ...]:

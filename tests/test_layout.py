@@ -8,7 +8,8 @@ from tests.conftest import ROOT
 
 # a file imports from its own level and from those below it
 LEVELS = [
-    ("utils.errors", "utils.files", "utils.config", "utils.registry", "utils.distributed", "utils.metrics"),
+    ("utils.errors", "utils.files", "utils.config", "utils.registry", "utils.distributed", "utils.opencv"),
+    ("utils.filters", "utils.targets", "utils.metrics"),
     ("net", "utils.loss"),
     ("utils.guides",),
     ("utils.data",),

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.metrics import VIFF_MIN_SIDE, filter_windows, gaussian_window, local_moments, sobel
+from utils.filters import filter_windows, gaussian_window, local_moments, sobel
+from utils.metrics import VIFF_MIN_SIDE
 from utils.registry import Registry
 
 LOSSES = Registry("loss")

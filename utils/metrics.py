@@ -23,21 +23,19 @@ F = A = B is inf and of a black F -inf, left out likewise. VIFF of a flat source
 that source; CE of images without a common level is 0. MEFSSIM has a value for every image.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.data.images import cv2  # set up there
+from utils.filters import filter_windows, gaussian_window, local_moments, sobel
+from utils.targets import kept_contrast
 
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
 MEFSSIM_MASS = 1 - 3.7886e-8  # sum of the authors' window of 11 x 11, in single precision; it moves MEFSSIM by 1e-6
-CACHED = 2**16  # so many pixels stay in the cache of a CPU
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -128,64 +126,6 @@ def sum_of_correlations_of_differences(fused: Tensor, image_a: Tensor, image_b: 
     return _pearson(image_a, fused - image_b) + _pearson(image_b, fused - image_a)
 
 
-def gaussian_window(size: int, sigma: float) -> list[float]:
-    """1-D Gaussian window of `size` samples, centred, `sigma` in samples: the weights, which add up to 1."""
-    window = [math.exp(-((i - size // 2) ** 2) / (2 * sigma**2)) for i in range(size)]
-    return [weight / sum(window) for weight in window]
-
-
-def filter_windows(x: Tensor, window: list[float], step: int = 1) -> Tensor:
-    """Weighted sums over whole windows only: y[i, j] = sum over k, l of w[k] w[l] x[i step + k, j step + l].
-
-    One 1-D window serves both directions. It is computed as a sum of shifted views: on one channel that is
-    several times faster than a convolution, copies no weights to the device, and is never rounded to TF32.
-
-    Args:
-        x: maps (N, C, H, W), any range.
-        window: K weights.
-        step: distance of two windows, pixels.
-
-    Returns:
-        Maps (N, C, (H - K) // step + 1, (W - K) // step + 1).
-
-    Raises:
-        ValueError: a map smaller than the window.
-    """
-    if min(x.shape[2:]) < len(window):
-        raise ValueError(f"maps of {tuple(x.shape[2:])} pixels hold no whole window of {len(window)}")
-    if x.device.type == "cpu" and len(x) > 1 and x.numel() > CACHED:
-        parts = x.split(max(1, CACHED // x[0].numel()))
-        return torch.cat([filter_windows(part, window, step) for part in parts])
-    for dim in (2, 3):
-        extent = x.shape[dim] - len(window) + 1
-        shifted = [x[(slice(None),) * dim + (slice(k, k + extent, step),)] for k in range(len(window))]
-        x = shifted[0] * window[0]
-        for view, weight in zip(shifted[1:], window[1:]):
-            x.add_(view, alpha=weight)
-    return x
-
-
-def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and variances in every whole window, and the covariances of F with A and with B.
-
-    Args:
-        maps: A, B and F, one after the other (3N, 1, H, W).
-        window: K weights of `filter_windows` that add up to 1.
-
-    Returns:
-        Means (3N, 1, H - K + 1, W - K + 1), variances likewise, and covariances (2N, ...). Rounding can make a
-        variance of a flat part slightly negative.
-
-    Raises:
-        ValueError: a map smaller than the window.
-    """
-    n = len(maps) // 3
-    a, b, f = maps.chunk(3)
-    moments = filter_windows(torch.cat([maps, maps**2, a * f, b * f]), window)
-    mean, square, product = moments.split([3 * n, 3 * n, 2 * n])
-    return mean, square - mean**2, product - mean[: 2 * n] * _both(mean[2 * n :])
-
-
 def _both(x: Tensor) -> Tensor:
     """F's maps once for the terms with A and once for those with B: (N, ...) -> (2N, ...)."""
     return x.repeat(2, 1, 1, 1)
@@ -236,22 +176,6 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
         denominator += torch.log1p(source / noise).sum(dim=(1, 2, 3))
     vifp = (numerator / denominator).nan_to_num(nan=1.0)
     return vifp[:n] + vifp[n:]
-
-
-def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
-    """Sobel derivatives of every channel, not normalised: a step of 1 gives 4.
-
-    Args:
-        x: (N, C, H, W), any range.
-        border: what is outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
-
-    Returns:
-        The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.
-    """
-    x = F.pad(x, (1, 1, 1, 1), mode=border)
-    down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
-    across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]
 
 
 def edge_preservation(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
@@ -402,78 +326,6 @@ def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, im
     return _mean(structure * luminance)
 
 
-_REMEMBERED: dict[bytes, tuple[np.ndarray, ...]] = {}  # targets of the last images, by their pixels
-REMEMBER = 16  # TC and TClost of several networks, in batches, ask for the same images
-
-
-def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Where an infrared image shows something warmer than what is around it.
-
-    A target is an 8-connected region of 40 pixels to 3 % of the image that is more than 25 levels above the local
-    mean, a Gaussian with sigma 0.06 max(H, W) as OpenCV computes it in float32. Its ring lies 4 to 15 pixels away,
-    where the image is less than 10 levels above the local mean. A target needs a ring of more than 30 pixels.
-
-    Args:
-        image: (H, W) float32 in 0..255.
-
-    Returns:
-        Pixels of all targets, as indices into the flattened image, and the number of the target of each; pixels
-        of all rings, and the number of the target of each. Targets are numbered from 0 without gaps.
-    """
-    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-    if key not in _REMEMBERED:
-        if len(_REMEMBERED) >= REMEMBER:
-            del _REMEMBERED[next(iter(_REMEMBERED))]
-        _REMEMBERED[key] = _find_targets(image)
-    return _REMEMBERED[key]
-
-
-def _find_targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `targets` remembers."""
-    local = image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
-    _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
-    places = np.arange(image.size).reshape(image.shape)
-    inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15
-    inside, around = [], []
-    for label, (left, top, width, height, area) in enumerate(regions):
-        if label == 0 or not 40 <= area <= 0.03 * image.size:  # 0 is what is not warm
-            continue
-        window = np.s_[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
-        target = (labels[window] == label).astype(np.uint8)
-        ring = (cv2.dilate(target, outer) > cv2.dilate(target, inner)) & (local[window] < 10)
-        if np.count_nonzero(ring) > 30:
-            inside.append(places[window][target > 0])
-            around.append(places[window][ring])
-
-    def join(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return np.concatenate([np.empty(0, np.int64), *parts]), numbers
-
-    return *join(inside), *join(around)
-
-
-def _kept_contrast(fused: Tensor, image_a: Tensor) -> list[Tensor]:
-    """For each of N images, how much of the contrast of A's targets F keeps: (T,) float64 in [-1, 1.5], T may be 0."""
-
-    def kept(f: Tensor, a: Tensor) -> Tensor:
-        found = [torch.from_numpy(part).to(f.device) for part in targets(a[0].float().cpu().numpy())]
-        inside, inside_number, around, around_number = found
-        count = int(inside_number[-1]) + 1 if len(inside_number) else 0
-
-        def mean(x: Tensor, pixels: Tensor, number: Tensor) -> Tensor:
-            sums = x.new_zeros(count).index_add(0, number, x[pixels])
-            return sums / number.bincount(minlength=count)
-
-        def contrast(x: Tensor) -> Tensor:
-            x = x.double().flatten()
-            return mean(x, inside, inside_number) - mean(x, around, around_number)
-
-        of_a = contrast(a)
-        return (contrast(f) / of_a)[of_a > 15].clamp(-1, 1.5)
-
-    return [kept(f, a) for f, a in zip(fused, image_a.detach())]
-
-
 def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
     """TC, for an infrared source A: how much of what is warm survives in F, in [-1, 1.5].
 
@@ -483,7 +335,7 @@ def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> T
     NaN without a target. Found on the CPU and computed in float64 always. Meant for test.stretch=clamp: a stretch
     to the full range raises every contrast of F.
     """
-    return torch.stack([kept.mean() for kept in _kept_contrast(fused, image_a)]).to(fused.dtype)
+    return torch.stack([kept.mean() for kept in kept_contrast(fused, image_a)]).to(fused.dtype)
 
 
 def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
@@ -492,7 +344,7 @@ def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tens
     Targets and NaN are those of TC. The mean over a set is that of the images' shares, so that an image counts
     once however many targets it has. Exactly 0.3 is not lost, however it is rounded.
     """
-    lost = [(kept < 0.3 - 1e-9).double().mean() for kept in _kept_contrast(fused, image_a)]
+    lost = [(kept < 0.3 - 1e-9).double().mean() for kept in kept_contrast(fused, image_a)]
     return torch.stack(lost).to(fused.dtype)
 
 

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from utils.data.images import EXTENSIONS
 from utils.data.sources import Source
 from utils.errors import InputError, nearest, short_repr
 from utils.files import exclusive_lock, os_error_as_input_error, plain_name, write_file
+from utils.opencv import cv2
 
 Pairs = dict[str, tuple[Path, Path]]  # the images of source A and of source B by the pair's name
 

@@ -2,19 +2,15 @@
 
 import io
 import math
-import os
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "180000000")  # MAX_PIXELS
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import InputError
 from utils.files import write_file
+from utils.opencv import MAX_PIXELS, cv2
 
-MAX_PIXELS = 180_000_000  # of an image; in colour and as floats they take 2 GiB
 Image.MAX_IMAGE_PIXELS = None  # `read_image` counts them, before anything is decoded
 WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 EXTENSIONS = WRITABLE | {".pgm", ".ppm", ".jp2"}

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 
-import cv2
 import h5py
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from utils.errors import InputError
 from utils.files import exclusive_lock, os_error_as_input_error, replace_durably
 from utils.guides import guides_of
 from utils.guides.guide import FeatureMaker
+from utils.opencv import cv2
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
+
+from utils.opencv import cv2
 
 
 def focus_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.guides import GUIDES
+from utils.opencv import cv2
 from utils.results.evaluate import Evaluator, average_all, fuse_pair, sources_8bit
 from utils.results.table import PICTURE_PAIRS, format_table, write_results
 

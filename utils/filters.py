@@ -1,0 +1,83 @@
+"""Filters that the losses and the metrics share, on maps (N, C, H, W) of any device and dtype."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CACHED = 2**16  # so many pixels stay in the cache of a CPU
+
+
+def gaussian_window(size: int, sigma: float) -> list[float]:
+    """1-D Gaussian window of `size` samples, centred, `sigma` in samples: the weights, which add up to 1."""
+    window = [math.exp(-((i - size // 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return [weight / sum(window) for weight in window]
+
+
+def filter_windows(x: Tensor, window: list[float], step: int = 1) -> Tensor:
+    """Weighted sums over whole windows only: y[i, j] = sum over k, l of w[k] w[l] x[i step + k, j step + l].
+
+    One 1-D window serves both directions. It is computed as a sum of shifted views: on one channel that is
+    several times faster than a convolution, copies no weights to the device, and is never rounded to TF32.
+
+    Args:
+        x: maps (N, C, H, W), any range.
+        window: K weights.
+        step: distance of two windows, pixels.
+
+    Returns:
+        Maps (N, C, (H - K) // step + 1, (W - K) // step + 1).
+
+    Raises:
+        ValueError: a map smaller than the window.
+    """
+    if min(x.shape[2:]) < len(window):
+        raise ValueError(f"maps of {tuple(x.shape[2:])} pixels hold no whole window of {len(window)}")
+    if x.device.type == "cpu" and len(x) > 1 and x.numel() > CACHED:
+        parts = x.split(max(1, CACHED // x[0].numel()))
+        return torch.cat([filter_windows(part, window, step) for part in parts])
+    for dim in (2, 3):
+        extent = x.shape[dim] - len(window) + 1
+        shifted = [x[(slice(None),) * dim + (slice(k, k + extent, step),)] for k in range(len(window))]
+        x = shifted[0] * window[0]
+        for view, weight in zip(shifted[1:], window[1:]):
+            x.add_(view, alpha=weight)
+    return x
+
+
+def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances in every whole window, and the covariances of F with A and with B.
+
+    Args:
+        maps: A, B and F, one after the other (3N, 1, H, W).
+        window: K weights of `filter_windows` that add up to 1.
+
+    Returns:
+        Means (3N, 1, H - K + 1, W - K + 1), variances likewise, and covariances (2N, ...). Rounding can make a
+        variance of a flat part slightly negative.
+
+    Raises:
+        ValueError: a map smaller than the window.
+    """
+    n = len(maps) // 3
+    a, b, f = maps.chunk(3)
+    moments = filter_windows(torch.cat([maps, maps**2, a * f, b * f]), window)
+    mean, square, product = moments.split([3 * n, 3 * n, 2 * n])
+    return mean, square - mean**2, product - mean[: 2 * n] * mean[2 * n :].repeat(2, 1, 1, 1)
+
+
+def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
+    """Sobel derivatives of every channel, not normalised: a step of 1 gives 4.
+
+    Args:
+        x: (N, C, H, W), any range.
+        border: what is outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
+
+    Returns:
+        The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.
+    """
+    x = F.pad(x, (1, 1, 1, 1), mode=border)
+    down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
+    across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]

@@ -1,0 +1,10 @@
+"""OpenCV, with its limits set before it is imported: every module takes it from here."""
+
+import os
+
+MAX_PIXELS = 180_000_000  # of an image; in colour and as floats they take 2 GiB
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+import cv2  # noqa: E402
+
+__all__ = ["MAX_PIXELS", "cv2"]

@@ -1,0 +1,80 @@
+"""Warm targets of an infrared image, e.g. people and cars: what the metrics TC and TClost look at."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.opencv import cv2
+
+_REMEMBERED: dict[bytes, tuple[np.ndarray, ...]] = {}  # targets of the last images, by their pixels
+REMEMBER = 16  # TC and TClost of several networks, in batches, ask for the same images
+
+
+def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where an infrared image shows something warmer than what is around it.
+
+    A target is an 8-connected region of 40 pixels to 3 % of the image that is more than 25 levels above the local
+    mean, a Gaussian with sigma 0.06 max(H, W) as OpenCV computes it in float32. Its ring is 4 to 15 pixels away,
+    where the image is less than 10 levels above the local mean. A target needs a ring of more than 30 pixels.
+
+    Args:
+        image: (H, W) float32 in 0..255.
+
+    Returns:
+        Pixels of all targets, as indices into the flattened image, and the number of the target of each; pixels
+        of all rings, and the number of the target of each. Targets are numbered from 0 without gaps.
+    """
+    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    if key not in _REMEMBERED:
+        if len(_REMEMBERED) >= REMEMBER:
+            del _REMEMBERED[next(iter(_REMEMBERED))]
+        _REMEMBERED[key] = _find_targets(image)
+    return _REMEMBERED[key]
+
+
+def _find_targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `targets` remembers."""
+    local = image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
+    _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
+    places = np.arange(image.size).reshape(image.shape)
+    inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15
+    inside, around = [], []
+    for label, (left, top, width, height, area) in enumerate(regions):
+        if label == 0 or not 40 <= area <= 0.03 * image.size:  # 0 is what is not warm
+            continue
+        window = np.s_[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
+        target = (labels[window] == label).astype(np.uint8)
+        ring = (cv2.dilate(target, outer) > cv2.dilate(target, inner)) & (local[window] < 10)
+        if np.count_nonzero(ring) > 30:
+            inside.append(places[window][target > 0])
+            around.append(places[window][ring])
+
+    def join(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return np.concatenate([np.empty(0, np.int64), *parts]), numbers
+
+    return *join(inside), *join(around)
+
+
+def kept_contrast(fused: Tensor, image_a: Tensor) -> list[Tensor]:
+    """For each of N images, how much of the contrast of A's targets F keeps: (T,) float64 in [-1, 1.5], T may be 0."""
+
+    def kept(f: Tensor, a: Tensor) -> Tensor:
+        found = [torch.from_numpy(part).to(f.device) for part in targets(a[0].float().cpu().numpy())]
+        inside, inside_number, around, around_number = found
+        count = int(inside_number[-1]) + 1 if len(inside_number) else 0
+
+        def mean(x: Tensor, pixels: Tensor, number: Tensor) -> Tensor:
+            sums = x.new_zeros(count).index_add(0, number, x[pixels])
+            return sums / number.bincount(minlength=count)
+
+        def contrast(x: Tensor) -> Tensor:
+            x = x.double().flatten()
+            return mean(x, inside, inside_number) - mean(x, around, around_number)
+
+        of_a = contrast(a)
+        return (contrast(f) / of_a)[of_a > 15].clamp(-1, 1.5)
+
+    return [kept(f, a) for f, a in zip(fused, image_a.detach())]
