@@ -196,6 +196,76 @@ def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
     assert attributes(tmp_path / "h5" / "Toy_test.h5")["text_encoder"] == "auto:tiny-bert"
 
 
+def test_a_note_without_its_feature_makes_the_feature_again(toy, tmp_path):
+    """What a kill between the two leaves."""
+    bert = save_bert(tmp_path / "tiny-bert")
+    features = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy"
+    for folder in ("IR", "VI"):
+        (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder).mkdir(parents=True)
+        for name in ("b1", "b2"):
+            (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder / f"{name}.txt").write_text("a warm car")
+            (features / f"{name}.npy").unlink(missing_ok=True)
+    words = [*CONFIG, *toy, "text.encoder=auto", f"text.path={bert}", "Toy_test"]
+    script("data_process.py", "encode", *words)
+    (features / "b1.npy").unlink()
+    script("data_process.py", "encode", *words)
+    assert (features / "b1.npy").is_file()
+
+
+def test_a_network_trained_without_text_is_not_given_any(toy, tmp_path):
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+    shutil.copytree(tmp_path / "VLF" / "TextFeature", tmp_path / "features")
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    script("data_process.py", *words, "text.use=default", "Toy_train")
+    script("train.py", *words, "text.use=default", "train.epochs=1")
+    shutil.copytree(tmp_path / "features", tmp_path / "VLF" / "TextFeature")
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    images = []
+    for use in ("own", "default"):
+        assert "guided by no text" in script("test.py", *words, ckpt, f"text.use={use}")
+        images.append(files(tmp_path / "out" / "Toy" / "Gray"))
+    assert images[0] == images[1]
+    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "b1.png"
+    pair = ["--a", image, "--b", image, "--out", tmp_path / "f.png", "--text-a", "a", "--text-b", "b"]
+    assert "the text does not count" in script("test.py", *pair, ckpt, code=1)
+
+
+def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        for name in ("b1", "b2"):
+            del file[f"text/{name}"]
+            file[f"text/{name}"] = np.zeros((3, 20), np.float32)
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    assert "has text 20 wide" in script("test.py", *prepared, ckpt, code=1)
+    script("test.py", *prepared, ckpt, "text.use=default")
+
+
+def test_a_damaged_last_checkpoint_does_not_keep_an_earlier_one(prepared, tmp_path, monkeypatch):
+    script("train.py", *prepared, "train.epochs=2", "train.save_every=1")
+    run = only_run(tmp_path)
+    (run / "model" / "last.pth").write_bytes(b"cut")
+    script("train.py", *prepared, "train.epochs=2", f"train.resume={run}/model/epoch_1.pth")
+    assert (run / "model" / "last.pth").read_bytes() == b"cut" and len(list((tmp_path / "exp").iterdir())) == 2
+
+
+def test_a_nested_option_of_a_network_is_one_sentence(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1")
+    output = script("test.py", *prepared, f"ckpt={only_run(tmp_path)}/model/last.pth", "net.a.b=1", code=1)
+    assert "net.a is {'b': 1} on the command line" in output
+
+
+def test_a_row_of_simulated_sets_that_nobody_asks_for_is_left_alone(toy):
+    simulate = "data.simulate={Nowhere: {of: Neither, image: VI}}"
+    assert "Toy_test.h5: 2 pairs" in script("data_process.py", *CONFIG, *toy, simulate, "Toy_test")
+
+
+def test_the_step_of_patches_is_their_side_if_none_is_given(toy, tmp_path):
+    script("data_process.py", *CONFIG, *toy, "data.patch_size=32", "Toy_train")
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", "train.epochs=1", "data.patch_size=32"]
+    script("train.py", *words, "data.stride=32")
+
+
 def test_shipped_files_are_found_from_any_folder(tmp_path):
     """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
     command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]

@@ -154,9 +154,10 @@ def task_of(path: str | Path) -> str:
 
 
 def shape_attributes(data: Data, training: bool) -> dict[str, list[int]]:
-    """How images of a set are resized or cut, as an H5 file records it; only training sets are."""
-    wanted = {"resize": data.resize or [], "patch_size": [data.patch_size or 0], "stride": [data.stride or 0]}
-    return wanted if training else {key: [] if key == "resize" else [0] for key in wanted}
+    """How images of a set are resized or cut, as an H5 file records it; only training sets are. [] and [0]: not."""
+    size = data.patch_size or 0
+    wanted = {"resize": data.resize or [], "patch_size": [size], "stride": [(data.stride or size) if size else 0]}
+    return wanted if training else {"resize": [], "patch_size": [0], "stride": [0]}
 
 
 def check_shape(path: str | Path, data: Data, training: bool) -> None:

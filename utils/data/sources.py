@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.config import Config, read_yaml
-from utils.data.images import EXTENSIONS, as_unit, colorize, list_images, read_image, write_image
+from utils.data.images import EXTENSIONS, as_unit, colorize, list_images, read_image, to_8bit, write_image
 from utils.data.simulate import SIMULATORS
 from utils.errors import InputError, nearest, short_repr
 from utils.files import find_file, plain_name, write_file
@@ -220,11 +220,13 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
             raise InputError(
                 f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}"
             )
+        splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
+        if not splits and dataset not in words:
+            continue
         row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
         if row.task not in SIMULATORS:
             can = ", ".join(SIMULATORS)
             raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
-        splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
         if dataset in words:
             splits |= {path.stem for path in real.folder("Image").glob("*.txt")}
         for split in sorted(splits):
@@ -246,7 +248,7 @@ def simulate_set(made: Source, real: Source, side: str, config: Config) -> int:
             continue
         gray, chroma = read_image(images[name][0])
         rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
-        pair = make_pair(colorize((as_unit(gray) * 255).round().astype(np.uint8), chroma), rng)
+        pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
         has_text = config.text.use == "own" or real.text_file(side, name).is_file()  # else none is needed
         paragraph = read_paragraph(real, side, name) if has_text else ""
         for made_side, image, sentence in zip((made.a, made.b), pair, sentences):

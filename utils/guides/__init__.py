@@ -59,7 +59,9 @@ def open_guides(
     guidances = {}
     for guide in guides_of(network.inputs):
         option = f"{guide.name}_dim"
-        for dataset in datasets:
+        record = network.provenance.guides.get(guide.name)
+        opened = guide.open(config, record, network.options.get(option), datasets, device, training)
+        for dataset in datasets if opened.instead is None else ():
             dim = dataset.dims.get(guide.name)
             wanted = network.options.get(option, dim)
             if dim not in (None, wanted):
@@ -67,8 +69,6 @@ def open_guides(
                     f"{dataset.path} has {guide.name} {dim} wide and the network takes {wanted} (net.{option}); "
                     f"make the H5 with the encoder the network is for, or change net.{option} and train"
                 )
-        record = network.provenance.guides.get(guide.name)
-        opened = guide.open(config, record, network.options.get(option), datasets, device, training)
         if opened.instead is not None:
             for dataset in datasets:
                 dataset.instead[guide.name] = opened.instead

@@ -84,7 +84,7 @@ def read_features(
                 continue
             made_of = found.made_of[name] = short_digest("\0".join([maker, *pair]).encode())
             found.encoders[name] = maker
-            if config.text.recompute or note.get("made_of") != made_of:
+            if config.text.recompute or not given.is_file() or note.get("made_of") != made_of:
                 given = caches[name] = cache / f"{name}.{made_of}.npy"  # another text, another file
                 if not given.is_file():
                     paragraphs[name] = pair

@@ -77,7 +77,7 @@ class TextGuide(Guide):
         if training:
             record = self.trained_record(config, dim, datasets[0])
         default = record.default if record else None
-        if config.text.use == "default":
+        if config.text.use == "default" or (record and record.name == NO_TEXT):  # its text means nothing to it
             if default is None:
                 raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
             return Guidance(record, instead=default)
@@ -85,18 +85,17 @@ class TextGuide(Guide):
             for path, stored in dataset.records["text"].items():
                 self.check_encoder(path, stored, record)
             if dataset.lacking["text"]:
-                raise InputError(
-                    f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, "
-                    "or set text.use=default"
-                )
+                raise self.no_text(dataset)
         return Guidance(record)
 
     def trained_record(self, config: "Config", dim: int | None, dataset: "PairDataset") -> GuideRecord:
         """What a checkpoint will record; InputError if a training set was made with another encoder."""
         name = encoder_name(config.text.encoder, config.text.path)
         options = {"encoder": config.text.encoder, "path": config.text.path}
-        if dataset.lacking["text"]:  # text.use=default, or it is refused: any vector serves, as all pairs have it
+        if dataset.lacking["text"] and config.text.use == "default":  # any vector serves, as all pairs have it
             return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
+        if dataset.lacking["text"]:
+            raise self.no_text(dataset)
         stored = dataset.records["text"]
         for path, record in stored.items():
             self.check_encoder(path, record, GuideRecord(name))
@@ -104,7 +103,16 @@ class TextGuide(Guide):
         return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
 
     def describe(self, record: GuideRecord | None) -> str:
-        return "no text" if record and record.name == NO_TEXT else super().describe(record)
+        words = {NO_TEXT: "no text", GIVEN: "text features from files"}
+        return words.get(record.name if record else "", super().describe(record))
+
+    @staticmethod
+    def no_text(dataset: "PairDataset") -> InputError:
+        """The error for a set that needs text and has none."""
+        return InputError(
+            f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, or set "
+            "text.use=default"
+        )
 
     @staticmethod
     def check_encoder(path: str, stored: GuideRecord | None, wanted: GuideRecord | None) -> None:

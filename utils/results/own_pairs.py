@@ -117,6 +117,8 @@ def features_of_pairs(
         if guidance.encoder:
             continue
         if kind == "text" and args.text_a:
+            if guidance.instead is not None:
+                raise InputError(f"the text does not count: {config.ckpt} was trained without, or text.use is default")
             encoder = open_text_encoder(config, guidance.record, model.options["text_dim"], device)
             texts = [tuple(read_text(text, name) for text in (args.text_a, args.text_b)) for name in names]
             for name, feature in zip(names, encoder.encode_pairs(texts, config.text.batch_size)):
