@@ -26,6 +26,7 @@ from utils.data.images import read_rgb
 from utils.data.make import make_sets, read_pair
 from utils.data.sources import Source, draw_splits, find_dataset, find_sources, read_split, simulate_sets
 from utils.errors import InputError, run_script
+from utils.files import find_file
 from utils.guides.describe import Item, describe
 from utils.guides.features import read_features, write_features
 
@@ -67,7 +68,7 @@ def arrange_download(config: Config, words: list[str]) -> None:
     dataset, download, *lists = words
     rows = read_yaml(config.data.datasets)
     find_dataset(dataset, rows, config)  # a row that makes no sense is refused
-    root, originals = Path(config.data.root), read_yaml(ORIGINALS)
+    root, originals = find_file(config.data.root), read_yaml(ORIGINALS)
     for line in arrange(dataset, Path(download), root, rows, originals, [Path(name) for name in lists]):
         print(line)
 

@@ -3,9 +3,10 @@
     python test.py                                                     the sample, with the weights that ship
     python test.py --config configs/film_ivf.yaml                      every test set of the config
     python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
-    python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..."
-    python test.py --a folder_a --b folder_b --out folder              pairs of equal names
-    python test.py --a "folder/*_ir.png" --b "folder/*_vis.png" --out folder     pairs by their names for *
+    python test.py --a ir.png --b vis.png --out fused.png ckpt=models/IVF.safetensors        a pair of your own
+    python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..." ckpt=models/IVF.safetensors
+    python test.py --a folder_a --b folder_b --out folder ckpt=models/IVF.safetensors        pairs of equal names
+    python test.py --a "folder/*_ir.png" --b "folder/*_vis.png" --out folder ckpt=models/IVF.safetensors
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
 
@@ -95,12 +96,15 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
     """Test on every set of the config, and write what the arguments ask for."""
     from utils.data.h5 import h5_path, recorded_task
     from utils.data.images import stack_rows, write_image
+    from utils.data.sources import find_sources
     from utils.results.evaluate import applicable
     from utils.results.report import new_report
 
     opened: dict[str, tuple[Config, FusionNetwork]] = {}
+    missing = [name for name in config.data.test if not h5_path(config.data.h5, name).is_file()]
+    if missing:
+        find_sources(config, missing)  # a name that is wrong is refused before anything is made
     for name in config.data.test:  # first all that can be wrong, and the H5 files
-        h5_path(config.data.h5, name)  # a name that leaves the folder is refused
         used = replace(config, ckpt=find_checkpoint(config, name))
         known = [model for other, model in opened.values() if other.ckpt == used.ckpt]
         model = known[0] if known else open_model(used, args.overrides, device, half=bool(args.export))
@@ -177,7 +181,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device, half:
     else:
         model = load_model(config.ckpt, device)
         asked = [key for key in (word.partition("=")[0] for word in overrides) if key.split(".")[0] == "net"]
-        for key in config.net if "net" in asked else [key.removeprefix("net.") for key in asked]:
+        for key in config.net if "net" in asked else [key.split(".")[1] for key in asked]:
             if to_json(config.net[key]) != to_json(model.config.get(key)):
                 raise InputError(
                     f"net.{key} is {config.net[key]} on the command line and {model.config.get(key)} in {config.ckpt}; "
@@ -300,14 +304,14 @@ def study_set(model: FusionNetwork, name: str, config: Config, device: torch.dev
     path = h5_path(config.data.h5, name)
     dataset = PairDataset([path], model.inputs)
     check_shape(path, config.data, training=False)
-    record = open_guides(replace(config, text=replace(config.text, use="own")), model, [dataset], device)["text"].record
+    guidances = open_guides(replace(config, text=replace(config.text, use="own")), model, [dataset], device)
+    record = guidances["text"].record
     if len(dataset) < 2:
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
     (feature,) = open_text_encoder(config, record, model.options["text_dim"], device).encode([sentence])
     folder = Path(config.test.output) / f"{name}_text_study"
-    default = record.default if record else None
     with atomic_folder(folder) as staged:
-        text_study(model, dataset, name, default, sentence, torch.from_numpy(feature), config, device, staged)
+        text_study(model, dataset, name, guidances, sentence, torch.from_numpy(feature), config, device, staged)
     print(f"written: {folder}")
 
 

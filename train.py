@@ -108,7 +108,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         f"{len(loader)} steps an epoch, {train.epochs} epochs{note and f'; note: {note}'}"
     )
 
-    started = time.monotonic()
+    started, code = time.monotonic(), commit()
     for epoch in range(first_epoch + 1, train.epochs + 1):
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
@@ -162,7 +162,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
                 folder.record("val", {"epoch": epoch, "step": step, **scores})
                 log.info(f"epoch {epoch}: " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
             records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
-            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), commit(), epoch)) | {
+            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, epoch)) | {
                 "step": step,
                 "best": best,
                 "scores": scores,

@@ -13,6 +13,7 @@ from net.base import FusionNetwork
 from net.checkpoint import load_model
 from net.registry import BROKEN, NETWORKS, build_model, register
 from net.restormer import prepare
+from utils.loss import LOSSES
 
 for _module in pkgutil.iter_modules(__path__):
     try:
@@ -21,7 +22,8 @@ for _module in pkgutil.iter_modules(__path__):
         _reason = traceback.format_exception_only(error)[-1].strip()
         BROKEN[_module.name] = f"net/{_module.name}.py cannot be imported ({_reason})"
         print(f"note: {BROKEN[_module.name]}; its networks are not there", file=sys.stderr)
-        for _name in [name for name, network in NETWORKS.items() if network.__module__ not in sys.modules]:
-            del NETWORKS[_name]  # registered before the mistake
+        for _table in (NETWORKS, LOSSES):  # what was registered before the mistake
+            for _name in [name for name, known in _table.items() if known.__module__ not in sys.modules]:
+                del _table[_name]
 
 __all__ = ["NETWORKS", "FusionNetwork", "build_model", "load_model", "prepare", "register"]

@@ -59,11 +59,12 @@ def model_card(checkpoint: dict, label: str) -> ModelCard:
         f"Image fusion network `{checkpoint['net']['name']}`, trained on {trained}, guided by {guides or 'none'}."
     ]
     lines += [f"Commit {checkpoint['commit']}, seed {config.get('seed')}.", ""]
-    for i, (name, means) in enumerate(metrics.items()):
-        if not i:
-            lines += [f"| mean of | {' | '.join(means)} |", "| --- |" + " ---: |" * len(means)]
-        numbers = ("-" if value is None else f"{value:.2f}" for value in means.values())  # None: undefined
-        lines += [f"| {name} | {' | '.join(numbers)} |"]
+    columns = list(dict.fromkeys(metric for means in metrics.values() for metric in means))
+    if metrics:
+        lines += [f"| mean of | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, means in metrics.items():
+        values = (means.get(metric) for metric in columns)  # None: undefined, or not for this set
+        lines += [f"| {name} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |"]
     return ModelCard("\n".join([*lines, ""]))
 
 

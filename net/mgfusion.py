@@ -141,6 +141,9 @@ class MGFusion(FusionNetwork):
         InputError: sizes below 1, channels that are no multiple of the heads, an unknown ablation.
     """
 
+    label = "MGFusion"
+    inputs = ("clip",)
+
     def __init__(
         self,
         clip_dim: int = 512,
@@ -157,8 +160,9 @@ class MGFusion(FusionNetwork):
             )
         if not set(without) <= {"cii", "cff"}:
             raise InputError(f"net.without={[*without]} may name cii and cff only")
-        self.inputs = () if {"cii", "cff"} <= set(without) else ("clip",)
-        self.label = " ".join(["MGFusion", *(f"w/o {part.upper()}" for part in sorted(set(without)))])
+        if {"cii", "cff"} <= set(without):
+            self.inputs = tuple(key for key in self.inputs if key != "clip")
+        self.label = " ".join([self.label, *(f"w/o {part.upper()}" for part in sorted(set(without)))])
         self.ire = Encoder(channels, heads, blocks)
         self.vie = Encoder(channels, heads, blocks)
         self.cii_a = None if "cii" in without else InformationInjection(clip_dim, channels)

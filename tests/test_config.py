@@ -5,14 +5,16 @@ import re
 import sys
 from functools import reduce
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
 from net import build_model
 from tests.conftest import ROOT
-from utils.config import Config, all_keys, load_config, parse_args, read_yaml
+from utils.config import Config, Text, all_keys, load_config, parse_args, read_yaml
 from utils.errors import InputError
+from utils.guides.text import ENCODERS
 
 CONFIGS = sorted(
     p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in ("datasets", "originals", "paper_tables")
@@ -166,6 +168,10 @@ def test_broken_files_are_named(tmp_path, content):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="missing"):
         load_config(Path(tmp_path / "missing.yaml"))
+
+
+def test_text_encoders_are_those_that_there_are():
+    assert set(get_args(get_type_hints(Text)["encoder"])) == set(ENCODERS)
 
 
 def test_defaults_are_the_papers():

@@ -39,6 +39,23 @@ def test_round_trip(tmp_path):
     assert isinstance(FILM.from_pretrained(tmp_path / "mine"), FILM)  # a variant of it
 
 
+def test_a_card_with_sets_of_other_metrics(tmp_path):
+    model = build_model("film_blend", **SMALL)
+    metrics = {"R_test": {"TC": 0.5, "EN": 7.0}, "S_test": {"EN": 6.0}}
+    model.restore(model.checkpoint(Provenance(metrics=metrics)), "it")
+    model.save_pretrained(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "| mean of | TC | EN |" in card and "| R_test | 0.50 | 7.00 |" in card and "| S_test | - | 6.00 |" in card
+
+
+def test_a_variant_keeps_its_own_label():
+    class Mine(MGFusion):
+        label = "Mine"
+
+    assert Mine(clip_dim=12, channels=8, heads=2, blocks=1).label == "Mine"
+    assert Mine(clip_dim=12, channels=8, heads=2, blocks=1, without=("cii",)).label == "Mine w/o CII"
+
+
 def test_push_to_hub(tmp_path, monkeypatch):
     """The hub itself is not asked: what would be uploaded opens."""
 

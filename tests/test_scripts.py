@@ -226,6 +226,7 @@ def test_a_variant_trains_and_tests(prepared, tmp_path):
         "base.py",
         "film.py",
         "film_blend.py",
+        "restormer.py",
         "train.py",
         "git.txt",
     }

@@ -46,9 +46,9 @@ def find_newest(pattern: str) -> Path | None:
     """Find the newest file or folder whose path matches a pattern.
 
     Args:
-        pattern: a path with wildcards. A `*_` at the beginning of a name is the time stamp of a run folder, so
-            `exp/*_demo` matches no run called my_demo. A relative path is looked up in the working directory,
-            then in the repository.
+        pattern: a path with wildcards. A `*_` at the beginning of a folder's name is the time stamp of a run, so
+            `exp/*_demo/model/last.pth` matches no run called my_demo. A relative path is looked up in the working
+            directory, then in the repository.
 
     Returns:
         The path, or None if nothing matches.
@@ -59,19 +59,21 @@ def find_newest(pattern: str) -> Path | None:
     path = Path(pattern)
     for start in [Path(path.anchor)] if path.is_absolute() else [Path(), ROOT]:
         found = [start]
-        for part in path.relative_to(path.anchor).parts:
-            found = [match for folder in found for match in _matches(folder, part)]
+        *folders, last = path.relative_to(path.anchor).parts
+        for part in folders:
+            found = [match for folder in found for match in _matches(folder, part, part.startswith("*_"))]
+        found = [match for folder in found for match in _matches(folder, last, False)]
         if found := [match for match in found if match.exists()]:
             return max(found, key=lambda match: (match.stat().st_mtime, match))
     return None
 
 
-def _matches(folder: Path, part: str) -> list[Path]:
-    """What matches one name of a pattern, directly in a folder."""
+def _matches(folder: Path, part: str, stamped: bool) -> list[Path]:
+    """What matches one name of a pattern, directly in a folder; `stamped`: its first * is a time stamp."""
     if not re.search(r"[*?\[]", part):
         return [folder / part]
-    stamped = re.compile(TIME_STAMP + fnmatch.translate(part[1:]) if part.startswith("*_") else ".*", re.DOTALL)
-    return [match for match in folder.glob(part) if stamped.fullmatch(match.name)]
+    name = re.compile(TIME_STAMP + fnmatch.translate(part[1:]) if stamped else ".*", re.DOTALL)
+    return [match for match in folder.glob(part) if name.fullmatch(match.name)]
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:

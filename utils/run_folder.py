@@ -20,7 +20,7 @@ from net.provenance import Provenance
 from utils.config import Config
 from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
-from utils.files import commit, exclusive_lock, git, os_error_as_input_error, plain_name, to_json, write_file
+from utils.files import commit, exclusive_lock, find_file, git, os_error_as_input_error, plain_name, to_json, write_file
 from utils.guides.guide import Guidance, same_encoder
 from utils.loss import Loss
 from utils.results.curves import draw_curves
@@ -97,11 +97,12 @@ def open_run_folder(
     for name in ("model", "pic_fusion"):
         (path / name).mkdir(exist_ok=True)
     when = f"_from_epoch_{epoch + 1}" if resumed else ""
-    classes = [k for part in (model, criterion) for k in type(part).__mro__ if issubclass(k, torch.nn.Module)]
-    bases = [k for k in classes if k.__module__.startswith("net.")]
-    for source in (Path(inspect.stack()[1].filename), *map(Path, map(inspect.getsourcefile, bases))):
+    kinds = {type(part) for whole in (model, criterion) for part in whole.modules()}
+    bases = {base for kind in kinds for base in kind.__mro__ if issubclass(base, torch.nn.Module)}
+    ours = {inspect.getsourcefile(base) for base in bases if base.__module__.startswith("net.")}
+    for source in (Path(inspect.stack()[1].filename), *map(Path, ours)):
         write_file(path / f"code{when}" / source.name, source.read_bytes())
-    write_file(path / f"code{when}" / "git.txt", f"{commit()}\n\n{git('diff', 'HEAD')}\n")
+    write_file(path / f"code{when}" / "git.txt", f"{commit() or 'no repository'}\n\n{git('diff', 'HEAD') or ''}\n")
     settings = config.as_dict()
     write_file(path / f"config{when}.yaml", yaml.safe_dump(settings, sort_keys=False))
     settings["parameters"] = sum(p.numel() for p in model.parameters())
@@ -143,11 +144,13 @@ def folder_to_resume(config: Config) -> Path | None:
     """
     if not config.train.resume or Path(config.train.resume).parent.name != "model":
         return None
-    chosen = Path(config.train.resume)
+    chosen = find_file(config.train.resume)
     last = chosen.with_name("last.pth")
     if chosen.name != last.name and last.is_file():
-        epochs = [read_checkpoint(path)["epoch"] for path in (chosen, last)]
-        if epochs[0] < epochs[1]:
+        try:
+            if read_checkpoint(chosen)["epoch"] < read_checkpoint(last)["epoch"]:
+                return None
+        except InputError:  # a damaged last.pth is what kept epochs are for; it stays where it is
             return None
     return chosen.resolve().parent.parent
 
@@ -174,7 +177,5 @@ def check_same_run(checkpoint: dict, config: Config, guidances: Mapping[str, Gui
     for kind, guidance in guidances.items():
         old, new = records.get(kind), guidance.record
         if not same_encoder(old, new):
-            raise InputError(
-                f"the {kind} is of {new.name} ({new.revision}) and was of {old.name} ({old.revision}) in the run to "
-                "resume; use the same one"
-            )
+            now, before = (f"{r.name} ({r.revision})" if r.revision else r.name for r in (new, old))
+            raise InputError(f"the {kind} is of {now} and was of {before} in the run to resume; use the same one")

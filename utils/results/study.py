@@ -1,6 +1,6 @@
 """Does the text matter? The same pairs with other texts: metrics, and pictures of where the result changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.guides import GUIDES
+from utils.guides.guide import Guidance
 from utils.opencv import cv2
 from utils.results.evaluate import Evaluator, average_all, fuse_pair, sources_8bit
 from utils.results.table import PICTURE_PAIRS, format_table, write_results
@@ -23,7 +24,7 @@ def text_study(
     model: FusionNetwork,
     dataset: PairDataset,
     set_name: str,
-    default: Tensor | None,
+    guidances: Mapping[str, Guidance],
     sentence: str,
     feature: Tensor,
     config: Config,
@@ -35,7 +36,7 @@ def text_study(
     Args:
         model: a network that reads text.
         dataset: whole pairs with their own text, the set `set_name`.
-        default: the default text feature (L, dim), if there is one.
+        guidances: of `open_guides` for the set; the default text is that of the text's record.
         sentence: what `feature` says, for the table.
         feature: text feature (L, dim) of the sentence.
         folder: gets metrics.csv, metrics.json, table.tex, table.md and text_study.png.
@@ -43,13 +44,14 @@ def text_study(
     evaluators: dict[str, Evaluator] = {}
     changes: dict[str, list[float]] = {}
     rows: list[tuple[float, str, dict[str, np.ndarray]]] = []
-    texts_of_pairs = variants(dataset, default, feature, config.seed)
+    record = guidances["text"].record
+    texts_of_pairs = variants(dataset, record.default if record else None, feature, config.seed)
     pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), texts_of_pairs)
     for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
         name, sources, fused = batch["name"][0], sources_8bit(batch), {}
         for label, text in texts.items():
             batch |= GUIDES["text"].collate([text])
-            (fused[label],) = fuse_pair([model], batch, device, {})
+            (fused[label],) = fuse_pair([model], batch, device, guidances)
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
             evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
         own = fused.pop("own text")
