@@ -60,7 +60,8 @@ class TextGuide(Guide):
         found: list[str] = []
         features = read_features(source, names, config, *encoder_options(config, record), found)
         if config.text.use == "default" and found:  # no text is needed
-            print(f"note: {source.name} is made without text, the default text will guide ({found[0]})")
+            reason = found[0].partition(";")[0]  # what to do about it is done
+            print(f"note: {source.name} is made without text, the default text will guide ({reason})")
             return TextMaker(TextFeatures())
         problems += found
         return TextMaker(features)
