@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from utils.errors import run_script
+from utils.guides.clip import load_clip
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # a core for each worker
@@ -38,8 +39,10 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def fresh_start() -> None:
+    """No test depends on what ran before it: the seed, and the CLIP that was loaded last."""
     torch.manual_seed(0)
+    load_clip.cache_clear()
 
 
 def make_pairs(root: Path, names: list[str], split: str, size=(40, 48), dataset="Toy", task="IVF", dim=12, tokens=5):
