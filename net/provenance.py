@@ -74,7 +74,8 @@ class Provenance:
 def read_record(kind: str, values: Any) -> GuideRecord:
     """A record from a checkpoint; ValueError with the guide's name if it is none."""
     values = as_mapping(kind, values)
-    record = GuideRecord(**values) if values.keys() <= {f.name for f in fields(GuideRecord)} else None
+    known = {f.name for f in fields(GuideRecord)}
+    record = GuideRecord(**values) if {"name"} <= values.keys() <= known else None
     words = [record.revision, *as_mapping(kind, record.options).values()] if record else [0]
     if (
         record is None

@@ -319,6 +319,8 @@ def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):
         ("text", {"encoder": "auto", "path": None, "name": "x", "default": torch.zeros(2, 13)}),
         ("text", "words"),
         ("clip", "words"),
+        ("clip", {"revision": "1"}),
+        ("guides", {"clip": {"revision": "1"}}),
         ("config", ["words"]),
         ("net", {"name": "film_blend", "channels": 2**70}),
         ("net", {"name": "film_blend", "channels": "wide"}),

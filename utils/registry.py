@@ -91,12 +91,13 @@ def options_of(cls: type) -> dict[str, Parameter]:
 
 def _kind(option: Parameter) -> Any:
     """The annotation that values of an option must fit: that of its default, or its own if the default is None."""
-    annotation = Any if option.annotation is option.empty else option.annotation
+    unknown = option.annotation is option.empty or isinstance(option.annotation, str)  # one for type checkers only
+    annotation = Any if unknown else option.annotation
     if option.default is option.empty:
         return annotation
     if option.default is None:
         return annotation | None
-    optional = option.annotation is not option.empty and _fits(None, annotation)
+    optional = not unknown and _fits(None, annotation)
     return _kind_of(option.default) | None if optional else _kind_of(option.default)
 
 
