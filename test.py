@@ -119,7 +119,7 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         check_export(Path(args.export))
     metrics, rows = {}, []
     report_folder = Path(config.test.output) / "report"
-    with new_report(report_folder, config, commit()) if args.report else nullcontext() as report:
+    with new_report(report_folder, config, commit() or "not recorded") if args.report else nullcontext() as report:
         for name, (used, model) in opened.items():
             if args.text_study:
                 study_set(model, name, used, device, args.sentence)

@@ -58,7 +58,7 @@ def model_card(checkpoint: dict, label: str) -> ModelCard:
     lines += [
         f"Image fusion network `{checkpoint['net']['name']}`, trained on {trained}, guided by {guides or 'none'}."
     ]
-    lines += [f"Commit {checkpoint['commit']}, seed {config.get('seed')}.", ""]
+    lines += [f"Commit {checkpoint['commit'] or 'not recorded'}, seed {config.get('seed')}.", ""]
     columns = list(dict.fromkeys(metric for means in metrics.values() for metric in means))
     if metrics:
         lines += [f"| mean of | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]

