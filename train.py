@@ -206,7 +206,9 @@ def open_sets(
     paths, val_paths = (
         [h5_path(config.data.h5, name) for name in names] for names in (config.data.train, config.data.val)
     )
-    dataset = PairDataset(paths, model.inputs, train.crop, train.augment, config.seed, maps=criterion.maps)
+    dataset = PairDataset(
+        paths, model.inputs, train.crop, train.augment, config.seed, maps=criterion.maps, crop_on=train.crop_on
+    )
     for path, training in [(path, True) for path in paths] + [(path, False) for path in val_paths]:
         check_shape(path, config.data, training)
     dataset.leave_out(config.data.leave_out)

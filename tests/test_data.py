@@ -17,6 +17,7 @@ from utils.data.images import colorize, list_images, merge_chroma, read_image, t
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError
 from utils.guides.text import default_text, pad_texts
+from utils.targets import warm_map
 
 PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
 
@@ -352,6 +353,49 @@ def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
             seen.add(sample["image_a"].numpy().tobytes())
     assert len(seen) == 24  # every epoch and sample another draw
     assert not torch.equal(make(seed=3)[0]["image_a"], make(seed=4)[0]["image_a"])
+
+
+WARM = ["loss={contrast_weight: 0.1}"]
+
+
+def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
+    y, x = np.mgrid[:80, :100]
+    infrared = (60 + x / 2 + 120 * ((y - 30) ** 2 + (x - 70) ** 2 < 40)).astype(np.uint8)
+    infrared[60:63, 20:23] += 100  # too small for a target
+    for name in ("a1", "a2", "a3", "a4"):
+        for side in ("IR", "VI"):
+            cv2.imwrite(str(tmp_path / "VLF" / "Image" / "IVF" / "Toy" / side / f"{name}.png"), infrared)
+    script(*PROCESS, *toy, *WARM)
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
+        assert "warm" not in file  # only a training takes it
+    path = tmp_path / "h5" / "Toy_train.h5"
+    with h5py.File(path) as file:
+        stored = file["warm"]["a1"][0]
+        assert np.array_equal(stored, warm_map(infrared.astype(np.float32))) and set(np.unique(stored)) == {0, 127, 255}
+    sample = PairDataset([path], maps=["warm"])[0]
+    assert np.array_equal(sample["warm"][0].numpy() == 1, (y - 30) ** 2 + (x - 70) ** 2 < 40)
+
+    dataset = PairDataset([path], crop=24, augment=True, maps=["warm"], crop_on="warm")
+    found = []
+    for epoch in range(50):
+        dataset.set_epoch(epoch)
+        found += [bool((dataset[i]["warm"] == 1).any()) for i in range(4)]
+    anywhere = (24 + 13) ** 2 / (80 - 23) / (100 - 23)  # about the share of crops with a part of it by chance
+    assert 0.5 + anywhere / 2 - 0.15 < np.mean(found) < 0.5 + anywhere / 2 + 0.15
+    script(*PROCESS, *toy, *WARM, "data.patch_size=40")
+    with h5py.File(path) as file:  # a patch has what the whole image shows
+        assert np.array_equal(file["warm"]["a1_y0_x40"][0], stored[:40, 40:80])
+
+
+def test_a_file_without_the_map_or_a_crop_without_it_is_one_sentence(toy, prepared):
+    output = script("train.py", *prepared, *WARM, code=1)
+    assert "Toy_train.h5 holds no 'warm', which the loss takes; make the H5 again with data_process.py" in output
+    script(*PROCESS, *toy, *WARM)
+    output = script("train.py", *prepared, *WARM, "train.crop=16", "train.crop_on=worm", code=1)
+    assert "train.crop_on 'worm' is no map that the loss takes; did you mean 'warm'?" in output
+    output = script("train.py", *prepared, *WARM, "train.crop=null", "train.crop_on=warm", code=1)
+    assert "train.crop_on=warm places crops, and train.crop is not set" in output
+    script("train.py", *prepared, *WARM, "train.crop=16", "train.crop_on=warm", "train.epochs=1")
 
 
 def test_workers_read_the_same(toy, tmp_path):

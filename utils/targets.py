@@ -1,4 +1,4 @@
-"""Warm targets of an infrared image, e.g. people and cars: what the metrics TC and TClost look at."""
+"""Warm targets of an infrared image, e.g. people and cars: for the metrics TC and TClost, and for a loss."""
 
 import hashlib
 
@@ -34,9 +34,32 @@ def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
     return _REMEMBERED[key]
 
 
+def warm_map(image: np.ndarray) -> np.ndarray:
+    """Targets and their surroundings as a map that can be cropped with the image: the further map "warm" of a pair.
+
+    Args:
+        image: (H, W) float32 in 0..255, a whole infrared image.
+
+    Returns:
+        (H, W) uint8: 255 on targets (see `targets`), 0 where rings may lie, less than 10 levels above the local mean,
+        and 127 between: lukewarm, or too small or too large for a target.
+    """
+    warm = np.where(_local_contrast(image) < 10, 0, 127).astype(np.uint8)
+    warm.flat[targets(image)[0]] = 255
+    return warm
+
+
+COMPUTED_MAPS = {"warm": warm_map}  # further maps of a pair that need no files: functions of a whole source A
+
+
+def _local_contrast(image: np.ndarray) -> np.ndarray:
+    """An image less its local mean, in its own units."""
+    return image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
+
+
 def _find_targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
     """What `targets` remembers."""
-    local = image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
+    local = _local_contrast(image)
     _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
     places = np.arange(image.size).reshape(image.shape)
     inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15

@@ -16,7 +16,9 @@ from utils.errors import InputError
 from utils.files import exclusive_lock, os_error_as_input_error, replace_durably
 from utils.guides import guides_of
 from utils.guides.guide import FeatureMaker
+from utils.loss import build_loss
 from utils.opencv import cv2
+from utils.targets import COMPUTED_MAPS
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
 
@@ -54,6 +56,7 @@ def make_set(source: Source, config: Config, inputs: Iterable[str], records: Map
     problems: list[str] = []
     names = read_split(source, problems)
     files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
+    computed = {*build_loss(config.loss).maps} & {*COMPUTED_MAPS} - {*source.maps} if training else set()
     makers = {g.name: g.maker(config, records.get(g.name), source, names, problems) for g in guides_of(inputs)}
     path = h5_path(config.data.h5, source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -62,6 +65,7 @@ def make_set(source: Source, config: Config, inputs: Iterable[str], records: Map
             for name in tqdm(names, desc=source.name, unit="pair"):
                 try:
                     pair = read_pair(source, files, name)
+                    pair |= {kind: COMPUTED_MAPS[kind](255 * as_unit(pair["imageA"])) for kind in computed}
                     pieces = shape_pair(name, pair, config, training)
                 except InputError as error:
                     problems += str(error).splitlines()
