@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
+from tests.test_metrics import warm
 from utils.errors import InputError
 from utils.loss import (
     GRADIENTS,
@@ -16,12 +18,14 @@ from utils.loss import (
     FusionLoss,
     Loss,
     build_loss,
+    missing_contrast,
     sobel_gradient,
     ssim,
     visual_information,
 )
 from utils.metrics import METRICS
 from utils.registry import Registry
+from utils.targets import warm_map
 
 
 @pytest.mark.parametrize("k", [0, 1])
@@ -121,14 +125,97 @@ def waves() -> list[torch.Tensor]:
     return [0.4 * a + 0.6 * b + 0.01 * torch.sin(x + 2 * y), a, b]
 
 
+def night(seed: int, size: tuple[int, int] = (70, 90)) -> list[torch.Tensor]:
+    """F, A, B and the map "warm" of a night with warm targets, (1, 1, H, W) float64 in [0, 1]."""
+    fused, a, b = warm(seed, *size)
+    return [torch.from_numpy(x)[None, None] / 255 for x in (fused, a, b, warm_map(a.astype(np.float32)).astype(float))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_missing_contrast_is_its_definition(seed):
+    fused, a, _, of_targets = (x[0, 0].numpy() for x in night(seed))
+    target = of_targets == 1
+    far, near = (binary_dilation(target, np.ones((side, side))) for side in (31, 7))
+    ring = far & ~near & (of_targets == 0)
+    total = weights = 0
+    for y, x in np.argwhere(target):
+        window = np.s_[max(0, y - 15) : y + 16, max(0, x - 15) : x + 16]
+        inside, around = target[window], ring[window]
+        if around.sum() <= 30:
+            continue
+        of_a, of_fused = (image[window][inside].mean() - image[window][around].mean() for image in (a, fused))
+        if of_a > 0.04:
+            total += max(1 - of_fused / max(of_a, 0.06), 0) / inside.sum()
+            weights += 1 / inside.sum()
+    assert weights > 1  # there are targets
+    images = [x for i, x in enumerate(night(seed)) if i != 2]
+    assert missing_contrast(*images).item() == pytest.approx(total / weights, rel=1e-3)
+
+
+def test_missing_contrast_is_what_the_metric_sees():
+    """Nothing is missing in A, all in a flat image; a darkened ring serves as well as a brighter target."""
+    fused, a, _, of_targets = night(0)
+    kept = torch.linspace(0, 1, 5, dtype=torch.float64).view(-1, 1, 1, 1)
+    missing = missing_contrast(kept * a, a.expand(5, -1, -1, -1), of_targets.expand(5, -1, -1, -1))
+    torch.testing.assert_close(missing, 1 - kept.flatten(), rtol=0, atol=1e-3)
+    assert missing_contrast(a - 0.3, a, of_targets).item() < 1e-3
+    assert missing_contrast(fused, a, torch.full_like(a, 0.5)).item() == 0  # lukewarm: no target, no ring
+
+
+def test_a_step_on_missing_contrast_brings_the_targets_back():
+    fused, a, b, of_targets = night(0)
+    fused = torch.full_like(a, 0.9, requires_grad=True)  # all of it in a headlight
+    before = METRICS["TC"](255 * fused.detach(), 255 * a, 255 * b).item()
+    for _ in range(150):
+        (slope,) = torch.autograd.grad(missing_contrast(fused, a, of_targets).sum(), fused)
+        fused = (fused - slope / slope.abs().max() / 50).clamp(0, 1).detach().requires_grad_()
+    after = METRICS["TC"](255 * fused.detach(), 255 * a, 255 * b).item()
+    assert before == 0 and after > 0.8
+
+
+def test_edges_of_targets_count_more():
+    fused, a, b, of_targets = night(0)
+    b = b / 2  # A's edges are longer
+    plain, more = (FusionLoss(gradient="vector", target_edges=g)(fused, a, b, of_targets)["gradient"] for g in (0, 1))
+    inside = FusionLoss(gradient="vector", target_edges=1)(fused, a, b, torch.ones_like(a))["gradient"]
+    without = FusionLoss(gradient="vector", target_edges=1)(fused, a, b, torch.zeros_like(a))["gradient"]
+    assert plain < more < 2 * plain and without == pytest.approx(plain.item(), rel=1e-12)
+    assert plain < inside < 2.001 * plain  # less than twice only at the border
+
+    flat = torch.zeros_like(a)  # both sources have edges: those of a target are chosen although B's are longer
+    a, b = flat.clone(), flat.clone()
+    a[..., 40:], b[..., :40] = 0.4, 0.6
+    loss = lambda where, image: FusionLoss(gradient="vector", target_edges=1)(image, a, b, where)["gradient"]  # noqa: E731
+    assert loss(flat, b) < loss(flat, a) and loss(flat + 1, a) < loss(flat + 1, b)
+
+
+def test_edge_gain_wants_longer_edges():
+    a, b = waves()[1][2:3], torch.full((1, 1, 64, 64), 0.5, dtype=torch.float64)
+    loss = lambda image: FusionLoss(gradient="vector", edge_gain=1.2)(image, a, b)["gradient"]  # noqa: E731
+    assert loss(0.5 + 1.2 * (a - 0.5)).item() == pytest.approx(1e-3, rel=1e-6) and loss(a) > 0.01
+
+
+def test_exposure_is_the_metric():
+    fused, a, b = waves()
+    terms = FusionLoss(0, intensity_weight=0, exposure_weight=2)(fused, a, b)
+    expected = METRICS["MEFSSIMl"](255 * fused, 255 * a, 255 * b).mean()
+    assert terms["exposure"].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert terms["total"].item() == pytest.approx(2 - 2 * expected.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("intensity", sorted(INTENSITIES))
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
     """So neither train.accumulate nor the number of processes changes a training."""
-    criterion = FusionLoss(1.0, vif_weight=0.5, intensity=intensity, gradient=gradient)
-    terms, slope = backward(criterion, waves())
+    edges = 1 if gradient == "vector" else 0
+    criterion = FusionLoss(
+        1.0, 0, vif_weight=0.5, intensity=intensity, gradient=gradient, contrast_weight=1, target_edges=edges,
+        exposure_weight=1,
+    )  # fmt: skip
+    batch = [*waves(), torch.cat([night(seed, (64, 64))[3] for seed in range(4)])]
+    terms, slope = backward(criterion, batch)
     for size in (1, 2):
-        parts = [backward(criterion, part) for part in zip(*(images.split(size) for images in waves()))]
+        parts = [backward(criterion, part) for part in zip(*(images.split(size) for images in batch))]
         torch.testing.assert_close(torch.stack([part[0] for part in parts]).mean(dim=0), terms, rtol=1e-12, atol=0)
         torch.testing.assert_close(torch.cat([part[1] for part in parts]) / len(parts), slope, rtol=1e-9, atol=1e-12)
 
@@ -156,6 +243,7 @@ def test_visual_information_of_each_source():
 
 def test_build_loss():
     assert type(build_loss({})) is FusionLoss and build_loss({}).name == "fusion" and build_loss({}).maps == ()
+    assert build_loss({"contrast_weight": 1}).maps == ("warm",)
     loss = build_loss({"name": "fusion", "grad_weight": 3, "gradient": "vector"})
     assert loss.grad_weight == 3 and loss.gradient == "vector"
 
@@ -171,6 +259,7 @@ def test_build_loss():
         ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
         ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
         ({"intensity": 3}, "loss.intensity must be like 'max', not 3"),
+        ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
         ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
     ],
 )

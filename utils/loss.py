@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.filters import filter_windows, gaussian_window, local_moments, sobel
-from utils.metrics import VIFF_MIN_SIDE
+from utils.metrics import VIFF_MIN_SIDE, exposure_fusion_similarity_with_luminance
 from utils.registry import Registry
 
 LOSSES = Registry("loss")
@@ -138,6 +138,48 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     return (kept / (total + floor)).view(2, n).T
 
 
+def grow(x: Tensor, window: int) -> Tensor:
+    """Largest value in the window x window pixels around each pixel."""
+    return F.max_pool2d(x, window, 1, window // 2)
+
+
+def local_mean(x: Tensor, window: int) -> Tensor:
+    """Mean over the window x window pixels around each pixel, zeros outside."""
+    x = F.avg_pool2d(x, (window, 1), 1, (window // 2, 0))
+    return F.avg_pool2d(x, (1, window), 1, (0, window // 2))
+
+
+def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int = 31) -> Tensor:
+    """How much of the contrast of A's warm targets is missing in F: what the metric TC looks at, for crops.
+
+    At each pixel of a target, c_X is the mean of X over the target less its mean over the ring, both within the
+    window around the pixel. A target may be brighter than its ring or its ring may be darkened: under a headlight,
+    where max(A, B) is saturated, only the second is possible. What is missing is max(1 - c_F / max(c_A, 0.06), 0),
+    and each image's mean is over its target pixels with a ring and c_A > 0.04, weighted by 1 / the number of target
+    pixels around them, so that a small target counts like a large one.
+
+    Args:
+        fused, image_a: (N, 1, H, W) in [0, 1].
+        warm: (N, 1, H, W), the map "warm" of utils/targets.py in [0, 1]; a ring reaches 15 pixels from a target.
+
+    Returns:
+        (N,), from 0 (no contrast is missing) to over 1 (targets are darker than their rings); 0 without a target.
+    """
+    target = (warm > 0.5).to(fused.dtype)
+    ring = (grow(target, 31) - grow(target, 7)) * (warm < 0.25)
+    share_of_target, share_of_ring, tiny = local_mean(target, window), local_mean(ring, window), 1e-6
+
+    def contrast(x: Tensor) -> Tensor:
+        inside, around = local_mean(target * x, window), local_mean(ring * x, window)
+        return inside / (share_of_target + tiny) - around / (share_of_ring + tiny)
+
+    of_a = contrast(image_a)
+    counts = target * (share_of_ring > 30 / window**2) * (of_a > 0.04)
+    weight = counts / (share_of_target + tiny)
+    missing = (1 - contrast(fused) / of_a.clamp(min=0.06)).clamp(min=0)
+    return (weight * missing).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) + tiny)
+
+
 INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
 
@@ -163,9 +205,16 @@ class FusionLoss(Loss):
         intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
         gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
+        edge_gain: with gradient=vector, mean |dF - edge_gain dS|: over 1, F is somewhat sharper than its sources.
+        contrast_weight: of `missing_contrast`: warm targets of an infrared A stand out. Takes the map "warm".
+        target_edges: with gradient=vector, on and beside a warm target A's derivatives count as 1 + target_edges
+            times longer in the choice of S, and the term 1 + target_edges times more. Takes the map "warm".
+        exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py, on the images as they are (crops, as a
+            rule): structure and exposure of a multi-exposure pair.
 
     Raises:
-        InputError: another `intensity` or `gradient`; in `forward`, images too small for `visual_information`.
+        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude; in
+            `forward`, images too small for `visual_information`.
     """
 
     def __init__(
@@ -177,24 +226,35 @@ class FusionLoss(Loss):
         vif_weight: float = 0.0,
         intensity: str = "max",
         gradient: str = "magnitude",
+        edge_gain: float = 1.0,
+        contrast_weight: float = 0.0,
+        target_edges: float = 0.0,
+        exposure_weight: float = 0.0,
     ):
         super().__init__()
         for key, value, choices in (("intensity", intensity, INTENSITIES), ("gradient", gradient, GRADIENTS)):
             if value not in choices:
                 raise InputError(f"loss.{key} must be one of {', '.join(choices)}, not '{value}'")
+        if gradient != "vector" and (edge_gain != 1 or target_edges):
+            raise InputError("loss.edge_gain and loss.target_edges need loss.gradient=vector")
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
         self.intensity_weight, self.vif_weight = intensity_weight, vif_weight
         self.intensity, self.gradient = INTENSITIES[intensity], gradient
+        self.edge_gain = edge_gain
+        self.contrast_weight, self.target_edges, self.exposure_weight = contrast_weight, target_edges, exposure_weight
+        self.maps = ("warm",) if contrast_weight or target_edges else ()
 
-    def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
-        """Images (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars.
+    def forward(
+        self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None = None, **batch
+    ) -> dict[str, Tensor]:
+        """Images and the map (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars.
 
         The term "vif" is V(F, A) + V(F, B), the mean over the images.
         """
         sources = (image_a, image_b)
         terms = {
             "intensity": (fused - self.intensity(*sources)).abs().mean(),
-            "gradient": self.gradient_term(fused, *sources),
+            "gradient": self.gradient_term(fused, *sources, warm),
         }
         total = self.intensity_weight * terms["intensity"] + self.grad_weight * terms["gradient"]
         if self.fidelity_weight:
@@ -205,13 +265,23 @@ class FusionLoss(Loss):
             kept = visual_information(fused, *sources)
             terms["vif"] = kept.sum(dim=1).mean()
             total = total - self.vif_weight * torch.log(kept + 1e-3).sum(dim=1).mean()
+        if self.contrast_weight:
+            terms["missing_contrast"] = missing_contrast(fused, image_a, warm).mean()
+            total = total + self.contrast_weight * terms["missing_contrast"]
+        if self.exposure_weight:
+            in_levels = (255 * x for x in (fused, *sources))
+            terms["exposure"] = exposure_fusion_similarity_with_luminance(*in_levels).mean()
+            total = total + self.exposure_weight * (1 - terms["exposure"])
         return {"total": total, **terms}
 
-    def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None) -> Tensor:
         if self.gradient == "magnitude":
             sharper_edges = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
             return (sobel_gradient(fused) - sharper_edges).abs().mean()
         of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
-        longer = of_a.square().sum(dim=1, keepdim=True) > of_b.square().sum(dim=1, keepdim=True)
-        difference = of_fused - torch.where(longer, of_a, of_b)
-        return (difference.square().sum(dim=1) + 1e-6).sqrt().mean()
+        emphasis = 1
+        if self.target_edges:  # an edge of a target lies half outside it
+            emphasis = 1 + self.target_edges * local_mean(grow((warm > 0.5).to(fused.dtype), 7), 5)
+        longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
+        difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
+        return (emphasis * (difference.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()).mean()
