@@ -6,7 +6,8 @@
   focus with the pair's disparity map, farther layers behind nearer ones; the sharp image is the truth.
 - MEF: exposures of photographs, two stops over and three under in linear light, clipped to 8 bit.
 - IVF: simulated. The infrared image is a guess at warmth from colour, the visible one a dark photograph
-  with noise.
+  with noise. The test pair is a street at night that is drawn over photographs of brick and gravel: one
+  person stands in the dark, another one before the glare of a lamp.
 - MIF: simulated. A phantom as MRI and as a colour-coded PET image with hot regions.
 
 Text features are MiniLM's (384), in half precision.
@@ -38,10 +39,10 @@ TEXTS = {
             "The warm liquid in the cup and the wooden table stand out bright, the saucer and spoon stay cold.",
             "A dim picture of a coffee cup on a saucer with a spoon, standing on a table with wood grain.",
         ),
-        "astronaut": (
+        "street": (
             "test",
-            "The face and the orange suit are warm and bright, the background with the shuttle model is cold.",
-            "In dim light a smiling astronaut sits before a flag and a model of the shuttle; patches on her suit.",
+            "Two people on foot and the head of a lamp glow warm; the brick wall and the gravel are cold and dark.",
+            "At night a lamp glares beside a brick wall; one person stands before it, another hardly shows in the dark.",
         ),
     },
     ("MIF", "MRI", "T"): {
@@ -104,18 +105,64 @@ def photograph(name: str) -> np.ndarray:
     image = getattr(data, name)()[..., ::-1]
     scale = max(H / image.shape[0], W / image.shape[1])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    top = 0 if name == "astronaut" else (image.shape[0] - H) // 2
+    top = (image.shape[0] - H) // 2
     return image[top : top + H, :W].astype(np.float32) / 255
 
 
 def ivf(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Simulated infrared (gray) and low-light visible (BGR)."""
+    if name == "street":
+        return street(rng)
     image = photograph(name)
     blue, _, red = cv2.split(image)
     warmth = np.clip(1.6 * (red - 0.7 * blue), 0, 1) * 0.75 + 0.2 * image.mean(axis=2)
     infrared = cv2.GaussianBlur(warmth, (0, 0), 1.5) + rng.normal(0, 0.01, (H, W))
     visible = 0.45 * image**1.4 + rng.normal(0, 0.012, image.shape)
     return infrared, visible
+
+
+def street(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Infrared (gray) and visible (BGR) of two people at night; the nearer one stands before a lamp."""
+    y, x = np.mgrid[:H, :W].astype(np.float32)
+    ground = np.clip(y - 128, 0, 1)
+    scene = texture("brick", W) * (1 - ground) + 0.8 * texture("gravel", 128) * ground
+    coat = cv2.GaussianBlur(texture("grass", W), (0, 0), 1.2)
+    from_lamp = (x - 200) ** 2 + (y - 70) ** 2
+    visible = scene * (0.12 + 0.75 * np.exp(-from_lamp / 6000))
+    infrared = 0.16 + 0.1 * cv2.GaussianBlur(scene, (0, 0), 1.5) + 0.05 * ground
+    for person in (walker(62, 168, 78), walker(180, 164, 82)):
+        visible += person * (0.05 + 0.06 * coat - visible)
+        infrared += person * (0.6 + 0.35 * coat - infrared)
+    infrared = cv2.GaussianBlur(infrared, (0, 0), 0.8)
+    post = (np.abs(x - 200) < 2) & (y > 70) & (y < 158)
+    visible[post], infrared[post] = 0.3, 0.2
+    infrared += 0.7 * (from_lamp < 30)
+    glare = 1.6 * np.exp(-from_lamp / 900) + 0.35 * np.exp(-from_lamp / 5000)
+    colour = visible[..., None] * (1, 0.9, 0.85) + glare[..., None] * (0.75, 0.95, 1)
+    return infrared + rng.normal(0, 0.01, (H, W)), colour + rng.normal(0, 0.012, (H, W, 3))
+
+
+def texture(name: str, side: int) -> np.ndarray:
+    """A texture of scikit-image as tiles of a side, (H, W) in [0, 1]; turned, so that bricks lie flat."""
+    tile = cv2.resize(np.rot90(getattr(data, name)()), (side, side), interpolation=cv2.INTER_AREA)
+    return np.tile(tile, (2, 2))[:H, :W].astype(np.float32) / 255
+
+
+def walker(x: float, foot: float, height: float) -> np.ndarray:
+    """The mask (H, W) in [0, 1] of a person on foot, `foot` and `height` in pixels."""
+    fine = 8  # drawn so many times larger
+    mask, unit = np.zeros((H * fine, W * fine), np.uint8), height / 100
+
+    def at(right: float, up: float) -> tuple[int, int]:
+        return round((x + right * unit) * fine), round((foot - up * unit) * fine)
+
+    cv2.ellipse(mask, at(0, 92), (round(6.5 * unit * fine), round(8 * unit * fine)), 0, 0, 360, 255, -1)
+    cv2.fillPoly(mask, [np.array([at(*corner) for corner in ((-12, 80), (12, 80), (10, 45), (-10, 45))])], 255)
+    neck, arms = ((0, 84), (0, 76)), (((-9, 77), (-15, 58), (-13, 44)), ((9, 77), (16, 60), (19, 46)))
+    legs = ((-4, 48), (-10, 24), (-14, 2)), ((4, 48), (9, 26), (13, 2))
+    for limb in (neck, *arms, *legs):
+        cv2.polylines(mask, [np.array([at(*joint) for joint in limb])], False, 255, round(8 * unit * fine))
+    return cv2.resize(mask, (W, H), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
 def mef(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

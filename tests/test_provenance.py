@@ -271,7 +271,7 @@ def test_shipped_files_are_found_from_any_folder(tmp_path):
     command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]
     call = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert "The test result of SampleIVF:" in call.stdout, call.stderr
-    assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "astronaut.png").is_file()
+    assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "street.png").is_file()
 
 
 def test_a_changed_tree_shows_in_the_commit(prepared, tmp_path, monkeypatch):
