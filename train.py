@@ -110,6 +110,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     started, code = time.monotonic(), commit()
     for epoch in range(first_epoch + 1, train.epochs + 1):
+        criterion.progress = (epoch - 1) / train.epochs
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
         net.train()

@@ -189,6 +189,14 @@ def test_edges_of_targets_count_more():
     assert loss(flat, b) < loss(flat, a) and loss(flat + 1, a) < loss(flat + 1, b)
 
 
+def test_targets_wait_for_their_share_of_the_training():
+    images = night(0)
+    late, never = (FusionLoss(gradient="vector", contrast_weight=c, target_edges=c, targets_from=0.5) for c in (1, 0))
+    assert late(*images)["total"] == never(*images)["total"] and late(*images)["missing_contrast"] > 0.1
+    late.progress = 0.5
+    assert late(*images)["total"] > never(*images)["total"] + late(*images)["missing_contrast"]
+
+
 def test_edge_gain_wants_longer_edges():
     a, b = waves()[1][2:3], torch.full((1, 1, 64, 64), 0.5, dtype=torch.float64)
     loss = lambda image: FusionLoss(gradient="vector", edge_gain=1.2)(image, a, b)["gradient"]  # noqa: E731

@@ -26,10 +26,12 @@ class Loss(nn.Module):
     Attributes:
         name: the name it is registered under.
         maps: further maps of each pair that it wants from the data, by name.
+        progress: the share of the training that is done, in [0, 1); train.py sets it before each epoch.
     """
 
     name: str
     maps: tuple[str, ...] = ()
+    progress: float = 0.0
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
         """Called as `criterion(fused, **batch)`; a loss names the arguments that it uses.
@@ -209,6 +211,8 @@ class FusionLoss(Loss):
         contrast_weight: of `missing_contrast`: warm targets of an infrared A stand out. Takes the map "warm".
         target_edges: with gradient=vector, on and beside a warm target A's derivatives count as 1 + target_edges
             times longer in the choice of S, and the term 1 + target_edges times more. Takes the map "warm".
+        targets_from: the share of the training after which contrast_weight and target_edges count. From the start they
+            would be met at once by following A everywhere, and a network does not leave that soon.
         exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py, on the images as they are (crops, as a
             rule): structure and exposure of a multi-exposure pair.
 
@@ -229,6 +233,7 @@ class FusionLoss(Loss):
         edge_gain: float = 1.0,
         contrast_weight: float = 0.0,
         target_edges: float = 0.0,
+        targets_from: float = 0.0,
         exposure_weight: float = 0.0,
     ):
         super().__init__()
@@ -241,7 +246,8 @@ class FusionLoss(Loss):
         self.intensity_weight, self.vif_weight = intensity_weight, vif_weight
         self.intensity, self.gradient = INTENSITIES[intensity], gradient
         self.edge_gain = edge_gain
-        self.contrast_weight, self.target_edges, self.exposure_weight = contrast_weight, target_edges, exposure_weight
+        self.contrast_weight, self.target_edges, self.targets_from = contrast_weight, target_edges, targets_from
+        self.exposure_weight = exposure_weight
         self.maps = ("warm",) if contrast_weight or target_edges else ()
 
     def forward(
@@ -267,7 +273,8 @@ class FusionLoss(Loss):
             total = total - self.vif_weight * torch.log(kept + 1e-3).sum(dim=1).mean()
         if self.contrast_weight:
             terms["missing_contrast"] = missing_contrast(fused, image_a, warm).mean()
-            total = total + self.contrast_weight * terms["missing_contrast"]
+            if self.progress >= self.targets_from:
+                total = total + self.contrast_weight * terms["missing_contrast"]
         if self.exposure_weight:
             in_levels = (255 * x for x in (fused, *sources))
             terms["exposure"] = exposure_fusion_similarity_with_luminance(*in_levels).mean()
@@ -280,7 +287,7 @@ class FusionLoss(Loss):
             return (sobel_gradient(fused) - sharper_edges).abs().mean()
         of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
         emphasis = 1
-        if self.target_edges:  # an edge of a target lies half outside it
+        if self.target_edges and self.progress >= self.targets_from:  # an edge of a target lies half outside it
             emphasis = 1 + self.target_edges * local_mean(grow((warm > 0.5).to(fused.dtype), 7), 5)
         longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
         difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
