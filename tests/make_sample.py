@@ -42,7 +42,7 @@ TEXTS = {
         "street": (
             "test",
             "Two people on foot and the head of a lamp glow warm; the brick wall and the gravel are cold and dark.",
-            "At night a lamp glares beside a brick wall; one person stands before it, another hardly shows in the dark.",
+            "At night a lamp glares beside a brick wall; one person stands before it, one in the dark.",
         ),
     },
     ("MIF", "MRI", "T"): {
