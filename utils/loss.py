@@ -142,7 +142,8 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
 
 def grow(x: Tensor, window: int) -> Tensor:
     """Largest value in the window x window pixels around each pixel."""
-    return F.max_pool2d(x, window, 1, window // 2)
+    x = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
+    return F.max_pool2d(x, (1, window), 1, (0, window // 2))
 
 
 def local_mean(x: Tensor, window: int) -> Tensor:

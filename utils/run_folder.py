@@ -165,8 +165,9 @@ def drop_records_after(path: Path, epoch: int) -> None:
 
 def check_same_run(checkpoint: dict, config: Config, guidances: Mapping[str, Guidance]) -> None:
     """InputError if what decides the training differs from that of the checkpoint to resume."""
-    # the way down of this schedule ends with the epochs
-    keys = [*SAME_TO_RESUME, "train.epochs"] if config.train.schedule == "warmup" else SAME_TO_RESUME
+    # both follow the share of the epochs that is done
+    by_share = config.train.schedule == "warmup" or config.loss.get("targets_from")
+    keys = [*SAME_TO_RESUME, "train.epochs"] if by_share else SAME_TO_RESUME
     for key in keys:
         *parents, last = key.split(".")
         new, default = (functools.reduce(getattr, [*parents, last], c) for c in (config, Config()))
