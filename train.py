@@ -97,7 +97,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     first_epoch, step, best = 0, 0, None
     if train.resume:
-        first_epoch, step, best = resume(config, model, optimizer, scheduler, guidances, rank)
+        first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, rank)
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model) if world > 1 else model
     folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
@@ -140,8 +140,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
                 means = log_values(pending)
                 seconds, window = time.monotonic() - window, time.monotonic()
                 pairs = train.batch_size * len(pending) / seconds
-                progress = (epoch - first_epoch - 1 + (i + 1) / len(loader)) / (train.epochs - first_epoch)
-                left = tqdm.format_interval((time.monotonic() - started) * (1 / progress - 1))
+                done = (epoch - first_epoch - 1 + (i + 1) / len(loader)) / (train.epochs - first_epoch)
+                left = tqdm.format_interval((time.monotonic() - started) * (1 / done - 1))
                 pending = []
                 if main_process:
                     lr = optimizer.param_groups[0]["lr"]
@@ -224,6 +224,7 @@ def open_sets(
 def resume(
     config: Config,
     model: FusionNetwork,
+    criterion: Loss,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     guidances: Mapping[str, Guidance],
@@ -238,7 +239,7 @@ def resume(
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise InputError(f"{path} holds weights only; train.resume needs a checkpoint of train.py")
-    check_same_run(checkpoint, config, guidances)
+    check_same_run(checkpoint, config, criterion, guidances)
     load_weights(model, checkpoint["model"], path)
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])

@@ -382,20 +382,34 @@ def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
         found += [bool((dataset[i]["warm"] == 1).any()) for i in range(4)]
     anywhere = (24 + 13) ** 2 / (80 - 23) / (100 - 23)  # about the share of crops with a part of it by chance
     assert 0.5 + anywhere / 2 - 0.15 < np.mean(found) < 0.5 + anywhere / 2 + 0.15
+    packed = tmp_path / "packed.h5"  # another program may store it compressed
+    with h5py.File(path) as file, h5py.File(packed, "w") as copy:
+        for group in file:
+            for name in file[group]:
+                copy.create_dataset(f"{group}/{name}", data=file[group][name][()], compression="gzip")
+    one, two = (PairDataset([each], crop=24, augment=True, crop_on="warm") for each in (path, packed))
+    assert all(torch.equal(one[i]["warm"], two[i]["warm"]) for i in range(4))
     script(*PROCESS, *toy, *WARM, "data.patch_size=40")
     with h5py.File(path) as file:  # a patch has what the whole image shows
         assert np.array_equal(file["warm"]["a1_y0_x40"][0], stored[:40, 40:80])
 
 
-def test_a_file_without_the_map_or_a_crop_without_it_is_one_sentence(toy, prepared):
+def test_a_file_without_the_map_or_a_crop_without_it_is_one_sentence(toy, prepared, tmp_path):
     output = script("train.py", *prepared, *WARM, code=1)
-    assert "Toy_train.h5 holds no 'warm', which the loss takes; make the H5 again with data_process.py" in output
+    assert "Toy_train.h5 holds no 'warm', which the loss or train.crop_on takes; make the H5 again with this" in output
     script(*PROCESS, *toy, *WARM)
     output = script("train.py", *prepared, *WARM, "train.crop=16", "train.crop_on=worm", code=1)
-    assert "train.crop_on 'worm' is no map that the loss takes; did you mean 'warm'?" in output
+    assert "holds no 'worm', which the loss or train.crop_on takes; name its folder under maps in the table" in output
     output = script("train.py", *prepared, *WARM, "train.crop=null", "train.crop_on=warm", code=1)
     assert "train.crop_on=warm places crops, and train.crop is not set" in output
     script("train.py", *prepared, *WARM, "train.crop=16", "train.crop_on=warm", "train.epochs=1")
+    script(*PROCESS, *toy, "train.crop_on=warm")
+    script("train.py", *prepared, "train.crop=16", "train.crop_on=warm", "train.epochs=1")  # without such a loss
+    (tmp_path / "datasets.yaml").write_text("Toy: {task: MEF, a: IR, b: VI, color: [VI]}\n")
+    shutil.move(tmp_path / "VLF" / "Image" / "IVF", tmp_path / "VLF" / "Image" / "MEF")
+    shutil.move(tmp_path / "VLF" / "TextFeature" / "IVF", tmp_path / "VLF" / "TextFeature" / "MEF")
+    output = script(*PROCESS, *toy, *WARM, code=1)
+    assert "the loss or train.crop_on takes 'warm', and MEF has no infrared source" in output
 
 
 def test_workers_read_the_same(toy, tmp_path):

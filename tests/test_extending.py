@@ -196,7 +196,10 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
 def test_a_loss_trains(toy, prepared, tmp_path):
     words = [*prepared, "loss={name: masked, mask_weight: 5}", "train.epochs=1"]
     output = script("train.py", *words, code=1)
-    assert "holds no 'mask', which the loss takes; name its folder under maps" in output and "Traceback" not in output
+    assert (
+        "holds no 'mask', which the loss or train.crop_on takes; name its folder under maps" in output
+        and "Traceback" not in output
+    )
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(MASKS))
     (name,) = MASKS["Toy"]["maps"].values()
     folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / name

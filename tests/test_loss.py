@@ -18,6 +18,7 @@ from utils.loss import (
     FusionLoss,
     Loss,
     build_loss,
+    grow,
     missing_contrast,
     sobel_gradient,
     ssim,
@@ -101,10 +102,14 @@ def test_visual_information_is_the_metric():
 def test_gradients_of_every_term_are_finite_in_flat_regions():
     a, b = torch.rand(2, 1, 1, 64, 64)
     a[..., :40], b[..., :40] = 0, 1
+    of_targets = torch.zeros_like(a)
+    of_targets[..., 30:36, 30:50] = 1  # half of it is flat in all images
     fused = torch.full_like(a, 0.5, requires_grad=True)
-    terms = FusionLoss(1, 1, vif_weight=1, gradient="vector", intensity="exposed")(fused, a, b)
+    weights = dict(vif_weight=1, contrast_weight=1, target_edges=1, exposure_weight=1)
+    terms = FusionLoss(1, 1, gradient="vector", intensity="exposed", **weights)(fused, a, b, of_targets)
     terms["total"].backward()
-    assert set(terms) == {"total", "intensity", "gradient", "l2", "dissimilarity", "vif"}
+    more = {"vif", "missing_contrast", "exposure"}
+    assert set(terms) == {"total", "intensity", "gradient", "l2", "dissimilarity"} | more
     assert fused.grad.isfinite().all() and fused.grad.abs().max() < 10
 
 
@@ -152,13 +157,16 @@ def test_missing_contrast_is_its_definition(seed):
     assert missing_contrast(*images).item() == pytest.approx(total / weights, rel=1e-3)
 
 
-def test_missing_contrast_is_what_the_metric_sees():
-    """Nothing is missing in A, all in a flat image; a darkened ring serves as well as a brighter target."""
+def test_what_is_missing_between_flat_and_infrared():
+    """Nothing is missing in A, all in a flat image; in a headlight a darkened ring serves as well as a warm target."""
     fused, a, _, of_targets = night(0)
     kept = torch.linspace(0, 1, 5, dtype=torch.float64).view(-1, 1, 1, 1)
     missing = missing_contrast(kept * a, a.expand(5, -1, -1, -1), of_targets.expand(5, -1, -1, -1))
     torch.testing.assert_close(missing, 1 - kept.flatten(), rtol=0, atol=1e-3)
-    assert missing_contrast(a - 0.3, a, of_targets).item() < 1e-3
+    headlight = torch.full_like(a, 0.9)
+    darkened = torch.where(grow((of_targets == 1).double(), 31) - (of_targets == 1).double() > 0, 0.3, headlight)
+    assert missing_contrast(headlight, a, of_targets).item() == pytest.approx(1, abs=1e-3)
+    assert missing_contrast(darkened, a, of_targets).item() < 0.03
     assert missing_contrast(fused, a, torch.full_like(a, 0.5)).item() == 0  # lukewarm: no target, no ring
 
 
@@ -267,6 +275,10 @@ def test_build_loss():
         ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
         ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
         ({"intensity": 3}, "loss.intensity must be like 'max', not 3"),
+        ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
+        ({"targets_from": float("nan")}, "loss.targets_from is a share of the training"),
+        ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
+        ({"edge_gain": float("nan"), "gradient": "vector"}, "loss.edge_gain must be 0 or more, not nan"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
         ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
     ],

@@ -77,6 +77,30 @@ def test_train_then_test(prepared, tmp_path):
     assert cv2.imread(str(out / "Gray" / "b1.png"), -1).max() < 255
 
 
+def test_a_term_that_waits_comes_at_its_epoch_and_after_a_resume(prepared, toy, tmp_path):
+    """train.py tells the loss how much is done; what decides that cannot change where a run is resumed."""
+    infrared = np.full((40, 48), 40, np.uint8)
+    infrared[16:23, 20:27] = 240
+    for name in ("a1", "a2", "a3", "a4"):
+        cv2.imwrite(str(tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / f"{name}.png"), infrared)
+    script("data_process.py", *CONFIG, *toy, "train.crop_on=warm")
+    waits = [*prepared, "train.epochs=2", "train.crop_on=warm", "train.schedule=step"]
+    waits += ["loss={contrast_weight: 5, targets_from: 0.5}"]
+    logged = {}
+    for name, words in {"whole": [], "never": ["loss.contrast_weight=0"], "parts": []}.items():
+        script("train.py", *waits, *words, f"name={name}")
+        (folder,) = (tmp_path / "exp").glob(f"*_{name}")
+        logged[name] = losses(folder)
+    assert logged["whole"] == logged["parts"] and logged["whole"][:2] == logged["never"][:2]
+    assert sum(logged["whole"][2:]) > sum(logged["never"][2:]) + 0.1
+    first = folder / "model" / "first.pth"
+    checkpoint = torch.load(folder / "model" / "last.pth", weights_only=True)
+    torch.save(checkpoint | {"epoch": 1}, first)
+    for word in ("train.epochs=3", "train.crop_on=null"):
+        output = script("train.py", *waits, word, f"train.resume={first}", code=1)
+        assert f"{word.split('=')[0]} is " in output and "in the run to resume" in output
+
+
 def test_resume_is_bit_for_bit(prepared, tmp_path):
     prepared = [*prepared, "data.val=[Toy_test]", "train.val_every=3"]
     script("train.py", *prepared, "train.epochs=4", "name=whole")

@@ -117,7 +117,7 @@ class Train:
     lr_low: PositiveFloat = 1e-4  # warmup: where the learning rate starts and ends
     clip_grad: PositiveFloat | None = None  # largest norm of the gradient
     crop: PositiveInt | None = None  # side of a random square crop, pixels; None: whole images
-    crop_on: str | None = None  # a map of the loss, e.g. warm; half of the crops hold a pixel where it is over 0.5
+    crop_on: str | None = None  # a further map, e.g. warm: half of the crops are placed where it is over 0.5
     augment: bool = False  # flips and 90-degree rotations (of crops or square images)
     num_workers: Workers = 2
     log_every: PositiveInt = 10  # steps between two log lines

@@ -4,6 +4,8 @@ Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("m
 `loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,11 +29,13 @@ class Loss(nn.Module):
         name: the name it is registered under.
         maps: further maps of each pair that it wants from the data, by name.
         progress: the share of the training that is done, in [0, 1); train.py sets it before each epoch.
+        follows_progress: True if the loss looks at it: then a run cannot be resumed with another number of epochs.
     """
 
     name: str
     maps: tuple[str, ...] = ()
     progress: float = 0.0
+    follows_progress: bool = False
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
         """Called as `criterion(fused, **batch)`; a loss names the arguments that it uses.
@@ -156,10 +160,11 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
     """How much of the contrast of A's warm targets is missing in F: what the metric TC looks at, for crops.
 
     At each pixel of a target, c_X is the mean of X over the target less its mean over the ring, both within the
-    window around the pixel. A target may be brighter than its ring or its ring may be darkened: under a headlight,
-    where max(A, B) is saturated, only the second is possible. What is missing is max(1 - c_F / max(c_A, 0.06), 0),
-    and each image's mean is over its target pixels with a ring and c_A > 0.04, weighted by 1 / the number of target
-    pixels around them, so that a small target counts like a large one.
+    window around the pixel. F may brighten the target or darken the ring: in a headlight, where max(A, B) is white,
+    only the second is possible. What is missing is max(1 - c_F / max(c_A, 15/255), 0), and each image's mean is over
+    its target pixels with a ring of more than 30 pixels and c_A > 10/255 (a part of a target may be cooler than the
+    15 levels from which TC counts it), weighted by 1 / the number of target pixels around them, so that a small
+    target counts like a large one.
 
     Args:
         fused, image_a: (N, 1, H, W) in [0, 1].
@@ -168,7 +173,7 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
     Returns:
         (N,), from 0 (no contrast is missing) to over 1 (targets are darker than their rings); 0 without a target.
     """
-    target = (warm > 0.5).to(fused.dtype)
+    target = (warm > TARGET).to(fused.dtype)
     ring = (grow(target, 31) - grow(target, 7)) * (warm < 0.25)
     share_of_target, share_of_ring, tiny = local_mean(target, window), local_mean(ring, window), 1e-6
 
@@ -177,12 +182,13 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
         return inside / (share_of_target + tiny) - around / (share_of_ring + tiny)
 
     of_a = contrast(image_a)
-    counts = target * (share_of_ring > 30 / window**2) * (of_a > 0.04)
+    counts = target * (share_of_ring > 30.5 / window**2) * (of_a > 10 / 255)
     weight = counts / (share_of_target + tiny)
-    missing = (1 - contrast(fused) / of_a.clamp(min=0.06)).clamp(min=0)
+    missing = (1 - contrast(fused) / of_a.clamp(min=15 / 255)).clamp(min=0)
     return (weight * missing).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) + tiny)
 
 
+TARGET = 0.75  # of the map "warm" in [0, 1]: between a target and 127, also where data.resize mixed them
 INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
 
@@ -212,8 +218,8 @@ class FusionLoss(Loss):
         contrast_weight: of `missing_contrast`: warm targets of an infrared A stand out. Takes the map "warm".
         target_edges: with gradient=vector, on and beside a warm target A's derivatives count as 1 + target_edges
             times longer in the choice of S, and the term 1 + target_edges times more. Takes the map "warm".
-        targets_from: the share of the training after which contrast_weight and target_edges count. From the start they
-            would be met at once by following A everywhere, and a network does not leave that soon.
+        targets_from: the share of the training after which contrast_weight and target_edges count. If they counted
+            from the start, the network would learn to copy A everywhere, and hardly unlearn it.
         exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py, on the images as they are (crops, as a
             rule): structure and exposure of a multi-exposure pair.
 
@@ -241,6 +247,12 @@ class FusionLoss(Loss):
         for key, value, choices in (("intensity", intensity, INTENSITIES), ("gradient", gradient, GRADIENTS)):
             if value not in choices:
                 raise InputError(f"loss.{key} must be one of {', '.join(choices)}, not '{value}'")
+        weights = {"contrast_weight": contrast_weight, "target_edges": target_edges, "exposure_weight": exposure_weight}
+        for key, value in (weights | {"edge_gain": edge_gain}).items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"loss.{key} must be 0 or more, not {value}")
+        if not 0 <= targets_from < 1:
+            raise InputError(f"loss.targets_from is a share of the training, 0 or more and under 1, not {targets_from}")
         if gradient != "vector" and (edge_gain != 1 or target_edges):
             raise InputError("loss.edge_gain and loss.target_edges need loss.gradient=vector")
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
@@ -250,6 +262,7 @@ class FusionLoss(Loss):
         self.contrast_weight, self.target_edges, self.targets_from = contrast_weight, target_edges, targets_from
         self.exposure_weight = exposure_weight
         self.maps = ("warm",) if contrast_weight or target_edges else ()
+        self.follows_progress = bool(self.maps and targets_from)
 
     def forward(
         self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None = None, **batch
@@ -289,7 +302,7 @@ class FusionLoss(Loss):
         of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
         emphasis = 1
         if self.target_edges and self.progress >= self.targets_from:  # an edge of a target lies half outside it
-            emphasis = 1 + self.target_edges * local_mean(grow((warm > 0.5).to(fused.dtype), 7), 5)
+            emphasis = 1 + self.target_edges * local_mean(grow((warm > TARGET).to(fused.dtype), 7), 5)
         longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
         difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
         return (emphasis * (difference.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()).mean()

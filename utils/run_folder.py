@@ -163,10 +163,10 @@ def drop_records_after(path: Path, epoch: int) -> None:
         write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
 
 
-def check_same_run(checkpoint: dict, config: Config, guidances: Mapping[str, Guidance]) -> None:
+def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> None:
     """InputError if what decides the training differs from that of the checkpoint to resume."""
-    # both follow the share of the epochs that is done
-    by_share = config.train.schedule == "warmup" or config.loss.get("targets_from")
+    # the number of epochs says how much of the training is done
+    by_share = config.train.schedule == "warmup" or criterion.follows_progress
     keys = [*SAME_TO_RESUME, "train.epochs"] if by_share else SAME_TO_RESUME
     for key in keys:
         *parents, last = key.split(".")

@@ -56,7 +56,10 @@ def make_set(source: Source, config: Config, inputs: Iterable[str], records: Map
     problems: list[str] = []
     names = read_split(source, problems)
     files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
-    computed = {*build_loss(config.loss).maps} & {*COMPUTED_MAPS} - {*source.maps} if training else set()
+    wanted = {*build_loss(config.loss).maps, config.train.crop_on} if training else set()
+    computed = wanted & COMPUTED_MAPS.keys() - source.maps.keys()
+    if computed and source.task != "IVF":
+        problems.append(f"the loss or train.crop_on takes '{min(computed)}', and {source.task} has no infrared source")
     makers = {g.name: g.maker(config, records.get(g.name), source, names, problems) for g in guides_of(inputs)}
     path = h5_path(config.data.h5, source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

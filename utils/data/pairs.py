@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from net.provenance import GuideRecord
 from utils.data.h5 import PairFile, attribute, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
-from utils.errors import InputError, nearest
+from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides import GUIDES, guides_of
 from utils.targets import COMPUTED_MAPS
@@ -31,7 +31,8 @@ class PairDataset(Dataset):
         paths: H5 files.
         inputs: what a network takes beside the images, its `inputs`.
         crop: side in pixels of a random square; None keeps whole images.
-        crop_on: one of `maps`; half of the squares are placed where it is over 0.5 somewhere, if it is.
+        crop_on: a further map, returned as `maps` are; half of the crops are placed so that they hold a pixel where it
+            is over 0.5, if there is one.
         augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
         chroma: return chroma too.
@@ -60,11 +61,10 @@ class PairDataset(Dataset):
         crop_on: str | None = None,
     ):
         self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
-        self.path, self.maps, self.crop_on = str(paths[0]), tuple(maps), crop_on
+        self.path, self.crop_on = str(paths[0]), crop_on
+        self.maps = tuple(dict.fromkeys([*maps, *([crop_on] if crop_on else [])]))
         if crop_on and not crop:
             raise InputError(f"train.crop_on={crop_on} places crops, and train.crop is not set")
-        if crop_on and crop_on not in maps:
-            raise InputError(f"train.crop_on '{crop_on}' is no map that the loss takes; {nearest(crop_on, maps)}")
         files = {str(path): PairFile(path) for path in paths}
         for path, pairs in files.items():
             for name in pairs.file["imageA"]:
@@ -74,7 +74,8 @@ class PairDataset(Dataset):
                 if not pairs.holds(kind):
                     row = "" if kind in COMPUTED_MAPS else "name its folder under maps in the table of datasets, and "
                     raise InputError(
-                        f"{path} holds no '{kind}', which the loss takes; {row}make the H5 again with data_process.py"
+                        f"{path} holds no '{kind}', which the loss or train.crop_on takes; {row}make the H5 again with "
+                        f'this config: python data_process.py --config ... "data.train=[{Path(path).stem}]"'
                     )
         self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
         self.lacking: dict[str, str | None] = {}
@@ -160,7 +161,7 @@ class PairDataset(Dataset):
                 raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
             top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
             if self.crop_on and rng.integers(2):
-                places = np.flatnonzero(as_unit(stored[self.crop_on]) > 0.5)
+                places = np.flatnonzero(as_unit(stored[self.crop_on][()]) > 0.5)
                 if len(places):
                     y, x = divmod(int(rng.choice(places)), w)
                     top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, (h - self.crop, w - self.crop))
