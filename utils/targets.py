@@ -30,7 +30,7 @@ def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
     if key not in _REMEMBERED:
         if len(_REMEMBERED) >= REMEMBER:
             del _REMEMBERED[next(iter(_REMEMBERED))]
-        _REMEMBERED[key] = _find_targets(image)
+        _REMEMBERED[key] = _find_targets(_local_contrast(image))
     return _REMEMBERED[key]
 
 
@@ -44,8 +44,9 @@ def warm_map(image: np.ndarray) -> np.ndarray:
         (H, W) uint8: 255 on targets (see `targets`), 0 where rings may lie, less than 10 levels above the local mean,
         and 127 between: lukewarm, or too small or too large for a target.
     """
-    warm = np.where(_local_contrast(image) < 10, 0, 127).astype(np.uint8)
-    warm.flat[targets(image)[0]] = 255
+    local = _local_contrast(image)
+    warm = np.where(local < 10, 0, 127).astype(np.uint8)
+    warm.flat[_find_targets(local)[0]] = 255
     return warm
 
 
@@ -57,15 +58,14 @@ def _local_contrast(image: np.ndarray) -> np.ndarray:
     return image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
 
 
-def _find_targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `targets` remembers."""
-    local = _local_contrast(image)
+def _find_targets(local: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `targets` remembers, from the local contrast of an image."""
     _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
-    places = np.arange(image.size).reshape(image.shape)
+    places = np.arange(local.size).reshape(local.shape)
     inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15
     inside, around = [], []
     for label, (left, top, width, height, area) in enumerate(regions):
-        if label == 0 or not 40 <= area <= 0.03 * image.size:  # 0 is what is not warm
+        if label == 0 or not 40 <= area <= 0.03 * local.size:  # 0 is what is not warm
             continue
         window = np.s_[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
         target = (labels[window] == label).astype(np.uint8)
