@@ -224,7 +224,8 @@ class FusionLoss(Loss):
             rule): structure and exposure of a multi-exposure pair.
 
     Raises:
-        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude; in
+        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude, a negative or
+            infinite edge_gain, contrast_weight, target_edges or exposure_weight, targets_from not in [0, 1); in
             `forward`, images too small for `visual_information`.
     """
 
@@ -287,7 +288,7 @@ class FusionLoss(Loss):
             total = total - self.vif_weight * torch.log(kept + 1e-3).sum(dim=1).mean()
         if self.contrast_weight:
             terms["missing_contrast"] = missing_contrast(fused, image_a, warm).mean()
-            if self.progress >= self.targets_from:
+            if self.targets_count:
                 total = total + self.contrast_weight * terms["missing_contrast"]
         if self.exposure_weight:
             in_levels = (255 * x for x in (fused, *sources))
@@ -295,13 +296,18 @@ class FusionLoss(Loss):
             total = total + self.exposure_weight * (1 - terms["exposure"])
         return {"total": total, **terms}
 
+    @property
+    def targets_count(self) -> bool:
+        """True once so much of the training is done that warm targets count."""
+        return self.progress >= self.targets_from
+
     def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None) -> Tensor:
         if self.gradient == "magnitude":
             sharper_edges = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
             return (sobel_gradient(fused) - sharper_edges).abs().mean()
         of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
         emphasis = 1
-        if self.target_edges and self.progress >= self.targets_from:  # an edge of a target lies half outside it
+        if self.target_edges and self.targets_count:  # an edge of a target lies half outside it
             emphasis = 1 + self.target_edges * local_mean(grow((warm > TARGET).to(fused.dtype), 7), 5)
         longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
         difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
