@@ -223,11 +223,8 @@ def test_exposure_is_the_metric():
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
     """So neither train.accumulate nor the number of processes changes a training."""
-    edges = 1 if gradient == "vector" else 0
-    criterion = FusionLoss(
-        1.0, 0, vif_weight=0.5, intensity=intensity, gradient=gradient, contrast_weight=1, target_edges=edges,
-        exposure_weight=1,
-    )  # fmt: skip
+    weights = dict(vif_weight=0.5, contrast_weight=1, exposure_weight=1, target_edges=int(gradient == "vector"))
+    criterion = FusionLoss(1.0, intensity=intensity, gradient=gradient, **weights)
     batch = [*waves(), torch.cat([night(seed, (64, 64))[3] for seed in range(4)])]
     terms, slope = backward(criterion, batch)
     for size in (1, 2):

@@ -17,8 +17,9 @@ import yaml
 from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
+from tests import dark_pairs
 from tests.conftest import CONFIG, SHARED, make_pairs, process, script
-from utils.errors import run_script
+from utils.errors import InputError, run_script
 from utils.results.table import PAPER_HEADER, format_table
 
 
@@ -84,21 +85,35 @@ def test_a_term_that_waits_comes_at_its_epoch_and_after_a_resume(prepared, toy, 
     for name in ("a1", "a2", "a3", "a4"):
         cv2.imwrite(str(tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / f"{name}.png"), infrared)
     script("data_process.py", *CONFIG, *toy, "train.crop_on=warm")
-    waits = [*prepared, "train.epochs=2", "train.crop_on=warm", "train.schedule=step"]
+    waits = [*prepared, "train.epochs=2", "train.crop_on=warm", "train.schedule=step", "train.save_every=1"]
     waits += ["loss={contrast_weight: 5, targets_from: 0.5}"]
     logged = {}
-    for name, words in {"whole": [], "never": ["loss.contrast_weight=0"], "parts": []}.items():
+    first = tmp_path / "first.pth"
+    for name, words in {"whole": [], "never": ["loss.contrast_weight=0"], "rest": [f"train.resume={first}"]}.items():
         script("train.py", *waits, *words, f"name={name}")
         (folder,) = (tmp_path / "exp").glob(f"*_{name}")
         logged[name] = losses(folder)
-    assert logged["whole"] == logged["parts"] and logged["whole"][:2] == logged["never"][:2]
+        if name == "whole":
+            shutil.copy(folder / "model" / "epoch_1.pth", first)
+    assert logged["whole"][2:] == logged["rest"] and logged["whole"][:2] == logged["never"][:2]
     assert sum(logged["whole"][2:]) > sum(logged["never"][2:]) + 0.1
-    first = folder / "model" / "first.pth"
-    checkpoint = torch.load(folder / "model" / "last.pth", weights_only=True)
-    torch.save(checkpoint | {"epoch": 1}, first)
     for word in ("train.epochs=3", "train.crop_on=null"):
         output = script("train.py", *waits, word, f"train.resume={first}", code=1)
         assert f"{word.split('=')[0]} is " in output and "in the run to resume" in output
+
+
+def test_dark_pairs_at_full_size(prepared, tmp_path, monkeypatch, capsys):
+    script("train.py", *prepared, "train.epochs=1")
+    last, words = only_run(tmp_path) / "model" / "last.pth", prepared[2:]
+    monkeypatch.setattr("sys.argv", ["dark_pairs", str(last), *words])
+    dark_pairs.main()
+    names = ["b1", "b2"]
+    for name in names:
+        assert cv2.imread(str(tmp_path / "out" / "dark_pairs" / f"Toy_test_{name}.png")).shape[0] == 45 + 22 + 4
+    assert len(re.findall(r"last\.pth (?:nan|-?[\d.]+)", capsys.readouterr().out)) == len(names)
+    monkeypatch.setattr("sys.argv", ["dark_pairs", str(last), "models/MGFusion_IVF.safetensors", *words])
+    with pytest.raises(InputError, match="networks with different guides"):
+        dark_pairs.main()
 
 
 def test_resume_is_bit_for_bit(prepared, tmp_path):
