@@ -7,6 +7,7 @@
     python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..." ckpt=models/IVF.safetensors
     python test.py --a folder_a --b folder_b --out folder ckpt=models/IVF.safetensors        pairs of equal names
     python test.py --a "folder/*_ir.png" --b "folder/*_vis.png" --out folder ckpt=models/IVF.safetensors
+    python test.py --a ir.png --b vis.png --out fused.png --instruct "Remove the noise from the thermal image."
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
 
@@ -20,12 +21,13 @@ output becomes 8 bit: minmax, the published stretch of every image to its own ra
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import Config, parse_args, pick_device
+from utils.config import INSTRUCTED, Config, parse_args, pick_device
 from utils.errors import InputError, run_script
 from utils.files import commit, find_newest, plain_name, to_json
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from net import FusionNetwork
     from utils.results.report import Report
 
+SAMPLE = "configs/sample.yaml"
 RULES = ("mean", "max", "laplacian")  # of --compare
 BASELINES = {task: (*RULES, rule) for task, rule in {"IVF": "saliency", "MEF": "mertens", "MFF": "focus"}.items()}
 PUBLISHED = "configs/paper_tables.yaml"
@@ -49,6 +52,12 @@ ARGUMENTS = {
     "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
+    "--instruct": {
+        "metavar": "TEXT",
+        "action": "append",
+        "default": [],
+        "help": "what is wanted, for a network that reads it; given several times, results beside each other",
+    },
     "--text-study": {"action": "store_true", "help": "fuse with own, another's, the default text and one sentence"},
     "--export": {
         "metavar": "FILE",
@@ -59,7 +68,14 @@ ARGUMENTS = {
 
 
 def main() -> None:
-    config, args = parse_args(__doc__, arguments=ARGUMENTS, default="configs/sample.yaml")
+    config, args = parse_args(__doc__, arguments=ARGUMENTS, default=SAMPLE)
+    if (
+        args.a
+        and args.instruct
+        and args.config == SAMPLE
+        and not any(word.startswith("ckpt=") for word in args.overrides)
+    ):
+        config.ckpt = INSTRUCTED
     check_arguments(config, args)
     from utils.results.evaluate import check_metrics
 
@@ -80,6 +96,8 @@ def check_arguments(config: Config, args: Namespace) -> None:
     if any(own_pair) and not all(own_pair):
         raise InputError("a pair of your own needs all of --a, --b and --out")
     for flag in ("text_study", "export", "report"):
+        if args.instruct and getattr(args, flag):
+            raise InputError(f"--{flag.replace('_', '-')} is without --instruct")
         if any(own_pair) and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is for test sets, not for a pair of --a and --b")
     if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
@@ -124,7 +142,7 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
             if args.text_study:
                 study_set(model, name, used, device, args.sentence)
             else:
-                metrics[name], pictures = test_set(model, name, used, device, report)
+                metrics[name], pictures = test_set(model, name, used, device, report, args.instruct)
                 rows += pictures[:1]
     if report:
         print(f"open in a browser: {report_folder}/index.html")
@@ -208,9 +226,17 @@ def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
 
 
 def test_set(
-    model: FusionNetwork, name: str, config: Config, device: torch.device, report: Report | None = None
+    model: FusionNetwork,
+    name: str,
+    config: Config,
+    device: torch.device,
+    report: Report | None = None,
+    instruct: Sequence[str] = (),
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Fuse one set, save the images and the numbers, print the table; returns the network's means, and pictures."""
+    """Fuse one set, save the images and the numbers, print the table; returns the network's means, and pictures.
+
+    Under one instruction the images are those that it asks for; several are compared with what is without any.
+    """
     from tqdm import tqdm
 
     from net import build_model
@@ -219,6 +245,7 @@ def test_set(
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import describe_guidance, label_with_remarks, open_guides
+    from utils.guides.instruction import encode_instructions
     from utils.results.evaluate import Evaluator, average_all, fuse_dataset, sources_8bit
     from utils.results.table import PICTURE_PAIRS, format_table, left_out_lines, published_rows, write_results
 
@@ -237,22 +264,26 @@ def test_set(
 
     rules = [rule for rule in BASELINES.get(task, RULES) if compare and rule != model.name]
     models = [model, *(build_model(rule).to(device).eval() for rule in rules)]
-    labels = [label_with_remarks(model, guidances), *(rule.label for rule in models[1:])]
-    evaluators = [Evaluator(config.test.metrics, device) for _ in models]
+    labels = [label_with_remarks(model, guidances), *(rule.label for rule in models[1:]), *instruct]
+    evaluators = [Evaluator(config.test.metrics, device) for _ in labels]
+    instructions = encode_instructions(instruct, config, model, device)
     pictures = []
     with atomic_folder(folder, outdated=["comparison.png"]) as staged:
-        fused_pairs = fuse_dataset(models, dataset, device, guidances, config.test.num_workers)
+        fused_pairs = fuse_dataset(
+            models, dataset, device, guidances, config.test.num_workers, instructions=instructions
+        )
         for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
             image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
             fused = [to_8bit(output, config.test.stretch) for output in outputs]
             for evaluator, result in zip(evaluators, fused):
                 evaluator.add(image, result, image_a, image_b)
-            color = colorize(fused[0], batch["chroma"][0].numpy())
-            write_image(staged / "Gray" / f"{image}.png", fused[0])
+            saved = fused[-1] if len(instruct) == 1 else fused[0]
+            color = colorize(saved, batch["chroma"][0].numpy())
+            write_image(staged / "Gray" / f"{image}.png", saved)
             write_image(staged / "RGB" / f"{image}.png", color)
             shown = {"A": image_a, "B": image_b, labels[0]: fused[0], "in colour": color}
             shown |= dict(zip(labels[1:], fused[1:]))
-            if compare and len(pictures) < PICTURE_PAIRS:
+            if (compare or instruct) and len(pictures) < PICTURE_PAIRS:
                 pictures.append(side_by_side(list(shown.values()), list(shown)))
             if report:
                 report.add_images(name, image, shown)
@@ -267,6 +298,7 @@ def test_set(
             "ckpt": config.ckpt,
             "guides": {kind: {"name": r.name, "revision": r.revision} for kind, r in records.items()},
             "text": config.text.use,
+            "instruct": instruct,
             "stretch": config.test.stretch,
             "precision": config.precision,
             "images": len(dataset),

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 from net import FusionNetwork, build_model, prepare
-from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
 from net.provenance import Provenance
 from utils import distributed
 from utils.config import Config, Train, parse_args
@@ -96,6 +96,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
     guidances = open_guides(config, model, [dataset, *([val_set] if val_set else [])], device, training=True)
 
     first_epoch, step, best = 0, 0, None
+    if train.init:
+        start_from(model, train.init)
     if train.resume:
         first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, rank)
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
@@ -124,7 +126,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
                 with enough_memory("train", LESS_MEMORY), nullcontext() if last_part or world == 1 else net.no_sync():
                     part = to_device(part, device, guidances)
                     output = net(*model.arguments(part))
-                    terms = criterion(output, **part)
+                    terms = criterion(output, **part, **model.readings(part))
                     (terms["total"] / train.accumulate).backward()
                 fused.append(output.detach())
                 losses.append({key: value.detach() for key, value in terms.items()})

@@ -61,6 +61,10 @@ class FusionNetwork(HubMixin, nn.Module):
         """What `forward` takes, from a batch of utils/data/pairs.py."""
         return [batch[key] for key in ("image_a", "image_b", *self.inputs)]
 
+    def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What a loss gets to see of the network beside the fused image, by the names of the loss's arguments."""
+        return {}
+
     def checkpoint(self, provenance: Provenance | None = None) -> dict[str, Any]:
         """Network, weights and provenance as a dict, for `save_checkpoint` and `save_weights`.
 

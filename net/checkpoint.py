@@ -197,6 +197,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> "FusionN
     return model.to(device).eval()
 
 
+def start_from(model: "FusionNetwork", path: str | Path) -> None:
+    """Take over the weights of a smaller network, of which `model` has all; what it has beside them stays fresh.
+
+    Raises:
+        InputError: missing or damaged file, or weights that `model` does not have.
+    """
+    load_weights(model, model.state_dict() | read_checkpoint(path)["model"], path)
+
+
 def load_weights(model: "FusionNetwork", state: dict, path: str | Path) -> None:
     """Strictly load a state dict; InputError names a first tensor that is missing, left over or of another shape."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

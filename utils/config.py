@@ -21,6 +21,7 @@ from utils.files import find_file
 if TYPE_CHECKING:
     import torch
 
+INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 
 
@@ -76,6 +77,7 @@ class Text:
     use: Literal["own", "default"] = "own"  # own: of each pair; default: one text for all pairs, no text is needed then
     recompute: bool = False  # encode Text/ even where TextFeature/ has features
     batch_size: PositiveInt = 32  # paragraphs at a time
+    instructions: str = "configs/instructions.yaml"  # what a network that reads instructions is trained with
 
 
 @dataclass
@@ -126,6 +128,7 @@ class Train:
     best: str = "Qabf"  # validation metric that chooses best.pth
     pictures: NonNegativeInt = 2  # batches of an epoch drawn to pic_fusion/
     exp: str = "exp"  # folder of the run folders
+    init: str | None = None  # weights to start from, of the same network or of one that it extends
     resume: str | None = None  # a checkpoint of train.py; the training goes on from it, in its run folder
 
 

@@ -312,3 +312,60 @@ class FusionLoss(Loss):
         longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
         difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
         return (emphasis * (difference.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()).mean()
+
+
+@register_loss("instructed")
+class InstructedLoss(Loss):
+    """How far a result is from what an instruction wants, and whether the network reads it.
+
+    What is wanted is the result W of another network, trained without instructions, for the sources that the
+    instruction asks for; where it asks for one source alone, W is that source. The total is the mean over the samples
+    of weight x (mean |F - W| + grad_weight x mean |dF - dW|), d the Sobel derivatives, and reading_weight times the
+    mean cross-entropy between what texts ask for and what the network reads in them.
+
+    Args:
+        teacher: the weights of the other network. It takes no inputs beside those of the one that is trained.
+        grad_weight: of the gradient term.
+        reading_weight: of the cross-entropy.
+
+    Raises:
+        InputError: a missing or damaged teacher; in `forward`, another number of instructions than the network reads.
+    """
+
+    maps = ("warm",)  # instructions that bring out targets need it
+
+    def __init__(self, teacher: str = "models/IVF.safetensors", grad_weight: float = 1.0, reading_weight: float = 0.1):
+        from net.checkpoint import load_model  # net itself imports this module
+
+        super().__init__()
+        self.teacher = load_model(teacher).requires_grad_(False)
+        self.grad_weight, self.reading_weight = grad_weight, reading_weight
+
+    def forward(
+        self,
+        fused: Tensor,
+        image_a: Tensor,
+        image_b: Tensor,
+        wanted_a: Tensor,
+        wanted_b: Tensor,
+        weight: Tensor,
+        reading: Tensor,
+        asked: Tensor,
+        **batch,
+    ) -> dict[str, Tensor]:
+        """Images (N, 1, H, W) in [0, 1], weights (N), logits and what is asked for (N, P, K) -> total and terms."""
+        if reading.shape != asked.shape:
+            given = asked.shape[2]
+            raise InputError(
+                f"there are {given} instructions and the network reads others; set net.instructions={given}"
+            )
+        with torch.no_grad():
+            wanted = self.teacher(*self.teacher.arguments(batch | {"image_a": wanted_a, "image_b": wanted_b}))
+            one_source = (wanted_a == wanted_b).all(dim=3).all(dim=2)[..., None, None]  # (N, 1, 1, 1)
+            wanted = torch.where(one_source, wanted_a, wanted)
+        derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, wanted))
+        intensity = (fused - wanted).abs().mean(dim=(1, 2, 3))
+        gradient = torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
+        misread = F.binary_cross_entropy_with_logits(reading, asked)
+        total = (weight * (intensity + self.grad_weight * gradient)).mean() + self.reading_weight * misread
+        return {"total": total, "intensity": intensity.mean(), "gradient": gradient.mean(), "misread": misread}

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -170,14 +171,17 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
-    """Images of one size, gray or BGR uint8, in a row with a white gap and labels above: BGR uint8."""
-    row = []
+    """Images of one size, gray or BGR uint8, in a row with a white gap and labels above, wrapped: BGR uint8."""
+    row, white, width = [], (255, 255, 255), images[0].shape[1]
+    scale = min(0.5, width / 260)
+    wrapped = [textwrap.wrap(label, max(1, int(width / (18 * scale)))) for label in labels or ()]
+    above = 6 + 16 * max(map(len, wrapped), default=0)
     for i, image in enumerate(images):
         image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         if labels:
-            scale = min(0.5, image.shape[1] / 260)
-            image = cv2.copyMakeBorder(image, 22, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-            place, font = (2, 16), cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(image, labels[i], place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
-        row.append(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
+            image = cv2.copyMakeBorder(image, above, 0, 0, 0, cv2.BORDER_CONSTANT, value=white)
+            for number, line in enumerate(wrapped[i], start=1):
+                place, font = (2, 16 * number), cv2.FONT_HERSHEY_SIMPLEX
+                cv2.putText(image, line, place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        row.append(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=white))
     return np.hstack(row)

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 from net.provenance import GuideRecord
 from utils.data.h5 import PairFile, attribute, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
+from utils.data.instruct import InstructionDraw
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides import GUIDES, guides_of
+from utils.guides.instruction import Sentences
 from utils.targets import COMPUTED_MAPS
 
 
@@ -99,6 +101,7 @@ class PairDataset(Dataset):
                         f"{path} has {kind} {dim} wide, and the sets before it {self.dims[kind]}; make them with one "
                         "config"
                     )
+        self.instructions: InstructionDraw | None = None
         self._files: dict[str, PairFile] = {}
         self._owner = None
 
@@ -115,6 +118,10 @@ class PairDataset(Dataset):
         if unknown:
             raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
         self.samples = [sample for sample in self.samples if sample[1] not in names]
+
+    def draw_instructions(self, sentences: Sentences) -> None:
+        """Degrade the samples, and give them instructions to train with; they need the map "warm"."""
+        self.instructions = InstructionDraw(sentences)
 
     def ignore(self, kind: str) -> None:
         """Do not return the features of a guide: they are computed from what is cropped."""
@@ -141,7 +148,7 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
         with sample_errors_named(path, name):
-            drawn = self.crop or self.augment
+            drawn = self.crop or self.augment or self.instructions
             rng = np.random.default_rng((self.seed, self.epoch, index)) if drawn else None
             return self._read(self._open(path), name, rng)
 
@@ -171,13 +178,17 @@ class PairDataset(Dataset):
         unsure = [maps[kind] for kind, array in stored.items() if array.dtype.kind != "u"]  # no range of its own
         if not all(m.min() > -1e-3 and m.max() < 1.001 for m in unsure):  # false for NaN, too; rounding may pass 1
             raise ValueError("an image holds NaN or floats outside [0, 1]")
+        drawn = {}
+        if self.instructions:
+            maps, drawn = self.instructions(maps, rng)
         if self.augment:
             flip_y, flip_x = rng.integers(2, size=2)
             turns = rng.integers(4) if height == width else 0
             flipped = np.s_[..., :: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
             maps = {kind: np.rot90(m[flipped], turns, (-2, -1)) for kind, m in maps.items()}
         sample = {"name": name} | {kind: torch.from_numpy(np.ascontiguousarray(m)) for kind, m in maps.items()}
-        sample |= {kind: pairs.feature(kind, name) for kind in self.dims if kind not in self.instead} | self.instead
+        sample |= {kind: pairs.feature(kind, name) for kind in self.dims if kind not in self.instead}
+        sample |= self.instead | drawn
         if self.chroma:
             sample["chroma"] = torch.from_numpy(read_chroma(pairs, name, (height, width), window))
         return sample

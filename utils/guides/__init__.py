@@ -12,6 +12,7 @@ import torch
 from utils.errors import InputError, nearest
 from utils.guides.clip import ClipGuide
 from utils.guides.guide import Guidance, Guide
+from utils.guides.instruction import InstructionGuide
 from utils.guides.text import TextGuide
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from utils.config import Config
     from utils.data.pairs import PairDataset
 
-GUIDES: dict[str, Guide] = {guide.name: guide for guide in (TextGuide(), ClipGuide())}
+GUIDES: dict[str, Guide] = {guide.name: guide for guide in (TextGuide(), ClipGuide(), InstructionGuide())}
 
 
 def guides_of(inputs: Iterable[str]) -> list[Guide]:

@@ -239,9 +239,8 @@ class TextEncoder:
         features = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         return [f[m.bool()].cpu().numpy() for f, m in zip(features, tokens["attention_mask"])]
 
-    def encode_pairs(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> list[np.ndarray]:
-        """The feature (L, dim) of each pair of paragraphs: the tokens of A's, then those of B's."""
-        paragraphs = [paragraph for pair in pairs for paragraph in pair]
+    def encode_all(self, paragraphs: list[str], batch_size: int = 32) -> list[np.ndarray]:
+        """The feature (L, dim) of each paragraph; those that were cut are told of."""
         # similar lengths together, so that little is padded
         order = sorted(range(len(paragraphs)), key=lambda i: len(paragraphs[i]))
         encoded: dict[int, np.ndarray] = {}
@@ -251,4 +250,9 @@ class TextEncoder:
             encoded |= zip(batch, self.encode([paragraphs[i] for i in batch]))
         if self.truncated:
             print(f"warning: {self.truncated} paragraphs were cut to the {self.max_tokens} tokens {self.name} takes")
-        return [np.concatenate([encoded[i], encoded[i + 1]]) for i in range(0, len(paragraphs), 2)]
+        return [encoded[i] for i in range(len(paragraphs))]
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> list[np.ndarray]:
+        """The feature (L, dim) of each pair of paragraphs: the tokens of A's, then those of B's."""
+        encoded = self.encode_all([paragraph for pair in pairs for paragraph in pair], batch_size)
+        return [np.concatenate(encoded[i : i + 2]) for i in range(0, len(encoded), 2)]

@@ -1,10 +1,11 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from net import FusionNetwork
@@ -133,26 +134,35 @@ def fuse_dataset(
     guidances: Mapping[str, Guidance],
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
+    instructions: Sequence[Tensor] = (),
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
     Args:
         guidances: of `open_guides` for this set.
         share: (rank, ranks) takes every ranks-th pair, for several processes.
+        instructions: as for `fuse_pair`.
 
     Raises:
         InputError: a damaged sample, a network that returns NaN.
     """
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        yield batch, fuse_pair(models, batch, device, guidances)
+        yield batch, fuse_pair(models, batch, device, guidances, instructions)
 
 
 @torch.inference_mode()
 def fuse_pair(
-    models: list[FusionNetwork], batch: dict, device: torch.device, guidances: Mapping[str, Guidance]
+    models: list[FusionNetwork],
+    batch: dict,
+    device: torch.device,
+    guidances: Mapping[str, Guidance],
+    instructions: Sequence[Tensor] = (),
 ) -> list[np.ndarray]:
     """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
+
+    Args:
+        instructions: features (L, dim); the first network's result under each comes after those of the networks.
 
     Raises:
         InputError: a network returns NaN, or there is not enough memory.
@@ -161,7 +171,10 @@ def fuse_pair(
     height, width = batch["image_a"].shape[-2:]
     what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
     with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):
-        fused = [model(*model.arguments(batch))[0, 0].cpu().numpy() for model in models]
+        calls = [model.arguments(batch) for model in models]
+        calls += [models[0].arguments(batch | {"instruction": each[None].to(device)}) for each in instructions]
+        networks = [*models, *[models[0]] * len(instructions)]
+        fused = [model(*call)[0, 0].cpu().numpy() for model, call in zip(networks, calls)]
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
     return fused

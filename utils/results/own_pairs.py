@@ -17,6 +17,7 @@ from utils.data.images import (
     list_images,
     merge_chroma,
     read_image,
+    side_by_side,
     to_8bit,
     write_image,
 )
@@ -24,6 +25,7 @@ from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guide import Guidance
+from utils.guides.instruction import NOTHING, encode_instructions
 from utils.guides.text import open_text_encoder
 from utils.results.evaluate import fuse_pair
 
@@ -32,7 +34,8 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
     """Fuse one pair, or all pairs of two folders; results have colour where a source has.
 
     Args:
-        args: `a`, `b`, `out`, `text_a` and `text_b` of the command line.
+        args: `a`, `b`, `out`, `text_a`, `text_b` and `instruct` of the command line. Several instructions make a
+            picture of each pair, with a column for the result without any and for each.
 
     Raises:
         InputError: with a line for each pair that could not be fused; the others are done.
@@ -40,6 +43,7 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
     pairs = find_pairs(args.a, args.b, Path(args.out))
     guidances = open_guides(config, model, [], device)
     features = features_of_pairs(model, config, args, list(pairs), guidances, device)
+    instructions = encode_instructions(args.instruct, config, model, device)
     print(f"guided by {describe_guidance(guidances)}")
     problems = []
     for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
@@ -48,12 +52,17 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
             if image_a.shape != image_b.shape:
                 sizes = " and ".join("{} x {}".format(*image.shape) for image in (image_a, image_b))
                 raise InputError(f"{path_a} and {path_b} have unequal sizes, {sizes} pixels; register them first")
-            images = (torch.from_numpy(as_unit(image))[None] for image in (image_a, image_b))
+            images = [torch.from_numpy(as_unit(image))[None] for image in (image_a, image_b)]
             batch = collate([{"name": name} | dict(zip(("image_a", "image_b"), images)) | features[name]])
-            (fused,) = fuse_pair([model], batch, device, guidances)
+            fused = fuse_pair([model], batch, device, guidances, instructions)
             chroma = merge_chroma([chroma_a, chroma_b])
-            result = to_8bit(fused, config.test.stretch)
-            write_image(path_out, result if chroma is None else colorize(result, chroma))
+            results = [to_8bit(each, config.test.stretch) for each in fused]
+            results = [each if chroma is None else colorize(each, chroma) for each in results]
+            if len(instructions) > 1:
+                sources = [to_8bit(image[0].numpy(), "clamp") for image in images]
+                write_image(path_out, side_by_side([*sources, *results], ["A", "B", NOTHING, *args.instruct]))
+            else:
+                write_image(path_out, results[-1])
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -115,6 +124,10 @@ def features_of_pairs(
     features: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for kind, guidance in guidances.items():
         if guidance.encoder:
+            continue
+        if kind != "text" and guidance.instead is not None:
+            for name in names:
+                features[name][kind] = guidance.instead
             continue
         if kind == "text" and args.text_a:
             if guidance.instead is not None:

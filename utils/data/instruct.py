@@ -1,0 +1,243 @@
+"""Instructions to train and test with: sources that are degraded, and what an instruction wants of them.
+
+A sample is degraded at random, named things are asked for at random, and the loss sees the sources that are wanted:
+without the degradations that are named, with those that are not, whatever else is said.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError, nearest
+from utils.guides.instruction import UNRELATED, Instruction, Sentences
+from utils.opencv import cv2
+
+DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
+SILENT = 0.2  # of samples without an instruction
+TWO = 0.35  # of the others, and of texts: two instructions
+# how often a degradation is named that is there, that is not there, and how often another wish
+AIMED, ABSENT, WISHED = 4, 1, 2
+UNSURE = 0.1  # strengths are so far from 0 and 1 at most, as those are that a network reads
+PRACTICE = 16  # texts beside a sample, to learn to read with
+FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What can be wrong with one source.
+
+    Attributes:
+        source: imageA or imageB, as a key of a sample.
+        apply: a function of image (H, W) float32 in [0, 1], rng, and the keys of `ranges`.
+        ranges: what is drawn from, by the function's arguments.
+        tested: the values that are tested with.
+        may_be_so: True for an image that may be so by itself; then nobody can say that it is not.
+    """
+
+    source: str
+    apply: Callable[..., np.ndarray]
+    ranges: dict[str, tuple[float, float]]
+    tested: dict[str, float]
+    may_be_so: Callable[[np.ndarray], bool]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, testing: bool = False) -> np.ndarray:
+        """The degraded image, 8 bit as a camera gives it: (H, W) float32 in [0, 1]."""
+        values = self.tested if testing else {key: rng.uniform(*limits) for key, limits in self.ranges.items()}
+        return (self.apply(image, rng, **values).clip(0, 1) * 255).round().astype(np.float32) / 255
+
+
+def noise(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """Noise of a sensor, equal at all levels."""
+    return image + sigma * rng.standard_normal(image.shape, np.float32)
+
+
+def flat(image: np.ndarray, rng: np.random.Generator, contrast: float) -> np.ndarray:
+    """A narrow range of temperatures in a wide range of levels."""
+    return image.mean() + contrast * (image - image.mean())
+
+
+def dark(image: np.ndarray, rng: np.random.Generator, gain: float, gamma: float) -> np.ndarray:
+    """Too little light, and a response that buries shadows."""
+    return gain * image**gamma
+
+
+def over(image: np.ndarray, rng: np.random.Generator, gain: float) -> np.ndarray:
+    """Too much light: what is over the range is lost."""
+    return gain * image
+
+
+def is_dark(image: np.ndarray) -> bool:
+    return image.mean() < 0.2
+
+
+def is_bright(image: np.ndarray) -> bool:
+    return image.mean() > 0.7
+
+
+def is_flat(image: np.ndarray) -> bool:
+    return image.std() < 0.08
+
+
+def never(image: np.ndarray) -> bool:
+    return False
+
+
+DEGRADATIONS = {
+    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never),
+    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat),
+    "dark": Degradation(
+        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark
+    ),
+    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright),
+}
+
+
+def bring_out_targets(a: np.ndarray, b: np.ndarray, warm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A with brighter warm targets, and B giving way to A on and around them."""
+    target = (warm > 0.75).astype(np.float32)
+    near = cv2.GaussianBlur(cv2.dilate(target, np.ones((15, 15), np.uint8)), (0, 0), 4)
+    a = (a + 0.25 * cv2.GaussianBlur(target, (0, 0), 1)).clip(0, 1)
+    return a, b + near * (a - b)
+
+
+# what an instruction makes of the sources A and B and the map "warm", (H, W) each; in this order if there are several
+WANTED: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "restored": lambda a, b, warm: (a, b),  # its degradation is left out
+    "targets": bring_out_targets,
+    "infrared": lambda a, b, warm: (a, a),
+    "visible": lambda a, b, warm: (b, b),
+}
+EXCLUSIVE = {"infrared", "visible"}  # nobody can have both
+
+
+def check_instructions(instructions: Mapping[str, Instruction]) -> None:
+    """InputError if an instruction names a degradation or a wish that there is not."""
+    for name, entry in instructions.items():
+        for key, value, known in (("want", entry.want, WANTED), ("degrade", entry.degrade, DEGRADATIONS)):
+            if value not in known and (key == "want" or value is not None):
+                raise InputError(f"the instruction '{name}' has {key}: {value}; {nearest(str(value), known)}")
+        if (entry.want == "restored") != (entry.degrade is not None):
+            raise InputError(f"the instruction '{name}' needs both `degrade` and `want: restored`, or none of them")
+
+
+def wanted_sources(
+    clean: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], named: Iterable[Instruction]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sources that some instructions want fused.
+
+    Args:
+        clean: image_a, image_b and warm of a pair, (H, W) float32 in [0, 1].
+        present: by the degradation that is there, the source as it makes it.
+        named: the instructions that are given.
+    """
+    sources = dict(clean)
+    undone = {entry.degrade for entry in named}
+    for key, degraded in present.items():
+        if key not in undone:
+            sources[DEGRADATIONS[key].source] = degraded
+    a, b = sources["image_a"], sources["image_b"]
+    wishes = {entry.want for entry in named}
+    for wish, apply in WANTED.items():
+        if wish in wishes:
+            a, b = apply(a, b, sources["warm"])
+    return a, b
+
+
+class InstructionDraw:
+    """Degrades a training sample and gives it an instruction, and texts to practise reading with.
+
+    Args:
+        sentences: what can be said.
+
+    Raises:
+        InputError: an instruction names a degradation or a wish that there is not.
+    """
+
+    def __init__(self, sentences: Sentences):
+        self.instructions, self.features, self.joined = sentences.instructions, sentences.features, sentences.joined
+        check_instructions(self.instructions)
+        longest = sorted(max(map(len, features)) for features in [*self.features.values(), *self.joined.values()])
+        self.length, self.dim = longest[-1] + longest[-2], self.features[UNRELATED][0].shape[1]
+
+    def __call__(
+        self, maps: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
+        """Draw for one sample.
+
+        Args:
+            maps: image_a, image_b and warm, (1, H, W) float32 in [0, 1].
+
+        Returns:
+            The maps with degraded sources, and wanted_a and wanted_b, those that are asked for; and beside them how
+            strongly each instruction is given, `strengths` (K) in [0, 1], the `weight` of the sample (), texts to
+            `practice` reading with (P, length, dim), padded with zeros, and what is `asked` for in them (P, K), 0 or 1.
+        """
+        clean = {key: maps[key][0] for key in ("image_a", "image_b", "warm")}
+        present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in self.draw_kinds(rng)}
+        named = self.draw_names(clean, present, rng)
+        wanted = wanted_sources(clean, present, [self.instructions[name] for name in named])
+        degraded = {DEGRADATIONS[kind].source: image for kind, image in present.items()}
+        maps = maps | {key: image[None] for key, image in degraded.items()}
+        maps |= {"wanted_a": wanted[0][None], "wanted_b": wanted[1][None]}
+        given = torch.tensor([float(name in named) for name in self.instructions])
+        practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
+        return maps, {
+            "strengths": (given - UNSURE * torch.from_numpy(rng.random(len(given), np.float32))).abs(),
+            "weight": torch.tensor(max((float(self.instructions[name].weight) for name in named), default=1.0)),
+            "practice": torch.stack(practice),
+            "asked": torch.tensor(asked),
+        }
+
+    def draw_kinds(self, rng: np.random.Generator) -> list[str]:
+        """Degradations of a sample, one of a source at most."""
+        drawn = []
+        for source in ("image_a", "image_b"):
+            kinds = [entry.degrade for entry in self.instructions.values() if entry.degrade]
+            kinds = [kind for kind in kinds if DEGRADATIONS[kind].source == source]
+            if kinds and rng.random() < DEGRADED:
+                drawn.append(kinds[rng.integers(len(kinds))])
+        return drawn
+
+    def draw_names(
+        self, clean: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rng: np.random.Generator
+    ) -> list[str]:
+        """The instructions that a sample is given: none, one or two."""
+        if rng.random() < SILENT:
+            return []
+        chances = {}
+        for name, entry in self.instructions.items():
+            chances[name] = WISHED
+            if entry.degrade:
+                degradation = DEGRADATIONS[entry.degrade]
+                by_itself = degradation.may_be_so(clean[degradation.source])
+                chances[name] = AIMED if entry.degrade in present else 0 if by_itself else ABSENT
+        named = []
+        for _ in range(2 if rng.random() < TWO else 1):
+            share = np.array([*chances.values()], float)
+            named.append(list(chances)[rng.choice(len(chances), p=share / share.sum())])
+            both = {n for n in chances if {self.instructions[n].want, self.instructions[named[0]].want} == EXCLUSIVE}
+            chances |= dict.fromkeys({named[0], *both}, 0)
+        return named
+
+    def say(self, names: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """The feature (L, dim) of a text that says some things, in any order; one token of zeros if it says nothing."""
+        pools = [self.features[name] for name in rng.permutation(names)]
+        if tuple(names) in self.joined and rng.random() < 0.5:
+            pools = [self.joined[tuple(names)]]
+        return torch.cat([pool[rng.integers(len(pool))] for pool in pools] or [torch.zeros(1, self.dim)])
+
+    def draw_practice(self, rng: np.random.Generator) -> tuple[Tensor, list[float]]:
+        """A text (length, dim), padded with zeros, and what it asks for (K)."""
+        names = rng.choice([*self.features], 2 if rng.random() < TWO else 1, replace=False)
+        text = forget(self.say(names, rng), rng)
+        padded = torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
+        return padded, [float(name in names) for name in self.instructions]
+
+
+def forget(feature: Tensor, rng: np.random.Generator) -> Tensor:
+    """A feature with some of its values zeroed, the others raised to make up for it."""
+    kept = torch.from_numpy(rng.random(feature.shape, np.float32) >= FORGET)
+    return feature * kept / (1 - FORGET)

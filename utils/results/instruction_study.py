@@ -1,0 +1,240 @@
+"""Are instructions obeyed? Each with sentences that were kept for testing, on pairs that are degraded where it says so.
+
+C is the network's result for the clean pair without an instruction. For what is to be restored, the measure is the PSNR
+to C; for a source to follow, the distance to that source; for warm targets, the metric TC.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from net import FusionNetwork
+from utils.config import Config
+from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
+from utils.data.instruct import DEGRADATIONS, wanted_sources
+from utils.data.pairs import PairDataset, collate
+from utils.files import to_json, write_file
+from utils.guides.guide import Guidance
+from utils.guides.instruction import UNRELATED, Instruction, encode_instructions, read_instructions
+from utils.metrics import METRICS
+from utils.opencv import cv2
+from utils.results.evaluate import fuse_pair
+from utils.targets import warm_map
+
+SPOKEN = 3  # sentences of an instruction that a pair is tested with; the next pair gets the next ones
+PICTURES = 8  # pairs that are drawn
+NLM_STRENGTHS = (15, 20, 25)  # of cv2.fastNlMeansDenoising, in levels
+
+
+def levels(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean absolute difference of two images in [0, 1], in levels of 255."""
+    return 255 * float(np.abs(x - y).mean())
+
+
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    """PSNR of two images in [0, 1], dB."""
+    return -10 * float(np.log10(max(np.square(x - y).mean(), 1e-10)))
+
+
+def kept_targets(fused: np.ndarray, image_a: np.ndarray) -> float:
+    """The metric TC of a result; NaN without a target."""
+    f, a = (torch.from_numpy(x)[None, None].double() * 255 for x in (fused, image_a))
+    return float(METRICS["TC"](f, a, a))
+
+
+# by what is wanted: the name of the measure, and the measure of (result, C, A, B)
+MEASURES: dict[str, tuple[str, Callable[..., float]]] = {
+    "restored": ("PSNR to C, dB", lambda f, clean, a, b: psnr(f, clean)),
+    "infrared": ("levels from A", lambda f, clean, a, b: levels(f, a)),
+    "visible": ("levels from B", lambda f, clean, a, b: levels(f, b)),
+    "targets": ("TC", lambda f, clean, a, b: kept_targets(f, a)),
+}
+
+
+class Trial:
+    """One pair of a set under instructions.
+
+    Args:
+        model, guidances, device: what fuses.
+        batch: of the pair.
+        instructions: what can be asked for.
+        rng: of the degradations.
+    """
+
+    def __init__(
+        self,
+        model: FusionNetwork,
+        guidances: Mapping[str, Guidance],
+        device: torch.device,
+        batch: dict,
+        instructions: Mapping[str, Instruction],
+        rng: np.random.Generator,
+    ):
+        self.model, self.guidances, self.device, self.batch = model, guidances, device, batch
+        self.instructions, self.rng = instructions, rng
+        self.a, self.b = (batch[key][0, 0].numpy() for key in ("image_a", "image_b"))
+        warm = warm_map(255 * self.a) / np.float32(255)
+        self.clean = {"image_a": self.a, "image_b": self.b, "warm": warm}
+        self.result = self.fuse((self.a, self.b))  # C
+
+    def fuse(self, sources: tuple[np.ndarray, np.ndarray], instruction: Tensor | None = None) -> np.ndarray:
+        """The result (H, W) of sources in place of the pair's own, under the feature of an instruction."""
+        changed = dict(zip(("image_a", "image_b"), (torch.from_numpy(x)[None, None] for x in sources)))
+        changed |= {} if instruction is None else {"instruction": instruction[None]}
+        return fuse_pair([self.model], self.batch | changed, self.device, self.guidances)[0]
+
+    def degrade(self, *names: str) -> dict[str, np.ndarray]:
+        """The degraded sources that some instructions are to undo."""
+        kinds = [self.instructions[name].degrade for name in names]
+        return {k: DEGRADATIONS[k](self.clean[DEGRADATIONS[k].source], self.rng, testing=True) for k in kinds if k}
+
+    def wanted(self, present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What each instruction wants of the pair as it is now; "" wants no change, and so does what is absent."""
+        a, b = wanted_sources(self.clean, present, [])
+        images = {"": self.fuse((a, b)) if present else self.result}
+        for name, entry in self.instructions.items():
+            if entry.want == "restored":
+                images |= {name: self.result} if entry.degrade in present else {}
+            elif entry.want == "targets":
+                images[name] = self.fuse(wanted_sources(self.clean, present, [entry]))
+            else:
+                images[name] = a if entry.want == "infrared" else b
+        return images
+
+    def may_be_absent(self, name: str) -> bool:
+        """True for an instruction that undoes a degradation that the pair cannot have by itself."""
+        kind = DEGRADATIONS.get(self.instructions[name].degrade)
+        return kind is not None and not kind.may_be_so(self.clean[kind.source])
+
+
+def instruction_study(
+    model: FusionNetwork,
+    dataset: PairDataset,
+    set_name: str,
+    guidances: Mapping[str, Guidance],
+    config: Config,
+    device: torch.device,
+    folder: Path,
+) -> None:
+    """Test whether instructions are obeyed; print and write.
+
+    Args:
+        model: a network that reads instructions.
+        dataset: whole pairs, the set `set_name`.
+        guidances: of `open_guides` for the set.
+        folder: gets instructions.json and, for some pairs, instructions_<name>.png.
+    """
+    entries = read_instructions(config.text.instructions)
+    sentences = {name: entry.test for name, entry in entries.items()}
+    encoded = iter(encode_instructions([s for each in sentences.values() for s in each], config, model, device))
+    features = {name: {sentence: next(encoded) for sentence in each} for name, each in sentences.items()}
+    instructions = {name: entry for name, entry in entries.items() if name != UNRELATED}
+    two = [next((n for n, e in instructions.items() if e.degrade == kind), "") for kind in ("noise", "dark")]
+
+    measured = defaultdict(list)  # by instruction: (pair, sentence, without, with)
+    changes = defaultdict(list)  # by what must change nothing: (pair, sentence, levels)
+    taken_for = defaultdict(list)  # by what was asked for: what the result was nearest to
+    denoised, both = defaultdict(list), defaultdict(list)
+    loader = DataLoader(dataset, batch_size=1, collate_fn=collate)
+    for number, batch in enumerate(tqdm(loader, desc="instruction study", unit="pair")):
+        rng = np.random.default_rng((config.seed, number))
+        trial = Trial(model, guidances, device, batch, instructions, rng)
+        pair, a, b, fuse = batch["name"][0], trial.a, trial.b, trial.fuse
+        spoken = {
+            name: list(itertools.islice(itertools.cycle(each.items()), SPOKEN * number, SPOKEN * (number + 1)))
+            for name, each in features.items()
+        }
+        rows = []
+        for name, entry in instructions.items():
+            present = trial.degrade(name)
+            sources, wanted = wanted_sources(trial.clean, present, []), trial.wanted(present)
+            of = MEASURES[entry.want][1]
+            for sentence, feature in spoken[name]:
+                result = fuse(sources, feature)
+                scores = [of(image, trial.result, a, b) for image in (wanted[""], result)]
+                measured[name].append((pair, sentence, *scores))
+                taken_for[name].append(min(wanted, key=lambda other: levels(result, wanted[other])))
+            shown = [*sources, wanted[""], result, wanted[name]]
+            rows.append(draw_row(shown, ["A", "B", "no instruction", sentence, "wanted"]))
+            if trial.may_be_absent(name):
+                sentence, feature = spoken[name][0]
+                changes[f"{name}, absent"].append((pair, sentence, levels(fuse((a, b), feature), trial.result)))
+        wanted = trial.wanted({})
+        for sentence, feature in spoken[UNRELATED]:
+            result = fuse((a, b), feature)
+            changes[UNRELATED].append((pair, sentence, levels(result, trial.result)))
+            taken_for[UNRELATED].append(min(wanted, key=lambda other: levels(result, wanted[other])) or UNRELATED)
+        shuffled = feature[torch.from_numpy(rng.permutation(len(feature)))]
+        changes[f"{UNRELATED}, shuffled"].append((pair, sentence, levels(fuse((a, b), shuffled), trial.result)))
+        if all(two):
+            sources = wanted_sources(trial.clean, trial.degrade(*two), [])
+            asked = [spoken[name][0][1] for name in two]
+            for label, feature in zip(("none", *two, "both"), (None, *asked, torch.cat(asked))):
+                both[label].append(psnr(fuse(sources, feature), trial.result))
+        for strength in NLM_STRENGTHS if two[0] else ():
+            noisy = to_8bit(wanted_sources(trial.clean, trial.degrade(two[0]), [])[0], "clamp")
+            first = cv2.fastNlMeansDenoising(noisy, None, strength).astype(np.float32) / 255
+            denoised[strength].append(psnr(fuse((first, b)), trial.result))
+        if number < PICTURES:
+            write_image(folder / f"instructions_{pair}.png", stack_rows(rows))
+
+    summary = {
+        "set": set_name,
+        "ckpt": config.ckpt,
+        "measured": {name: summarise(rows) for name, rows in measured.items()},
+        "denoised_first_then_fused": {strength: float(np.mean(values)) for strength, values in denoised.items()},
+        "two_instructions": {label: float(np.mean(values)) for label, values in both.items()},
+        "must_change_nothing": {label: float(np.mean([row[-1] for row in rows])) for label, rows in changes.items()},
+        "accuracy": accuracy(taken_for),
+        "taken_for": {name: {o or "nothing": each.count(o) for o in set(each)} for name, each in taken_for.items()},
+    }
+    write_file(folder / "instructions.json", to_json(summary | {"all": measured, "all_changes": changes}, indent=1))
+    print("\n" + format_study(summary, {name: MEASURES[entry.want][0] for name, entry in instructions.items()}))
+
+
+def summarise(rows: list[tuple[str, str, float, float]]) -> dict:
+    """Means of (pair, sentence, without, with) over the pairs that have a value, and the sentence that moved least."""
+    rows = [row for row in rows if np.isfinite(row[2:]).all()]
+    moved = defaultdict(list)
+    for _, sentence, without, with_it in rows:
+        moved[sentence].append((abs(with_it - without), with_it))
+    worst = min(moved, key=lambda sentence: np.mean([each[0] for each in moved[sentence]]), default="")
+    without, with_it = np.mean([row[2:] for row in rows], axis=0).tolist() if rows else (np.nan, np.nan)
+    at_worst = float(np.mean([each[1] for each in moved[worst]])) if rows else np.nan
+    return {"without": without, "with": with_it, "worst": worst, "with_worst": at_worst, "pairs": len(rows)}
+
+
+def accuracy(taken_for: Mapping[str, list[str]]) -> float:
+    """Share of results that are nearest to what was asked for."""
+    hits = [other == name for name, each in taken_for.items() for other in each]
+    return sum(hits) / len(hits)
+
+
+def format_study(summary: dict, measures: Mapping[str, str]) -> str:
+    """The study as text."""
+    lines = [f"the instructions on {summary['set']}, sentences that were kept for testing:"]
+    lines.append(f"{'':<20}{'':<16}{'without':>8}{'with':>8}   worst sentence")
+    for name, row in summary["measured"].items():
+        numbers = f"{row['without']:>8.2f}{row['with']:>8.2f}   {row['with_worst']:.2f} {row['worst']}"
+        lines.append(f"{name:<20}{measures[name]:<16}{numbers}")
+    lines += [f"denoised first by {s}, then fused: {v:.2f} dB" for s, v in summary["denoised_first_then_fused"].items()]
+    lines += [f"two degradations, named {label}: {v:.2f} dB" for label, v in summary["two_instructions"].items()]
+    lines += [f"{label}: changes {value:.2f} levels" for label, value in summary["must_change_nothing"].items()]
+    for name, others in summary["taken_for"].items():
+        wrong = ", ".join(f"{other} {count}" for other, count in others.items() if other != name)
+        lines.append(f"{name} taken for: {wrong}" if wrong else f"{name}: always right")
+    return "\n".join([*lines, f"nearest to what was asked for: {100 * summary['accuracy']:.1f} %"])
+
+
+def draw_row(images: list[np.ndarray], labels: list[str]) -> np.ndarray:
+    """Images (H, W) in [0, 1] in a row, 320 pixels wide each."""
+    height, width = images[0].shape
+    size = (320, round(320 * height / width))
+    return side_by_side([cv2.resize(to_8bit(x, "clamp"), size, interpolation=cv2.INTER_AREA) for x in images], labels)
