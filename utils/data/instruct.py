@@ -172,8 +172,9 @@ class InstructionDraw:
 
         Returns:
             The maps with degraded sources, and wanted_a and wanted_b, those that are asked for; and beside them how
-            strongly each instruction is given, `strengths` (K) in [0, 1], the `weight` of the sample (), texts to
-            `practice` reading with (P, length, dim), padded with zeros, and what is `asked` for in them (P, K), 0 or 1.
+            strongly each instruction is given, `strengths` (K) in [0, 1], a text that says so, the `instruction`
+            (L, dim), the `weight` of the sample (), further texts to `practice` reading with (P, length, dim), padded
+            with zeros, and what is `asked` for in them (P, K), 0 or 1.
         """
         clean = {key: maps[key][0] for key in ("image_a", "image_b", "warm")}
         present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in self.draw_kinds(rng)}
@@ -186,6 +187,7 @@ class InstructionDraw:
         practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
         return maps, {
             "strengths": (given - UNSURE * torch.from_numpy(rng.random(len(given), np.float32))).abs(),
+            "instruction": forget(self.say(named, rng), rng),
             "weight": torch.tensor(max((float(self.instructions[name].weight) for name in named), default=1.0)),
             "practice": torch.stack(practice),
             "asked": torch.tensor(asked),
