@@ -46,6 +46,8 @@ class Reader(nn.Module):
 class Modulation(nn.Module):
     """x (1 + gamma s) + beta s, per channel and the same at all places; no change at the start, nor where s = 0."""
 
+    REACH = 10  # times what is learned: Adam's steps are equally small for all weights, and these have a long way
+
     def __init__(self, instructions: int, channels: int):
         super().__init__()
         self.gain_and_offset = nn.Linear(instructions, 2 * channels, bias=False)
@@ -53,7 +55,7 @@ class Modulation(nn.Module):
 
     def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
         """Map (N, C, H, W) and strengths (N, K) -> (N, C, H, W)."""
-        gain, offset = self.gain_and_offset(strengths)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
+        gain, offset = self.gain_and_offset(self.REACH * strengths)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
         return torch.addcmul(offset, x, 1 + gain)
 
 

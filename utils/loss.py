@@ -349,12 +349,15 @@ class InstructedLoss(Loss):
         wanted_a: Tensor,
         wanted_b: Tensor,
         weight: Tensor,
-        reading: Tensor,
         asked: Tensor,
+        reading: Tensor | None = None,
         **batch,
     ) -> dict[str, Tensor]:
-        """Images (N, 1, H, W) in [0, 1], weights (N), logits and what is asked for (N, P, K) -> total and terms."""
-        if reading.shape != asked.shape:
+        """Images (N, 1, H, W) in [0, 1], weights (N), logits and what is asked for (N, P, K) -> total and terms.
+
+        A network that does not say what it reads, reading=None, learns from the images alone.
+        """
+        if reading is not None and reading.shape != asked.shape:
             given = asked.shape[2]
             raise InputError(
                 f"there are {given} instructions and the network reads others; set net.instructions={given}"
@@ -366,6 +369,9 @@ class InstructedLoss(Loss):
         derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, wanted))
         intensity = (fused - wanted).abs().mean(dim=(1, 2, 3))
         gradient = torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
-        misread = F.binary_cross_entropy_with_logits(reading, asked)
-        total = (weight * (intensity + self.grad_weight * gradient)).mean() + self.reading_weight * misread
-        return {"total": total, "intensity": intensity.mean(), "gradient": gradient.mean(), "misread": misread}
+        total = (weight * (intensity + self.grad_weight * gradient)).mean()
+        terms = {"intensity": intensity.mean(), "gradient": gradient.mean()}
+        if reading is not None:
+            terms["misread"] = F.binary_cross_entropy_with_logits(reading, asked)
+            total = total + self.reading_weight * terms["misread"]
+        return {"total": total, **terms}

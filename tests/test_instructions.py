@@ -1,0 +1,306 @@
+"""Instructions: the file of sentences, what they want of a pair, the network that reads them, and the way to a user."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from net import build_model, load_model, prepare
+from net.checkpoint import save_checkpoint
+from tests.conftest import CONFIG, FAST, ROOT, script
+from tests.test_text import bert, save_bert  # noqa: F401
+from utils.data.instruct import DEGRADATIONS, InstructionDraw, wanted_sources
+from utils.errors import InputError
+from utils.guides.instruction import UNRELATED, Instruction, Sentences, read_instructions, split_sentences
+from utils.loss import build_loss
+from utils.results.instruction_study import levels
+
+SHIPPED = ROOT / "configs" / "instructions.yaml"
+SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=[8, 8])
+ENTRIES = read_instructions(SHIPPED)
+
+
+def images(count: int = 1, size: tuple[int, int] = (24, 30)) -> list[torch.Tensor]:
+    return [*torch.rand(2, count, 1, *size), torch.randn(count, 5, 12)]
+
+
+def obeying_network(**options) -> torch.nn.Module:
+    """A network whose modulations are not zero, as after a training."""
+    model = build_model("film_instructed", **SMALL, instruction_dim=12, **options).eval()
+    for name, parameter in model.named_parameters():
+        if "gain_and_offset" in name:
+            torch.nn.init.normal_(parameter, std=0.03)
+    return model
+
+
+# --- the file of sentences ----------------------------------------------------------------------------
+
+
+def test_sentences_that_ship():
+    assert len(ENTRIES) >= 8 and list(ENTRIES)[-1] == UNRELATED
+    trained = {sentence.lower() for entry in ENTRIES.values() for sentence in entry.train}
+    assert len(trained) == sum(len(entry.train) for entry in ENTRIES.values())  # none is in two entries
+    for name, entry in ENTRIES.items():
+        assert len(entry.train) >= 40 and len(set(entry.test)) >= 10, name
+        assert not trained & {sentence.lower() for sentence in entry.test}, name
+        starts = [" ".join(sentence.split()[:2]).lower() for sentence in entry.train]
+        assert max(map(starts.count, starts)) <= len(starts) // 8, name  # no template
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": {"want": "visible"}}, "needs sentences under train and under test"),
+        ({"a": {"want": "visible", "train": ["x: y", {"z": 1}], "test": ["w"]}}, "quote those with a colon"),
+        ({"a": {"wnat": "visible", "train": ["x"], "test": ["w"]}}, "must have keys of"),
+        ({"a": {"want": "visible", "train": ["x"], "test": ["w"], "weight": -1}}, "a weight that is not above 0"),
+        ({UNRELATED: None}, "must have keys of"),
+    ],
+)
+def test_a_file_of_instructions_that_makes_no_sense(change, message, tmp_path):
+    entries = {"a": {"want": "visible", "train": ["x"], "test": ["w"]}, UNRELATED: {"train": ["u"], "test": ["v"]}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries | change))
+    with pytest.raises(InputError, match=message):
+        read_instructions(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (Instruction("visibel"), "want: visibel; did you mean 'visible'"),
+        (Instruction("restored", "nois"), "degrade: nois; did you mean 'noise'"),
+        (Instruction("restored"), "needs both"),
+        (Instruction("visible", "noise"), "needs both"),
+    ],
+)
+def test_an_instruction_that_nobody_can_obey(entry, message):
+    with pytest.raises(InputError, match=message):
+        InstructionDraw(Sentences({"x": entry}, {"x": [torch.ones(1, 2)], UNRELATED: [torch.ones(1, 2)]}, {}))
+
+
+def test_a_text_is_cut_into_sentences():
+    text = "Remove the noise!  Keep the street bright; is that 1.5 stops?"
+    assert split_sentences(text) == ["Remove the noise!", "Keep the street bright;", "is that 1.5 stops?"]
+
+
+# --- what is wanted -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean() -> dict[str, np.ndarray]:
+    a, b = (cv2.GaussianBlur(np.random.default_rng(i).random((40, 50), np.float32), (0, 0), 2) for i in (1, 2))
+    warm = np.zeros((40, 50), np.float32)
+    warm[10:16, 20:26] = 1
+    return {"image_a": a, "image_b": b * 0.8 + 0.1, "warm": warm}
+
+
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_degradations(kind, clean):
+    degradation = DEGRADATIONS[kind]
+    image = clean[degradation.source]
+    one, same, other = (degradation(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one, same) and not np.array_equal(one, other) and one.dtype == np.float32
+    assert np.allclose(one * 255, (one * 255).round(), atol=1e-4) and one.min() >= 0 and one.max() <= 1  # 8 bit
+    assert levels(one, image) > 2
+    assert degradation.tested.keys() == degradation.ranges.keys()
+    assert all(low <= degradation.tested[key] <= high for key, (low, high) in degradation.ranges.items())
+
+
+def test_only_what_is_named_is_undone(clean):
+    """What is not named stays, what is named and not there changes nothing, and two wishes are both obeyed."""
+    rng = np.random.default_rng(0)
+    present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in ("noise", "dark")}
+    a, b = clean["image_a"], clean["image_b"]
+
+    def want(*names: str, of: dict = present) -> tuple[np.ndarray, np.ndarray]:
+        return wanted_sources(clean, of, [ENTRIES[name] for name in names])
+
+    def same(got: tuple, wanted: tuple) -> bool:
+        return all(np.array_equal(*pair) for pair in zip(got, wanted))
+
+    assert same(want(), (present["noise"], present["dark"]))
+    assert same(want("denoise_infrared"), (a, present["dark"]))
+    assert same(want("denoise_infrared", "brighten_visible"), (a, b))
+    assert same(want("contrast_infrared", "tame_glare"), (present["noise"], present["dark"]))
+    assert same(want("contrast_infrared", "tame_glare", of={}), (a, b))
+    assert same(want("follow_infrared"), (present["noise"],) * 2)
+    assert same(want("follow_visible", "brighten_visible"), (b, b))
+    lifted, pasted = want("highlight_targets", of={})
+    inside, far = clean["warm"] > 0, np.s_[30:, :10]
+    assert (lifted - a)[inside].mean() > 0.1 and np.abs(pasted - lifted)[inside].max() < 0.05
+    assert np.array_equal(lifted[far], a[far]) and np.allclose(pasted[far], b[far], atol=1e-3)
+    both, again = want("highlight_targets", "follow_visible", of={})
+    assert np.array_equal(both, again) and np.array_equal(both, pasted)
+
+
+@pytest.fixture
+def draw() -> InstructionDraw:
+    names = [name for name in ENTRIES if name != UNRELATED]
+    features = {name: [torch.full((i + 2, 4), float(i + 1))] for i, name in enumerate(ENTRIES)}
+    joined = {(one, two): [torch.full((3, 4), 100.0)] for one in names for two in names if one != two}
+    return InstructionDraw(Sentences({name: ENTRIES[name] for name in names}, features, joined))
+
+
+def test_draws(draw, clean):
+    maps = {key: value[None] for key, value in clean.items()}
+    counts = np.zeros(3, int)
+    for seed in range(200):
+        found, beside = draw(maps, np.random.default_rng(seed))
+        again, _ = draw(maps, np.random.default_rng(seed))
+        assert all(np.array_equal(found[key], again[key]) for key in found)
+        named = beside["strengths"] > 0.5
+        assert ((beside["strengths"] - named.float()).abs() <= 0.1).all()
+        counts[named.sum()] += 1
+        names = [name for name, is_named in zip(draw.names, named) if is_named]
+        assert len({"follow_infrared", "follow_visible"} & {*names}) < 2
+        wanted_a = found["wanted_a"][0]
+        if not names:
+            assert np.array_equal(wanted_a, found["image_a"][0])
+            assert np.array_equal(found["wanted_b"], found["image_b"]) and not beside["instruction"].any()
+        if "denoise_infrared" in names and not {"follow_visible", "highlight_targets"} & {*names}:
+            noisy = not np.array_equal(found["image_a"][0], clean["image_a"])
+            assert np.array_equal(wanted_a, clean["image_a"]) or noisy
+        assert beside["practice"].shape == (16, draw.length, 4) and beside["asked"].shape == (16, 7)
+        assert float(beside["weight"]) == max([ENTRIES[name].weight for name in names], default=1)
+    assert counts.min() > 20
+    assert np.array_equal(maps["image_a"][0], clean["image_a"])  # the data are not written to
+
+
+# --- the network --------------------------------------------------------------------------------------
+
+
+def test_without_an_instruction_it_is_film_blend():
+    model, blend = obeying_network(), build_model("film_blend", **SMALL).eval()
+    blend.load_state_dict({name: model.state_dict()[name] for name in blend.state_dict()})
+    given, nothing = images(2), torch.zeros(2, 3, 12)
+    with torch.no_grad():
+        assert torch.equal(model(*given), blend(*given))
+        torch.testing.assert_close(model(*given, None, nothing), blend(*given), rtol=0, atol=1e-6)
+
+
+def test_padding_changes_nothing_and_instructions_do():
+    model, given, text = obeying_network(), images(), torch.randn(1, 4, 12)
+    with torch.no_grad():
+        result = model(*given, None, text)
+        padded = model(*given, None, torch.cat([text, torch.zeros(1, 9, 12)], dim=1))
+        torch.testing.assert_close(padded, result, rtol=0, atol=1e-6)
+        assert levels(result.numpy(), model(*given).numpy()) > 0.5
+        strengths = model.reader(text).sigmoid()
+        torch.testing.assert_close(model(*given, None, None, strengths), result)
+
+
+def test_a_tile_and_bf16_change_little():
+    model, given, text = obeying_network(), images(size=(50, 31)), torch.randn(1, 4, 12)
+    with torch.no_grad():
+        whole = model(*given, None, text)
+        prepare(model, tile=7)
+        torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=1e-5)
+        prepare(model, "bf16")
+        torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=0.03)
+
+
+def test_every_weight_learns(tmp_path):
+    save_checkpoint(tmp_path / "teacher.pth", build_model("film_blend", **SMALL).checkpoint())
+    model, criterion = obeying_network(), build_loss({"name": "instructed", "teacher": str(tmp_path / "teacher.pth")})
+    a, b, text = images(2)
+    batch = {"image_a": a, "image_b": b, "text": text, "text_mask": torch.ones(2, 5, dtype=torch.bool)}
+    batch |= {"wanted_a": b, "wanted_b": torch.stack([b[0], a[1]]), "weight": torch.tensor([1.0, 3.0])}
+    batch |= {"strengths": torch.rand(2, 7), "instruction": torch.zeros(2, 1, 12)}
+    batch |= {"practice": torch.randn(2, 3, 4, 12), "asked": torch.randint(0, 2, (2, 3, 7)).float()}
+    terms = criterion(model(*model.arguments(batch)), **batch, **model.readings(batch))
+    terms["total"].backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert all(p.grad is None for p in criterion.parameters())
+
+    # one source is wanted as it is, two as the teacher fuses them; each sample has its own weight
+    with torch.no_grad():
+        fused = torch.cat([b[:1], criterion.teacher(b[1:], a[1:], text[1:], batch["text_mask"][1:])])
+        perfect = criterion(fused, **batch, **model.readings(batch))
+        assert perfect["intensity"] < 1e-6 and perfect["gradient"] < 1e-5
+        alone = criterion(fused + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
+    assert (alone["total"] - perfect["total"]).item() == pytest.approx(3 * 0.1 / 2, rel=1e-3)
+    with pytest.raises(InputError, match="net.instructions=7"):
+        criterion(fused, **batch | {"reading": torch.zeros(2, 3, 5)})
+
+
+# --- from training to a user --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(toy, tmp_path, bert) -> list[str]:  # noqa: F811
+    """A tiny network, trained with instructions: the words that test it."""
+    entries = {
+        "visible": {"want": "visible", "train": ["the road"], "test": ["a road"]},
+        "clean": {"degrade": "noise", "want": "restored", "train": ["a warm car"], "test": ["the car", "warm car"]},
+        "bright": {"degrade": "dark", "want": "restored", "train": ["the sky"], "test": ["a sky"]},
+        "people": {"want": "targets", "train": ["dark trees"], "test": ["the trees"]},
+        UNRELATED: {"train": ["stands at"], "test": ["and a"]},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries))
+    words = [*CONFIG, *toy, *FAST, "text.encoder=auto", f"text.path={bert}", "text.use=default"]
+    words += [f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}", "test.num_workers=0"]
+    first = ["net.name=film_blend", "name=first", "train.epochs=1"]
+    script("data_process.py", *words, "loss={name: fusion, gradient: vector, contrast_weight: 0.1}")
+    script("train.py", *words, *first)
+    (teacher,) = (tmp_path / "exp").glob("*_first/model/last.pth")
+    words += ["net.name=film_instructed", "net.instructions=4", "net.instruction_dim=12"]
+    words += [f"text.instructions={tmp_path / 'own.yaml'}"]
+    loss = [f"loss={{name: instructed, teacher: {teacher}}}", f"train.init={teacher}"]
+    output = script("train.py", *words, *loss, "name=second", "train.epochs=2")
+    assert "instructions read by auto:" in output
+    output = script("train.py", *words, *loss, "train.epochs=1", "net.instructions=5", code=1)
+    assert "set net.instructions=4" in output and "Traceback" not in output
+    output = script("train.py", *words, *loss, "train.epochs=1", "net.instruction_dim=13", code=1)
+    assert "is 12 wide and the network takes instructions 13 wide" in output
+    (ckpt,) = (tmp_path / "exp").glob("*_second/model/last.pth")
+    return [*words, f"ckpt={ckpt}", f"first={teacher}"]
+
+
+def test_a_user_gives_instructions(trained, toy, tmp_path):
+    *words, first = trained
+    first = first.removeprefix("first=")
+    ckpt = words[-1].removeprefix("ckpt=")
+    model, teacher = load_model(ckpt), load_model(first)
+    record = model.provenance.guides["instruction"]
+    assert record.options["instructions"] == "visible,clean,bright,people" and record.default is None
+    assert not any(
+        torch.equal(model.state_dict()[k], v) for k, v in teacher.stages.state_dict(prefix="stages.").items()
+    )
+
+    # a set: a row without and a row with, the picture of what is asked for
+    output = script("test.py", *words, "--instruct", "the road")
+    assert "\nFILM instructed" in output and "\nthe road" in output
+    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
+    assert summary["instruct"] == ["the road"] and set(summary["mean"]) == {"FILM instructed", "the road"}
+    assert (tmp_path / "out" / "Toy" / "comparison.png").is_file()
+
+    # a pair: one instruction is a picture as ever, several are beside each other
+    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    pair = ["--a", folder / "IR" / "b1.png", "--b", folder / "VI" / "b1.png", "--out", tmp_path / "fused.png"]
+    script("test.py", *words, *pair, "--instruct", "the road")
+    assert cv2.imread(str(tmp_path / "fused.png")).shape == (45, 53, 3)
+    script("test.py", *words, *pair, "--instruct", "the road", "--instruct", "a warm car. the sky")
+    assert cv2.imread(str(tmp_path / "fused.png")).shape[1] == 5 * (53 + 4)
+
+    before = (tmp_path / "fused.png").read_bytes()
+    output = script("test.py", *words[:-1], f"ckpt={first}", *pair, "--instruct", "the road", code=1)
+    assert "FILM blend reads no instructions; give weights that do" in output and "Traceback" not in output
+    output = script("test.py", *words, "--instruct", "the road", "--text-study", code=1)
+    assert "--text-study is without --instruct" in output
+    assert (tmp_path / "fused.png").read_bytes() == before
+
+
+def test_the_study_of_instructions(trained, tmp_path):
+    output = script("test.py", *trained[:-1], "text.use=own", "--text-study", "--sentence", "a road", code=0)
+    found = json.loads((tmp_path / "out" / "Toy_test_text_study" / "instructions.json").read_text())
+    assert set(found["measured"]) == {"visible", "clean", "bright", "people"} and 0 <= found["accuracy"] <= 1
+    assert len(found["all"]["clean"]) == 2 * 3 and found["all"]["clean"][0][1] == "the car"
+    assert set(found["must_change_nothing"]) == {"clean, absent", "bright, absent", UNRELATED, f"{UNRELATED}, shuffled"}
+    assert set(found["two_instructions"]) == {"none", "clean", "bright", "both"}
+    row = found["measured"]["clean"]
+    values = np.array([each[2:] for each in found["all"]["clean"]])
+    assert [row["without"], row["with"]] == pytest.approx(values.mean(axis=0).tolist())
+    assert f"{100 * found['accuracy']:.1f} %" in output
