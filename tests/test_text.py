@@ -199,6 +199,15 @@ def test_text_study(tmp_path, toy, bert):
     assert "max reads no text" in output
 
 
+def test_a_study_without_texts_is_one_sentence(tmp_path, toy):
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    words = [*CONFIG, *toy, *FAST, "text.use=default", f"train.exp={tmp_path / 'exp'}"]
+    script("data_process.py", *words)
+    script("train.py", *words, "train.epochs=1")
+    output = script("test.py", *words, f"ckpt={tmp_path / 'exp'}/*/model/last.pth", "--text-study", code=1)
+    assert "holds no text" in output.splitlines()[-1]
+
+
 class Reader(FusionNetwork):
     """The brighter source, darkened by the mean of the text; `gain` 0 ignores it."""
 
