@@ -179,19 +179,22 @@ def study_table(summary: dict) -> str:
 
 
 def draw_maps(name: str, maps: dict[str, np.ndarray]) -> np.ndarray:
-    """The result with its own text and, in colours, how far the others are from it, in lines of TILES with a bar."""
+    """The result with its own text and, in colours, how far the others are from it, in lines of TILES with a bar.
+
+    The colours end at the 99.9th percentile of the strongest change, so that a few pixels do not darken all others.
+    """
     changes = {label: change for label, change in maps.items() if label != OWN}
-    top = max(1e-6, *(float(change.max()) for change in changes.values()))
+    top = max(1e-6, *(float(np.percentile(change, 99.9)) for change in changes.values()))
     height, width = maps[OWN].shape
     tiles = {name: to_8bit(maps[OWN], "clamp")}
     for label, change in changes.items():
-        tiles[f"change: {label}"] = cv2.applyColorMap((change / top * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+        tiles[f"change: {label}"] = cv2.applyColorMap(to_8bit(change / top, "clamp"), cv2.COLORMAP_TURBO)
     while len(tiles) % TILES:
         tiles[" " * len(tiles)] = np.full((height, width), 255, np.uint8)
     bar = np.repeat(np.linspace(255, 0, height).astype(np.uint8)[:, None], 70, axis=1)
     bar = cv2.applyColorMap(bar, cv2.COLORMAP_TURBO)
     bar[:, 14:] = 255
-    for text, y in ((f"{top:.3g}", 12), (f"{top / 2:.3g}", height // 2 + 4), ("0", height - 3)):
+    for text, y in ((f"{top:.3g}+", 12), (f"{top / 2:.3g}", height // 2 + 4), ("0", height - 3)):
         cv2.putText(bar, text, (18, y), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
     labels, images = list(tiles), list(tiles.values())
     starts = range(0, len(tiles), TILES)
