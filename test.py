@@ -52,18 +52,13 @@ ARGUMENTS = {
     "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
-    "--instruct": {
-        "metavar": "TEXT",
-        "action": "append",
-        "default": [],
-        "help": "what is wanted, for a network that reads it; given several times, results beside each other",
-    },
-    "--text-study": {"action": "store_true", "help": "fuse with own, another's, the default text and one sentence"},
+    "--instruct": {"metavar": "TEXT", "action": "append", "default": [], "help": "what is wanted; may be given often"},
+    "--text-study": {"action": "store_true", "help": "fuse with own and other texts: does it matter?"},
     "--export": {
         "metavar": "FILE",
         "help": "write the weights in half precision, tested so: a .safetensors, or a folder to share",
     },
-    "--sentence": {"metavar": "TEXT", "default": "An image.", "help": "that sentence"},
+    "--sentence": {"metavar": "TEXT", "default": "A red rose on a white table.", "help": "one of the other texts"},
 }
 
 
@@ -322,13 +317,12 @@ def test_set(
 
 def study_set(model: FusionNetwork, name: str, config: Config, device: torch.device, sentence: str) -> None:
     """The text study on one set; see utils/results/study.py."""
-    import torch
-
     from utils.data.h5 import check_shape, h5_path
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import open_guides
     from utils.guides.text import open_text_encoder
+    from utils.results.instruction_study import instruction_study
     from utils.results.study import text_study
 
     if "text" not in model.inputs:
@@ -337,13 +331,16 @@ def study_set(model: FusionNetwork, name: str, config: Config, device: torch.dev
     dataset = PairDataset([path], model.inputs)
     check_shape(path, config.data, training=False)
     guidances = open_guides(replace(config, text=replace(config.text, use="own")), model, [dataset], device)
-    record = guidances["text"].record
+    if dataset.lacking["text"]:
+        raise InputError(f"{path} holds no text; --text-study compares each pair's own with others")
     if len(dataset) < 2:
         raise InputError(f"{name} has one pair; --text-study gives each the text of another and needs two")
-    (feature,) = open_text_encoder(config, record, model.options["text_dim"], device).encode([sentence])
+    encoder = open_text_encoder(config, guidances["text"].record, model.options["text_dim"], device)
     folder = Path(config.test.output) / f"{name}_text_study"
     with atomic_folder(folder) as staged:
-        text_study(model, dataset, name, guidances, sentence, torch.from_numpy(feature), config, device, staged)
+        text_study(model, dataset, name, guidances, encoder, sentence, config, device, staged)
+        if "instruction" in model.inputs:
+            instruction_study(model, dataset, name, guidances, config, device, staged)
     print(f"written: {folder}")
 
 
