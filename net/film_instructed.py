@@ -117,8 +117,17 @@ class FILMInstructed(FILMBlend):
         return self.blend(image_a, image_b, x)
 
     def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
-        """As the base class says. In training strengths are given, so that it can obey before it can read."""
-        return [*super().arguments(batch), *([batch["strengths"]] if "strengths" in batch else [])]
+        """As the base class says. In training strengths are given, so that it can obey before it can read.
+
+        Raises:
+            InputError: another number of strengths than the network has instructions.
+        """
+        if "strengths" not in batch:
+            return super().arguments(batch)
+        count = batch["strengths"].shape[1]
+        if count != self.options["instructions"]:
+            raise InputError(f"there are {count} instructions to train with; set net.instructions={count}")
+        return [*super().arguments(batch), batch["strengths"]]
 
     def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What it understands of the texts to practise reading with: logits (N, P, K)."""

@@ -154,7 +154,7 @@ def test_draws(draw, clean):
         named = beside["strengths"] > 0.5
         assert ((beside["strengths"] - named.float()).abs() <= 0.1).all()
         counts[named.sum()] += 1
-        names = [name for name, is_named in zip(draw.names, named) if is_named]
+        names = [name for name, is_named in zip(draw.instructions, named) if is_named]
         assert len({"follow_infrared", "follow_visible"} & {*names}) < 2
         wanted_a = found["wanted_a"][0]
         if not names:
@@ -222,8 +222,8 @@ def test_every_weight_learns(tmp_path):
         assert perfect["intensity"] < 1e-6 and perfect["gradient"] < 1e-5
         alone = criterion(fused + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
     assert (alone["total"] - perfect["total"]).item() == pytest.approx(3 * 0.1 / 2, rel=1e-3)
-    with pytest.raises(InputError, match="net.instructions=7"):
-        criterion(fused, **batch | {"reading": torch.zeros(2, 3, 5)})
+    with pytest.raises(InputError, match="set net.instructions=5"):
+        model.arguments(batch | {"strengths": torch.rand(2, 5)})
 
 
 # --- from training to a user --------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def trained(toy, tmp_path, bert) -> list[str]:  # noqa: F811
         "people": {"want": "targets", "train": ["dark trees"], "test": ["the trees"]},
         UNRELATED: {"train": ["stands at"], "test": ["and a"]},
     }
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
     words = [*CONFIG, *toy, *FAST, "text.encoder=auto", f"text.path={bert}", "text.use=default"]
     words += [f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}", "test.num_workers=0"]
     first = ["net.name=film_blend", "name=first", "train.epochs=1"]

@@ -329,7 +329,7 @@ class InstructedLoss(Loss):
         reading_weight: of the cross-entropy.
 
     Raises:
-        InputError: a missing or damaged teacher; in `forward`, another number of instructions than the network reads.
+        InputError: a missing or damaged teacher.
     """
 
     maps = ("warm",)  # instructions that bring out targets need it
@@ -357,11 +357,6 @@ class InstructedLoss(Loss):
 
         A network that does not say what it reads, reading=None, learns from the images alone.
         """
-        if reading is not None and reading.shape != asked.shape:
-            given = asked.shape[2]
-            raise InputError(
-                f"there are {given} instructions and the network reads others; set net.instructions={given}"
-            )
         with torch.no_grad():
             wanted = self.teacher(*self.teacher.arguments(batch | {"image_a": wanted_a, "image_b": wanted_b}))
             one_source = (wanted_a == wanted_b).all(dim=3).all(dim=2)[..., None, None]  # (N, 1, 1, 1)
