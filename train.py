@@ -71,9 +71,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
     check_metrics([train.best, *config.test.metrics])
 
     # network, loss, optimiser
-    model = build_model(**config.net).to(device)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"net.name '{config.net['name']}' has no weights to train")
+    model = new_model(config).to(device)
     if world > 1 and device.type == "cuda":  # statistics of the whole step, whatever the number of processes
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = build_loss(config.loss).to(device)
@@ -96,8 +94,6 @@ def train_network(config: Config, closing: ExitStack) -> None:
     guidances = open_guides(config, model, [dataset, *([val_set] if val_set else [])], device, training=True)
 
     first_epoch, step, best = 0, 0, None
-    if train.init:
-        start_from(model, train.init)
     if train.resume:
         first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, rank)
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
@@ -183,6 +179,16 @@ def train_network(config: Config, closing: ExitStack) -> None:
     if main_process:
         log.info(f"trained in {time.monotonic() - started:.0f} s; weights in {folder.path / 'model'}")
     distributed.stop()
+
+
+def new_model(config: Config) -> FusionNetwork:
+    """The network of the config, with fresh weights or those of train.init; InputError if it has none to train."""
+    model = build_model(**config.net)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"net.name '{config.net['name']}' has no weights to train")
+    if config.train.init:
+        start_from(model, config.train.init)
+    return model
 
 
 def learning_rate(train: Train) -> Callable[[int], float]:
