@@ -17,7 +17,9 @@ from utils.errors import InputError
 from utils.guides.text import ENCODERS
 
 CONFIGS = sorted(
-    p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in ("datasets", "originals", "paper_tables", "instructions")
+    p
+    for p in (ROOT / "configs").glob("*.yaml")
+    if p.stem not in ("datasets", "originals", "paper_tables", "instructions")
 )
 
 

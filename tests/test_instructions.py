@@ -266,9 +266,8 @@ def test_a_user_gives_instructions(trained, toy, tmp_path):
     model, teacher = load_model(ckpt), load_model(first)
     record = model.provenance.guides["instruction"]
     assert record.options["instructions"] == "visible,clean,bright,people" and record.default is None
-    assert not any(
-        torch.equal(model.state_dict()[k], v) for k, v in teacher.stages.state_dict(prefix="stages.").items()
-    )
+    changed = [not torch.equal(model.state_dict()[name], value) for name, value in teacher.state_dict().items()]
+    assert all(changed) and len(model.state_dict()) > len(changed)  # it starts there and goes on
 
     # a set: a row without and a row with, the picture of what is asked for
     output = script("test.py", *words, "--instruct", "the road")
@@ -286,7 +285,8 @@ def test_a_user_gives_instructions(trained, toy, tmp_path):
     assert cv2.imread(str(tmp_path / "fused.png")).shape[1] == 5 * (53 + 4)
 
     before = (tmp_path / "fused.png").read_bytes()
-    output = script("test.py", *words[:-1], f"ckpt={first}", *pair, "--instruct", "the road", code=1)
+    others = [word for word in words if not str(word).startswith(("net.instruction", "net.name", "ckpt="))]
+    output = script("test.py", *others, f"ckpt={first}", *pair, "--instruct", "the road", code=1)
     assert "FILM blend reads no instructions; give weights that do" in output and "Traceback" not in output
     output = script("test.py", *words, "--instruct", "the road", "--text-study", code=1)
     assert "--text-study is without --instruct" in output
@@ -304,3 +304,23 @@ def test_the_study_of_instructions(trained, tmp_path):
     values = np.array([each[2:] for each in found["all"]["clean"]])
     assert [row["without"], row["with"]] == pytest.approx(values.mean(axis=0).tolist())
     assert f"{100 * found['accuracy']:.1f} %" in output
+
+
+def test_the_weights_that_ship_obey(tmp_path):
+    """On the pair of the sample, in words that were not trained on, without saying which weights."""
+    folder = ROOT / "tests" / "sample" / "Image" / "IVF" / "SampleIVF"
+    pair = ["--a", folder / "IR" / "street.png", "--b", folder / "VI" / "street.png"]
+
+    def fuse(*words: str) -> np.ndarray:
+        script("test.py", *pair, "--out", tmp_path / "fused.png", "test.stretch=clamp", "device=cpu", *words)
+        return cv2.imread(str(tmp_path / "fused.png"), cv2.IMREAD_GRAYSCALE) / np.float32(255)
+
+    a, b = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) / np.float32(255) for path in (pair[1], pair[3]))
+    without = fuse("ckpt=models/IVF_instruct.safetensors")
+    assert (
+        levels(fuse("--instruct", "Pixels should carry the values of the infrared source."), a) < levels(without, a) / 2
+    )
+    assert (
+        levels(fuse("--instruct", "I would like to look at this scene with my own eyes."), b) < levels(without, b) / 2
+    )
+    assert levels(fuse("--instruct", "The river flows into the sea."), without) < 1.5
