@@ -16,11 +16,8 @@ from utils.config import Config, Text, all_keys, load_config, parse_args, read_y
 from utils.errors import InputError
 from utils.guides.text import ENCODERS
 
-CONFIGS = sorted(
-    p
-    for p in (ROOT / "configs").glob("*.yaml")
-    if p.stem not in ("datasets", "originals", "paper_tables", "instructions")
-)
+TABLES = ("datasets", "originals", "paper_tables", "instructions")
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in TABLES)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

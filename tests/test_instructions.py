@@ -317,10 +317,9 @@ def test_the_weights_that_ship_obey(tmp_path):
 
     a, b = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) / np.float32(255) for path in (pair[1], pair[3]))
     without = fuse("ckpt=models/IVF_instruct.safetensors")
-    assert (
-        levels(fuse("--instruct", "Pixels should carry the values of the infrared source."), a) < levels(without, a) / 2
-    )
-    assert (
-        levels(fuse("--instruct", "I would like to look at this scene with my own eyes."), b) < levels(without, b) / 2
-    )
+    for sentence, source in (
+        ("Pixels should carry the values of the infrared source.", a),
+        ("I would like to look at this scene with my own eyes.", b),
+    ):
+        assert levels(fuse("--instruct", sentence), source) < levels(without, source) / 2
     assert levels(fuse("--instruct", "The river flows into the sea."), without) < 1.5

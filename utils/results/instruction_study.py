@@ -151,26 +151,26 @@ def instruction_study(
             name: list(itertools.islice(itertools.cycle(each.items()), SPOKEN * number, SPOKEN * (number + 1)))
             for name, each in features.items()
         }
-        rows = []
+        wanted_of_clean, rows = trial.wanted({}), []
         for name, entry in instructions.items():
             present = trial.degrade(name)
-            sources, wanted = wanted_sources(trial.clean, present, []), trial.wanted(present)
+            sources = wanted_sources(trial.clean, present, [])
+            wanted = trial.wanted(present) if present else wanted_of_clean
             of = MEASURES[entry.want][1]
             for sentence, feature in spoken[name]:
                 result = fuse(sources, feature)
                 scores = [of(image, trial.result, a, b) for image in (wanted[""], result)]
                 measured[name].append((pair, sentence, *scores))
-                taken_for[name].append(min(wanted, key=lambda other: levels(result, wanted[other])))
+                taken_for[name].append(nearest_to(result, wanted))
             shown = [*sources, wanted[""], result, wanted[name]]
             rows.append(draw_row(shown, ["A", "B", "no instruction", sentence, "wanted"]))
             if trial.may_be_absent(name):
                 sentence, feature = spoken[name][0]
                 changes[f"{name}, absent"].append((pair, sentence, levels(fuse((a, b), feature), trial.result)))
-        wanted = trial.wanted({})
         for sentence, feature in spoken[UNRELATED]:
             result = fuse((a, b), feature)
             changes[UNRELATED].append((pair, sentence, levels(result, trial.result)))
-            taken_for[UNRELATED].append(min(wanted, key=lambda other: levels(result, wanted[other])) or UNRELATED)
+            taken_for[UNRELATED].append(nearest_to(result, wanted_of_clean) or UNRELATED)
         shuffled = feature[torch.from_numpy(rng.permutation(len(feature)))]
         changes[f"{UNRELATED}, shuffled"].append((pair, sentence, levels(fuse((a, b), shuffled), trial.result)))
         if all(two):
@@ -197,6 +197,11 @@ def instruction_study(
     }
     write_file(folder / "instructions.json", to_json(summary | {"all": measured, "all_changes": changes}, indent=1))
     print("\n" + format_study(summary, {name: MEASURES[entry.want][0] for name, entry in instructions.items()}))
+
+
+def nearest_to(result: np.ndarray, wanted: Mapping[str, np.ndarray]) -> str:
+    """Whose wanted image a result is nearest to."""
+    return min(wanted, key=lambda name: levels(result, wanted[name]))
 
 
 def summarise(rows: list[tuple[str, str, float, float]]) -> dict:
