@@ -17,8 +17,12 @@ from utils.errors import InputError
 from utils.guides import GUIDES, guides_of
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
-SIZES = SMALL | dict(clip_dim=12, blocks=1)  # of any network, as far as it has such an option
-FEATURES = {"text": [(3, 12), (11, 12), (7, 12)], "clip": [(2, 12)] * 3}  # shapes by guide, for three pairs
+SIZES = SMALL | dict(clip_dim=12, instruction_dim=12, blocks=1)  # of any network, as far as it has such an option
+FEATURES = {
+    "text": [(3, 12), (11, 12), (7, 12)],
+    "clip": [(2, 12)] * 3,
+    "instruction": [(4, 12), (1, 12), (6, 12)],
+}  # shapes by guide, for three pairs
 NAMES = sorted({*NETWORKS, *VARIANTS})
 
 
