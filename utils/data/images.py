@@ -174,7 +174,10 @@ def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> n
     """Images of one size, gray or BGR uint8, in a row with a white gap and labels above, wrapped: BGR uint8."""
     row, white, width = [], (255, 255, 255), images[0].shape[1]
     scale = min(0.5, width / 260)
-    wrapped = [textwrap.wrap(label, max(1, int(width / (18 * scale)))) for label in labels or ()]
+    wrapped = [
+        textwrap.wrap(label, max(4, int(width / (18 * scale))), max_lines=3, placeholder="...")
+        for label in labels or ()
+    ]
     above = 6 + 16 * max(map(len, wrapped), default=0)
     for i, image in enumerate(images):
         image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
