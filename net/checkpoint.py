@@ -94,14 +94,14 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
 
 
 def without_local_paths(config: dict) -> dict:
-    """A config as a dict, less its PLACES; of models that are folders here the last part of the path stays."""
+    """A config as a dict, less its PLACES; of models and files at an absolute path the last part stays."""
     config = deepcopy(config)
     for place in PLACES:
         part, _, key = place.rpartition(".")
         (config.get(part, {}) if part else config).pop(key, None)
-    for part, key in ((config, "clip"), (config.get("text", {}), "path")):
-        if key in part:
-            part[key] = last_part(part[key])
+    named = {"text": ("path", "instructions"), "train": ("init",), "loss": ("teacher",)}
+    for part, keys in ((config, ("clip",)), *((config.get(name, {}), keys) for name, keys in named.items())):
+        part |= {key: last_part(part[key]) for key in keys if key in part}
     return config
 
 
