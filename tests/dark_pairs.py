@@ -31,14 +31,15 @@ def main() -> None:
     overrides = ["data.test=[TNO_test,LLVIP_test]", *(word for word in sys.argv[1:] if "=" in word)]
     config, device = load_config("configs/film_ivf_small.yaml", overrides), torch.device("cpu")
     models = [*map(load_model, weights), *(build_model(rule).eval() for rule in ("max", "saliency"))]
-    if len({model.inputs for model in models[: len(weights)]}) > 1:
+    widest = max(models, key=lambda model: len(model.inputs))  # one that reads instructions gets none
+    if not all(set(model.inputs) <= set(widest.inputs) for model in models):
         raise InputError("the weights are of networks with different guides; look at them one after the other")
     labels = [*weights, "max", "two-scale"]
     for name in config.data.test:
-        dataset = PairDataset([h5_path(config.data.h5, name)], models[0].inputs)
+        dataset = PairDataset([h5_path(config.data.h5, name)], widest.inputs)
         brightness = {sample: dataset[i]["image_b"].mean() for i, sample in enumerate(dataset.samples)}
         dataset.samples = sorted(brightness, key=brightness.get)[:PAIRS]
-        guidances = open_guides(config, models[0], [dataset], device)
+        guidances = open_guides(config, widest, [dataset], device)
         for batch, outputs in fuse_dataset(models, dataset, device, guidances):
             shown = dict(zip(("A", "B"), sources_8bit(batch)))
             infrared = torch.from_numpy(shown["A"])[None, None].double()
