@@ -44,6 +44,9 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
     guidances = open_guides(config, model, [], device)
     features = features_of_pairs(model, config, args, list(pairs), guidances, device)
     instructions = encode_instructions(args.instruct, config, model, device)
+    if len(instructions) == 1:  # nothing to compare: it is what guides the pairs
+        features = {name: of_pair | {"instruction": instructions[0]} for name, of_pair in features.items()}
+        instructions = []
     print(f"guided by {describe_guidance(guidances)}")
     problems = []
     for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
@@ -58,11 +61,11 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
             chroma = merge_chroma([chroma_a, chroma_b])
             results = [to_8bit(each, config.test.stretch) for each in fused]
             results = [each if chroma is None else colorize(each, chroma) for each in results]
-            if len(instructions) > 1:
+            if instructions:
                 sources = [to_8bit(image[0].numpy(), "clamp") for image in images]
                 write_image(path_out, side_by_side([*sources, *results], ["A", "B", NOTHING, *args.instruct]))
             else:
-                write_image(path_out, results[-1])
+                write_image(path_out, results[0])
         except InputError as error:
             problems.append(str(error))
     if problems:
