@@ -18,7 +18,7 @@ from tqdm import tqdm
 from net import FusionNetwork
 from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
-from utils.data.instruct import DEGRADATIONS, wanted_sources
+from utils.data.instruct import DEGRADATIONS, check_instructions, wanted_sources
 from utils.data.pairs import PairDataset, collate
 from utils.files import to_json, write_file
 from utils.guides.guide import Guidance
@@ -26,6 +26,7 @@ from utils.guides.instruction import UNRELATED, Instruction, encode_instructions
 from utils.metrics import METRICS
 from utils.opencv import cv2
 from utils.results.evaluate import fuse_pair
+from utils.results.study import psnr
 from utils.targets import warm_map
 
 SPOKEN = 3  # sentences of an instruction that a pair is tested with; the next pair gets the next ones
@@ -36,11 +37,6 @@ NLM_STRENGTHS = (15, 20, 25)  # of cv2.fastNlMeansDenoising, in levels
 def levels(x: np.ndarray, y: np.ndarray) -> float:
     """Mean absolute difference of two images in [0, 1], in levels of 255."""
     return 255 * float(np.abs(x - y).mean())
-
-
-def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """PSNR of two images in [0, 1], dB."""
-    return -10 * float(np.log10(max(np.square(x - y).mean(), 1e-10)))
 
 
 def kept_targets(fused: np.ndarray, image_a: np.ndarray) -> float:
@@ -132,10 +128,11 @@ def instruction_study(
         folder: gets instructions.json and, for some pairs, instructions_<name>.png.
     """
     entries = read_instructions(config.text.instructions)
+    instructions = {name: entry for name, entry in entries.items() if name != UNRELATED}
+    check_instructions(instructions)
     sentences = {name: entry.test for name, entry in entries.items()}
     encoded = iter(encode_instructions([s for each in sentences.values() for s in each], config, model, device))
     features = {name: {sentence: next(encoded) for sentence in each} for name, each in sentences.items()}
-    instructions = {name: entry for name, entry in entries.items() if name != UNRELATED}
     two = [next((n for n, e in instructions.items() if e.degrade == kind), "") for kind in ("noise", "dark")]
 
     measured = defaultdict(list)  # by instruction: (pair, sentence, without, with)

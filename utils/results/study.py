@@ -119,10 +119,18 @@ def change_from(own: np.ndarray, other: np.ndarray) -> dict[str, float]:
         "mean" and "99 %": mean and 99th percentile over the pixels of |other - own|, in levels of 255. "PSNR": of the
         one against the other with a peak of 1, in dB; inf if they are equal.
     """
-    difference = np.abs(other.astype(np.float64) - own)
-    error = float(np.mean(difference**2))
-    psnr = -10 * math.log10(error) if error else math.inf
-    return {"mean": 255 * float(difference.mean()), "99 %": 255 * float(np.percentile(difference, 99)), "PSNR": psnr}
+    difference = 255 * np.abs(other.astype(np.float64) - own)
+    return {
+        "mean": float(difference.mean()),
+        "99 %": float(np.percentile(difference, 99)),
+        "PSNR": psnr(other, own),
+    }
+
+
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    """PSNR of two images with a peak of 1, dB; inf if they are equal."""
+    error = float(np.square(x.astype(np.float64) - y).mean())
+    return -10 * math.log10(error) if error else math.inf
 
 
 def p_values(per_image: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
