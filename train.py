@@ -186,7 +186,7 @@ def new_model(config: Config) -> FusionNetwork:
     model = build_model(**config.net)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"net.name '{config.net['name']}' has no weights to train")
-    if config.train.init:
+    if config.train.init and not config.train.resume:  # a run that goes on has its own
         start_from(model, config.train.init)
     return model
 
