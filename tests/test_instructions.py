@@ -58,6 +58,8 @@ def test_sentences_that_ship():
         ({"a": {"wnat": "visible", "train": ["x"], "test": ["w"]}}, "must have keys of"),
         ({"a": {"want": "visible", "train": ["x"], "test": ["w"], "weight": -1}}, "a weight that is not above 0"),
         ({UNRELATED: None}, "must have keys of"),
+        ({"a": {"want": ["visible"], "train": ["x"], "test": ["w"]}}, "one word each under want and degrade"),
+        ({1: {"want": "visible", "train": ["x"], "test": ["w"]}}, "1 in .* is no name of an instruction"),
     ],
 )
 def test_a_file_of_instructions_that_makes_no_sense(change, message, tmp_path):

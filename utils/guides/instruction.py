@@ -73,16 +73,20 @@ def read_instructions(path: str | Path) -> dict[str, Instruction]:
     """The entries of a file of instructions, that of sentences that ask for nothing last.
 
     Raises:
-        InputError: an entry with other keys than those of `Instruction`, or without sentences.
+        InputError: an entry with other keys or values than those of `Instruction`, or without sentences.
     """
     entries = {}
     for name, values in read_yaml(path).items():
+        if not isinstance(name, str) or "," in name:  # a checkpoint records them as words with commas between
+            raise InputError(f"{name!r} in {path} is no name of an instruction: it must be a word")
         if not isinstance(values, dict) or not values.keys() <= FIELDS:
             raise InputError(f"'{name}' in {path} must have keys of {', '.join(sorted(FIELDS))} and no others")
         entry = Instruction(**values)
         lists = (entry.train, entry.test)
         if not all(isinstance(s, list) and s and all(isinstance(each, str) and each for each in s) for s in lists):
             raise InputError(f"'{name}' in {path} needs sentences under train and under test; quote those with a colon")
+        if not isinstance(entry.want, str) or not isinstance(entry.degrade, str | None):
+            raise InputError(f"'{name}' in {path} must have one word each under want and degrade")
         if not isinstance(entry.weight, (int, float)) or not 0 < entry.weight < 1e6:
             raise InputError(f"'{name}' in {path} has a weight that is not above 0")
         entries[name] = entry
