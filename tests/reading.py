@@ -27,7 +27,7 @@ def main() -> None:
         raise InputError(f"{model.label} has no reader; give weights of film_instructed")
     config = load_config(None, [word for word in sys.argv[1:] if "=" in word])
     entries = read_instructions(config.text.instructions)
-    names = [name for name in entries if name != UNRELATED]
+    names = model.provenance.guides["instruction"].options["instructions"].split(",")
     meant = [(name, sentence) for name, entry in entries.items() for sentence in entry.test]
     features = encode_instructions([sentence for _, sentence in meant], config, model, torch.device("cpu"))
     right = 0

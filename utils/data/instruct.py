@@ -30,7 +30,7 @@ class Degradation:
     """What can be wrong with one source.
 
     Attributes:
-        source: imageA or imageB, as a key of a sample.
+        source: image_a or image_b, a key of a sample.
         apply: a function of image (H, W) float32 in [0, 1], rng, and the keys of `ranges`.
         ranges: what is drawn from, by the function's arguments.
         tested: the values that are tested with.
