@@ -1,6 +1,7 @@
 """Instructions: the file of sentences, what they want of a pair, the network that reads them, and the way to a user."""
 
 import json
+import random
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from tests.conftest import CONFIG, FAST, ROOT, script
 from tests.test_text import bert, save_bert  # noqa: F401
 from utils.data.instruct import DEGRADATIONS, InstructionDraw, wanted_sources
 from utils.errors import InputError
-from utils.guides.instruction import UNRELATED, Instruction, Sentences, read_instructions, split_sentences
+from utils.guides.instruction import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
 from utils.loss import build_loss
 from utils.results.instruction_study import levels
 
@@ -86,6 +87,13 @@ def test_an_instruction_that_nobody_can_obey(entry, message):
 def test_a_text_is_cut_into_sentences():
     text = "Remove the noise!  Keep the street bright; is that 1.5 stops?"
     assert split_sentences(text) == ["Remove the noise!", "Keep the street bright;", "is that 1.5 stops?"]
+
+
+def test_two_sentences_become_one():
+    for seed in range(9):
+        text = join_two("Remove the noise.", "Brighten!", random.Random(seed))
+        assert text.startswith("Remove the noise") and text.endswith(" brighten!") and text[16] in " ,;"
+    assert join_two("Remove the noise.", "IR only", random.Random(0)).endswith(" IR only")
 
 
 # --- what is wanted -----------------------------------------------------------------------------------
@@ -169,6 +177,17 @@ def test_draws(draw, clean):
         assert float(beside["weight"]) == max([ENTRIES[name].weight for name in names], default=1)
     assert counts.min() > 20
     assert np.array_equal(maps["image_a"][0], clean["image_a"])  # the data are not written to
+
+
+def test_an_image_that_is_dark_by_itself_is_no_example_of_an_absent_darkness(draw, clean):
+    """Nobody can say that it is not too dark: that nothing is to change there would be the wrong thing to learn."""
+
+    def told(gain: float) -> int:
+        scene = clean | {"image_b": gain * clean["image_b"]}
+        drawn = [draw.draw_names(scene, {}, np.random.default_rng(seed)) for seed in range(300)]
+        return sum("brighten_visible" in names for names in drawn)
+
+    assert told(0.3) == 0 and told(1) > 10
 
 
 # --- the network --------------------------------------------------------------------------------------
