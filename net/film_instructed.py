@@ -1,11 +1,14 @@
-"""FILM blend that reads instructions: what to follow, to restore, to bring out. docs/instructions.md has the idea.
+"""FILM blend that obeys instructions: what to follow, to restore, to bring out. docs/instructions.md has the idea.
 
-FILM's gate leaves the text no way to change an image by more than a fraction of a gray level, so instructions
-come in by a way of their own, and the paragraphs keep theirs:
+FILM's gate leaves the text no way to change an image by more than a fraction of a gray level, so instructions come in
+by a way of their own, before the fusion, and the paragraphs keep theirs:
 
-    instruction ──► Reader ──► strengths s (K) ──► x (1 + gamma s) + beta s    after each branch, in the decoder
+    instruction ──► Reader ──► strengths ─┐
+                                          ▼
+    A, B ────────────────────────────► Editor ──► the sources that are asked for ──► FILM blend ──► F
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
 from net.registry import register
+from net.restormer import RowStriped, Strip
 from utils.errors import InputError
 
 
@@ -42,49 +46,136 @@ class Reader(nn.Module):
         seen = torch.einsum("nlq,nlqw->nqw", attention, value).flatten(1)
         return self.output(F.gelu(seen)).masked_fill(~there.any(dim=1), -torch.inf)
 
+    def strengths(self, tokens: Tensor) -> Tensor:
+        """Texts -> strengths (N, K) in [0, 1]: exactly 0 or 1 where the reader is three quarters sure."""
+        return (2 * self(tokens).sigmoid() - 0.5).clamp(0, 1)
+
 
 class Modulation(nn.Module):
-    """x (1 + gamma s) + beta s, per channel and the same at all places; no change at the start, nor where s = 0."""
+    """x (1 + gamma) + beta, per channel and the same at all places: gamma and beta are linear in what is asked for."""
 
-    REACH = 10  # times what is learned: Adam's steps are equally small for all weights, and these have a long way
-
-    def __init__(self, instructions: int, channels: int):
+    def __init__(self, conditions: int, channels: int):
         super().__init__()
-        self.gain_and_offset = nn.Linear(instructions, 2 * channels, bias=False)
-        nn.init.zeros_(self.gain_and_offset.weight)
+        self.gain_and_offset = nn.Linear(conditions, 2 * channels, bias=False)
 
-    def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
-        """Map (N, C, H, W) and strengths (N, K) -> (N, C, H, W)."""
-        gain, offset = self.gain_and_offset(self.REACH * strengths)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
+    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
+        """Map (N, C, H, W) and conditions (N, D) -> (N, C, H, W)."""
+        gain, offset = self.gain_and_offset(conditions)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
         return torch.addcmul(offset, x, 1 + gain)
+
+
+class EditorBlock(nn.Module):
+    """x + conv(gelu(modulated conv(x))), 3x3."""
+
+    def __init__(self, conditions: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = Modulation(conditions, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.modulate(self.conv1(x), conditions)))
+
+
+class Overview(RowStriped):
+    """What a pair as a whole is like, how dark or how flat, which no convolution can see: one vector."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(8, channels, 3, padding=1)
+        self.sum_up = nn.Sequential(nn.Linear(3 * channels, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both images (N, 8, H/2, W/2) -> (N, width), from mean, deviation and maximum of features over the pixels."""
+        seen = [F.relu(self.conv(x[:, :, strip.seen]))[:, :, strip.inner] for strip in self.strips(x, halo=1)]
+        count = x[0, 0].numel()
+        mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
+        variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
+        top = torch.stack([part.amax(dim=(2, 3)) for part in seen]).amax(dim=0)
+        return self.sum_up(torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1))
+
+
+class Editor(RowStriped):
+    """The sources that are asked for. Every pixel of both becomes a mixture of both, and what convolutions add to it.
+
+    The convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider
+    view for a quarter of the work. They are modulated, and the mixture is weighted, by the product of what is asked
+    for and what the pair as a whole is like.
+
+    Args:
+        instructions: K.
+        channels, blocks: of the convolutions.
+        overview: width of the vector that tells what a pair is like.
+    """
+
+    def __init__(self, instructions: int, channels: int, blocks: int, overview: int = 24):
+        super().__init__()
+        conditions = instructions * (1 + overview)
+        self.overview = Overview(channels, overview)
+        self.mix = nn.Linear(conditions, 6, bias=False)
+        self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(EditorBlock(conditions, channels) for _ in range(blocks))
+        self.conv_out = nn.Conv2d(channels, 8, 3, padding=1)
+        for parameter in (self.mix.weight, self.conv_out.weight, self.conv_out.bias):
+            nn.init.zeros_(parameter)  # training starts at the sources as they are
+
+    def forward(self, images: Tensor, strengths: Tensor) -> Tensor:
+        """A and B (N, 2, H, W) in [0, 1], strengths (N, K) in [0, 1] -> (N, 2, H, W), perhaps beyond [0, 1].
+
+        Where all strengths are 0, A and B are as they were.
+        """
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate")
+        x = F.pixel_unshuffle(padded, 2)  # (N, 8, H/2, W/2)
+        conditions = torch.einsum("nk,nd->nkd", strengths, F.pad(self.overview(x), (1, 0), value=1)).flatten(1)
+        weights, offset = self.mix(conditions).split([4, 2], dim=1)
+        mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 2)), images) + offset[..., None, None]
+        change = self.by_strips(partial(self.convolve, conditions), x, halo=2 * len(self.blocks) + 2)
+        change = mixture + F.pixel_shuffle(change, 2)[:, :, :height, :width]
+        return images + strengths.amax(dim=1)[:, None, None, None] * change
+
+    def convolve(self, conditions: Tensor, x: Tensor, strip: Strip) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.blocks:
+            x = block(x, conditions)
+        return self.conv_out(x)[:, :, strip.inner]
 
 
 @register("film_instructed")
 class FILMInstructed(FILMBlend):
-    """FILM blend, modulated by instructions; without one it is FILM blend.
+    """FILM blend of the sources that an instruction asks for; without one it is FILM blend.
+
+    The fusion is trained first, without instructions (train.init), and stays as it is: only reader and editor learn.
 
     Args:
         instructions: K, how many the network can tell apart; which ones, configs/instructions.yaml says.
         instruction_dim: width of a token of an instruction (MiniLM: 384).
+        editor_channels, editor_blocks: of the editor.
         sizes: of FILM.
 
     Raises:
-        InputError: as FILM; instructions or instruction_dim below 1.
+        InputError: as FILM; one of the other sizes below 1.
     """
 
     label = "FILM instructed"
     inputs = ("text", "text_mask", "instruction")
 
-    def __init__(self, instructions: int = 7, instruction_dim: int = 384, **sizes):
+    def __init__(
+        self,
+        instructions: int = 7,
+        instruction_dim: int = 384,
+        editor_channels: int = 32,
+        editor_blocks: int = 5,
+        **sizes,
+    ):
         super().__init__(**sizes)
-        if min(instructions, instruction_dim) < 1:
-            raise InputError("net.instructions and net.instruction_dim must be at least 1")
-        channels = self.options["channels"]
+        if min(instructions, instruction_dim, editor_channels, editor_blocks) < 1:
+            raise InputError(
+                "net.instructions, net.instruction_dim, net.editor_channels and net.editor_blocks must be at least 1"
+            )
+        self.requires_grad_(False)
         self.reader = Reader(instruction_dim, instructions)
-        self.in_stages = nn.ModuleList(
-            nn.ModuleDict({source: Modulation(instructions, channels) for source in "ab"}) for _ in self.stages
-        )
-        self.in_decoder = nn.ModuleList(Modulation(instructions, channels) for _ in range(3))
+        self.editor = Editor(instructions, editor_channels, editor_blocks)
 
     def forward(
         self,
@@ -97,27 +188,20 @@ class FILMInstructed(FILMBlend):
     ) -> Tensor:
         """As FILM, and obey `instruction` (N, L, instruction_dim), padded with zeros; None or all zeros: nothing.
 
-        `strengths` (N, K) in [0, 1] are obeyed in place of what the reader makes of an instruction.
+        In training `strengths` (N, K) in [0, 1] are given, so that it learns to obey before it can read, and the
+        result is what the loss looks at: both sources as it edits them, (N, 2, H, W), perhaps beyond [0, 1].
         """
-        if strengths is None:
-            if instruction is None:
-                return super().forward(image_a, image_b, text, text_mask)
-            strengths = self.reader(instruction).sigmoid()
-        text = self.text_projection(text)
-        a, b = image_a, image_b
-        for stage, modulate in zip(self.stages, self.in_stages):
-            a = modulate["a"](stage.a(a, text, text_mask), strengths)  # (N, C, H, W)
-            b = modulate["b"](stage.b(b, text, text_mask), strengths)
-        x = self.decoder.reduce(self.decoder.restormer1(torch.cat([a, b], dim=1)))
-        del a, b
-        for modulate, layer in zip(
-            self.in_decoder, (self.decoder.restormer2, self.decoder.restormer3, self.decoder.output)
-        ):
-            x = layer(modulate(x, strengths))
-        return self.blend(image_a, image_b, x)
+        images = torch.cat([image_a, image_b], dim=1)
+        if strengths is not None:
+            return self.editor(images, strengths)
+        if instruction is not None:
+            strengths = self.reader.strengths(instruction)
+            if strengths.any():
+                image_a, image_b = self.editor(images, strengths).clamp(0, 1).split(1, dim=1)
+        return super().forward(image_a, image_b, text, text_mask)
 
     def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
-        """As the base class says. In training strengths are given, so that it can obey before it can read.
+        """As the base class says, and in training the strengths.
 
         Raises:
             InputError: another number of strengths than the network has instructions.
@@ -130,5 +214,5 @@ class FILMInstructed(FILMBlend):
         return [*super().arguments(batch), batch["strengths"]]
 
     def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What it understands of the texts to practise reading with: logits (N, P, K)."""
-        return {"reading": self.reader(batch["practice"].flatten(0, 1)).unflatten(0, (len(batch["practice"]), -1))}
+        """What it reads in the texts to practise with: logits (N, P, K)."""
+        return {"reading": self.reader(batch["practice"].flatten(0, 1)).unflatten(0, batch["practice"].shape[:2])}

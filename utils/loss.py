@@ -316,29 +316,21 @@ class FusionLoss(Loss):
 
 @register_loss("instructed")
 class InstructedLoss(Loss):
-    """How far a result is from what an instruction wants, and whether the network reads it.
+    """How far edited sources E are from those that an instruction asks for, W, and whether the network reads it.
 
-    What is wanted is the result W of another network, trained without instructions, for the sources that the
-    instruction asks for; where it asks for one source alone, W is that source. The total is the mean over the samples
-    of weight x (mean |F - W| + grad_weight x mean |dF - dW|), d the Sobel derivatives, and reading_weight times the
-    mean cross-entropy between what texts ask for and what the network reads in them.
+    The total is the mean over the samples of weight x the sum over both sources of mean |E - W| + grad_weight x
+    mean |dE - dW|, d the Sobel derivatives, and reading_weight times the mean cross-entropy between what texts ask for
+    and what the network reads in them. The fusion itself is trained before, and does not count.
 
     Args:
-        teacher: the weights of the other network. It takes no inputs beside those of the one that is trained.
         grad_weight: of the gradient term.
         reading_weight: of the cross-entropy.
-
-    Raises:
-        InputError: a missing or damaged teacher.
     """
 
     maps = ("warm",)  # instructions that bring out targets need it
 
-    def __init__(self, teacher: str = "models/IVF.safetensors", grad_weight: float = 1.0, reading_weight: float = 0.1):
-        from net.checkpoint import load_model  # net itself imports this module
-
+    def __init__(self, grad_weight: float = 0.25, reading_weight: float = 0.1):
         super().__init__()
-        self.teacher = load_model(teacher).requires_grad_(False)
         self.grad_weight, self.reading_weight = grad_weight, reading_weight
 
     def forward(
@@ -349,24 +341,15 @@ class InstructedLoss(Loss):
         wanted_a: Tensor,
         wanted_b: Tensor,
         weight: Tensor,
+        reading: Tensor,
         asked: Tensor,
-        reading: Tensor | None = None,
         **batch,
     ) -> dict[str, Tensor]:
-        """Images (N, 1, H, W) in [0, 1], weights (N), logits and what is asked for (N, P, K) -> total and terms.
-
-        A network that does not say what it reads, reading=None, learns from the images alone.
-        """
-        with torch.no_grad():
-            wanted = self.teacher(*self.teacher.arguments(batch | {"image_a": wanted_a, "image_b": wanted_b}))
-            one_source = (wanted_a == wanted_b).all(dim=3).all(dim=2)[..., None, None]  # (N, 1, 1, 1)
-            wanted = torch.where(one_source, wanted_a, wanted)
+        """Edited sources in place of F (N, 2, H, W), weights (N), logits and what is asked for (N, P, K)."""
+        wanted = torch.cat([wanted_a, wanted_b], dim=1)
         derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, wanted))
-        intensity = (fused - wanted).abs().mean(dim=(1, 2, 3))
-        gradient = torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
-        total = (weight * (intensity + self.grad_weight * gradient)).mean()
-        terms = {"intensity": intensity.mean(), "gradient": gradient.mean()}
-        if reading is not None:
-            terms["misread"] = F.binary_cross_entropy_with_logits(reading, asked)
-            total = total + self.reading_weight * terms["misread"]
-        return {"total": total, **terms}
+        intensity = 2 * (fused - wanted).abs().mean(dim=(1, 2, 3))
+        gradient = 2 * torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
+        misread = F.binary_cross_entropy_with_logits(reading, asked)
+        total = (weight * (intensity + self.grad_weight * gradient)).mean() + self.reading_weight * misread
+        return {"total": total, "intensity": intensity.mean(), "gradient": gradient.mean(), "misread": misread}

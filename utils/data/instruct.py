@@ -16,11 +16,10 @@ from utils.guides.instruction import UNRELATED, Instruction, Sentences
 from utils.opencv import cv2
 
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
-SILENT = 0.2  # of samples without an instruction
+SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
 # how often a degradation is named that is there, that is not there, and how often another wish
-AIMED, ABSENT, WISHED = 4, 1, 2
-UNSURE = 0.1  # strengths are so far from 0 and 1 at most, as those are that a network reads
+AIMED, ABSENT, WISHED = 4, 2, 2
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
 
@@ -172,7 +171,7 @@ class InstructionDraw:
 
         Returns:
             The maps with degraded sources, and wanted_a and wanted_b, those that are asked for; and beside them how
-            strongly each instruction is given, `strengths` (K) in [0, 1], a text that says so, the `instruction`
+            strongly each instruction is given, `strengths` (K), 0 or 1, a text that says so, the `instruction`
             (L, dim), the `weight` of the sample (), further texts to `practice` reading with (P, length, dim), padded
             with zeros, and what is `asked` for in them (P, K), 0 or 1.
         """
@@ -186,7 +185,7 @@ class InstructionDraw:
         given = torch.tensor([float(name in named) for name in self.instructions])
         practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
         return maps, {
-            "strengths": (given - UNSURE * torch.from_numpy(rng.random(len(given), np.float32))).abs(),
+            "strengths": given,
             "instruction": forget(self.say(named, rng), rng),
             "weight": torch.tensor(max((float(self.instructions[name].weight) for name in named), default=1.0)),
             "practice": torch.stack(practice),
