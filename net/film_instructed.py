@@ -46,10 +46,6 @@ class Reader(nn.Module):
         seen = torch.einsum("nlq,nlqw->nqw", attention, value).flatten(1)
         return self.output(F.gelu(seen)).masked_fill(~there.any(dim=1), -torch.inf)
 
-    def strengths(self, tokens: Tensor) -> Tensor:
-        """Texts -> strengths (N, K) in [0, 1]: exactly 0 or 1 where the reader is three quarters sure."""
-        return (2 * self(tokens).sigmoid() - 0.5).clamp(0, 1)
-
 
 class Modulation(nn.Module):
     """x (1 + gamma) + beta, per channel and the same at all places: gamma and beta are linear in what is asked for."""
@@ -195,10 +191,14 @@ class FILMInstructed(FILMBlend):
         if strengths is not None:
             return self.editor(images, strengths)
         if instruction is not None:
-            strengths = self.reader.strengths(instruction)
+            strengths = self.strengths(instruction)
             if strengths.any():
                 image_a, image_b = self.editor(images, strengths).clamp(0, 1).split(1, dim=1)
         return super().forward(image_a, image_b, text, text_mask)
+
+    def strengths(self, instruction: Tensor) -> Tensor:
+        """How strongly texts (N, L, instruction_dim) ask for each instruction (N, K): 0 or 1 where it is 3/4 sure."""
+        return (2 * self.reader(instruction).sigmoid() - 0.5).clamp(0, 1)
 
     def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
         """As the base class says, and in training the strengths.

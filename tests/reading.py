@@ -23,8 +23,8 @@ def main() -> None:
     if len(paths) != 1:
         raise InputError("give one checkpoint, e.g. python -m tests.reading models/IVF_instruct.safetensors")
     model = load_model(paths[0])
-    if not hasattr(model, "reader"):
-        raise InputError(f"{model.label} has no reader; give weights of film_instructed")
+    if not hasattr(model, "strengths"):
+        raise InputError(f"{model.label} reads no instructions; give weights of film_instructed")
     config = load_config(None, [word for word in sys.argv[1:] if "=" in word])
     entries = read_instructions(config.text.instructions)
     names = model.provenance.guides["instruction"].options["instructions"].split(",")
@@ -32,7 +32,7 @@ def main() -> None:
     features = encode_instructions([sentence for _, sentence in meant], config, model, torch.device("cpu"))
     right = 0
     for (name, sentence), feature in zip(meant, features):
-        strengths = dict(zip(names, model.reader(feature[None]).sigmoid()[0].tolist()))
+        strengths = dict(zip(names, model.strengths(feature[None])[0].tolist()))
         found = [other for other, strength in strengths.items() if strength > 0.5]
         if found == [name] or (name == UNRELATED and not found):
             right += 1

@@ -57,11 +57,15 @@ class RunFolder:
                     self.writer.add_scalar(f"{kind}/{key}", value, record["step"])
 
     def save_pictures(self, epoch: int, number: int, batch: dict, fused: torch.Tensor) -> None:
-        """A | B | fused of every pair of a batch: pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png."""
+        """A | B | fused of every pair of a batch: pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png.
+
+        A network that edits both sources in training gives both in place of a fused image.
+        """
         folder = self.path / "pic_fusion" / f"ckpt_{epoch}"
-        pairs = zip(batch["name"], batch["image_a"], batch["image_b"], fused.nan_to_num())
-        for i, (name, *images) in enumerate(pairs):  # numbered: two sets may have images of one name
-            row = side_by_side([to_8bit(image[0].cpu().numpy(), "clamp") for image in images], ["A", "B", "fused"])
+        labels = ["A", "B", *(["fused"] if fused.shape[1] == 1 else ["A edited", "B edited"])]
+        rows = torch.cat([batch["image_a"], batch["image_b"], fused.cpu().nan_to_num()], dim=1)
+        for i, (name, row) in enumerate(zip(batch["name"], rows)):  # numbered: two sets may have images of one name
+            row = side_by_side([to_8bit(image, "clamp") for image in row.numpy()], labels)
             write_image(folder / f"{number}_{i}_{name}.png", row)
 
     def draw_curves(self) -> None:
