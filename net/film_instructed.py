@@ -3,9 +3,9 @@
 FILM's gate leaves the text no way to change an image by more than a fraction of a gray level, so instructions come in
 by a way of their own, before the fusion, and the paragraphs keep theirs:
 
-    instruction ──► Reader ──► strengths ─┐
-                                          ▼
-    A, B ────────────────────────────► Editor ──► the sources that are asked for ──► FILM blend ──► F
+    instruction ──► Reader ──► strengths of K instructions
+                                 ▼            ▼
+    A, B ─────────────────► Editor 1 ──► ... Editor K ──► the sources that are asked for ──► FILM blend ──► F
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
@@ -47,32 +48,6 @@ class Reader(nn.Module):
         return self.output(F.gelu(seen)).masked_fill(~there.any(dim=1), -torch.inf)
 
 
-class Modulation(nn.Module):
-    """x (1 + gamma) + beta, per channel and the same at all places: gamma and beta are linear in what is asked for."""
-
-    def __init__(self, conditions: int, channels: int):
-        super().__init__()
-        self.gain_and_offset = nn.Linear(conditions, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        """Map (N, C, H, W) and conditions (N, D) -> (N, C, H, W)."""
-        gain, offset = self.gain_and_offset(conditions)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
-        return torch.addcmul(offset, x, 1 + gain)
-
-
-class EditorBlock(nn.Module):
-    """x + conv(gelu(modulated conv(x))), 3x3."""
-
-    def __init__(self, conditions: int, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulate = Modulation(conditions, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.modulate(self.conv1(x), conditions)))
-
-
 class Overview(RowStriped):
     """What a pair as a whole is like, how dark or how flat, which no convolution can see: one vector."""
 
@@ -84,56 +59,61 @@ class Overview(RowStriped):
     def forward(self, x: Tensor) -> Tensor:
         """Both images (N, 8, H/2, W/2) -> (N, width), from mean, deviation and maximum of features over the pixels."""
         seen = [F.relu(self.conv(x[:, :, strip.seen]))[:, :, strip.inner] for strip in self.strips(x, halo=1)]
-        count = x[0, 0].numel()
+        count = x.shape[2] * x.shape[3]
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
         top = torch.stack([part.amax(dim=(2, 3)) for part in seen]).amax(dim=0)
         return self.sum_up(torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1))
 
 
+class Block(nn.Module):
+    """x + conv(gelu(conv(x) (1 + gamma) + beta)), 3x3; gamma and beta of each channel follow from the overview."""
+
+    def __init__(self, overview: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(overview, 2 * channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, overview: Tensor) -> Tensor:
+        gain, offset = self.modulation(overview)[..., None, None].chunk(2, dim=1)  # (N, C, 1, 1)
+        return x + self.conv2(F.gelu(torch.addcmul(offset, self.conv1(x), 1 + gain)))
+
+
 class Editor(RowStriped):
-    """The sources that are asked for. Every pixel of both becomes a mixture of both, and what convolutions add to it.
+    """What one instruction makes of the sources: each becomes a mixture of both, and what convolutions add to it.
 
     The convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider
-    view for a quarter of the work. They are modulated, and the mixture is weighted, by the product of what is asked
-    for and what the pair as a whole is like.
-
-    Args:
-        instructions: K.
-        channels, blocks: of the convolutions.
-        overview: width of the vector that tells what a pair is like.
+    view for a quarter of the work. What a pair as a whole is like modulates them, and weights the mixture.
     """
 
-    def __init__(self, instructions: int, channels: int, blocks: int, overview: int = 24):
+    def __init__(self, channels: int, blocks: int, overview: int = 24):
         super().__init__()
-        conditions = instructions * (1 + overview)
         self.overview = Overview(channels, overview)
-        self.mix = nn.Linear(conditions, 6, bias=False)
+        self.mix = nn.Linear(overview, 6)
         self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(EditorBlock(conditions, channels) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(overview, channels) for _ in range(blocks))
         self.conv_out = nn.Conv2d(channels, 8, 3, padding=1)
-        for parameter in (self.mix.weight, self.conv_out.weight, self.conv_out.bias):
-            nn.init.zeros_(parameter)  # training starts at the sources as they are
+        for layer in (self.mix, self.conv_out):  # training starts at the sources as they are
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, images: Tensor, strengths: Tensor) -> Tensor:
-        """A and B (N, 2, H, W) in [0, 1], strengths (N, K) in [0, 1] -> (N, 2, H, W), perhaps beyond [0, 1].
-
-        Where all strengths are 0, A and B are as they were.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """A and B (N, 2, H, W) in [0, 1] -> what to add to them (N, 2, H, W)."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate")
-        x = F.pixel_unshuffle(padded, 2)  # (N, 8, H/2, W/2)
-        conditions = torch.einsum("nk,nd->nkd", strengths, F.pad(self.overview(x), (1, 0), value=1)).flatten(1)
-        weights, offset = self.mix(conditions).split([4, 2], dim=1)
+        x = rearrange(padded, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
+        overview = self.overview(x)
+        weights, offset = self.mix(overview).split([4, 2], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 2)), images) + offset[..., None, None]
-        change = self.by_strips(partial(self.convolve, conditions), x, halo=2 * len(self.blocks) + 2)
-        change = mixture + F.pixel_shuffle(change, 2)[:, :, :height, :width]
-        return images + strengths.amax(dim=1)[:, None, None, None] * change
+        change = self.by_strips(partial(self.convolve, overview), x, halo=2 * len(self.blocks) + 2)
+        change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)
+        return mixture + change[:, :, :height, :width]
 
-    def convolve(self, conditions: Tensor, x: Tensor, strip: Strip) -> Tensor:
+    def convolve(self, overview: Tensor, x: Tensor, strip: Strip) -> Tensor:
         x = self.conv_in(x)
         for block in self.blocks:
-            x = block(x, conditions)
+            x = block(x, overview)
         return self.conv_out(x)[:, :, strip.inner]
 
 
@@ -141,12 +121,14 @@ class Editor(RowStriped):
 class FILMInstructed(FILMBlend):
     """FILM blend of the sources that an instruction asks for; without one it is FILM blend.
 
-    The fusion is trained first, without instructions (train.init), and stays as it is: only reader and editor learn.
+    The fusion is trained first, without instructions (train.init), and stays as it is: reader and editors learn. Each
+    instruction has an editor of its own, as editors that share weights hinder each other. One edits what the one before
+    leaves, in the order of configs/instructions.yaml: what restores a source comes before what chooses one.
 
     Args:
         instructions: K, how many the network can tell apart; which ones, configs/instructions.yaml says.
         instruction_dim: width of a token of an instruction (MiniLM: 384).
-        editor_channels, editor_blocks: of the editor.
+        editor_channels, editor_blocks: of an editor.
         sizes: of FILM.
 
     Raises:
@@ -161,7 +143,7 @@ class FILMInstructed(FILMBlend):
         instructions: int = 7,
         instruction_dim: int = 384,
         editor_channels: int = 32,
-        editor_blocks: int = 5,
+        editor_blocks: int = 4,
         **sizes,
     ):
         super().__init__(**sizes)
@@ -171,7 +153,7 @@ class FILMInstructed(FILMBlend):
             )
         self.requires_grad_(False)
         self.reader = Reader(instruction_dim, instructions)
-        self.editor = Editor(instructions, editor_channels, editor_blocks)
+        self.editors = nn.ModuleList(Editor(editor_channels, editor_blocks) for _ in range(instructions))
 
     def forward(
         self,
@@ -187,14 +169,24 @@ class FILMInstructed(FILMBlend):
         In training `strengths` (N, K) in [0, 1] are given, so that it learns to obey before it can read, and the
         result is what the loss looks at: both sources as it edits them, (N, 2, H, W), perhaps beyond [0, 1].
         """
-        images = torch.cat([image_a, image_b], dim=1)
         if strengths is not None:
-            return self.editor(images, strengths)
+            return self.edit(image_a, image_b, strengths)
         if instruction is not None:
-            strengths = self.strengths(instruction)
-            if strengths.any():
-                image_a, image_b = self.editor(images, strengths).clamp(0, 1).split(1, dim=1)
+            edited = self.edit(image_a, image_b, self.strengths(instruction))
+            image_a, image_b = edited.clamp(0, 1).split(1, dim=1)
         return super().forward(image_a, image_b, text, text_mask)
+
+    def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
+        """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""
+        images = torch.cat([image_a, image_b], dim=1)
+        for strength, editor in zip(strengths.T, self.editors):
+            asked = strength > 0
+            if (
+                self.training or asked.any()
+            ):  # in training each one takes part, if with no image: processes wait for all
+                change = strength[asked, None, None, None] * editor(images[asked].clamp(0, 1))
+                images = images.index_add(0, asked.nonzero()[:, 0], change)
+        return images
 
     def strengths(self, instruction: Tensor) -> Tensor:
         """How strongly texts (N, L, instruction_dim) ask for each instruction (N, K): 0 or 1 where it is 3/4 sure."""

@@ -80,7 +80,7 @@ class RowStriped(nn.Module):
     def strips(self, x: Tensor, halo: int) -> list[Strip]:
         """The `strips` of x (N, C, H, W); one of all rows where gradients are wanted."""
         n, _, height, width = x.shape
-        rows = self.tile or (max(STRIP_ROWS, STRIP_PIXELS // (n * width)) if x.device.type == "cpu" else height)
+        rows = self.tile or (max(STRIP_ROWS, STRIP_PIXELS // (max(n, 1) * width)) if x.device.type == "cpu" else height)
         return list(strips(height, height if torch.is_grad_enabled() else rows, halo))
 
     def by_strips(self, function: Callable[..., Tensor], *maps: Tensor, halo: int = 0) -> Tensor:

@@ -8,7 +8,8 @@ A row is a case: median seconds of both forms and their ratio, the most memory t
 what holds its weights and inputs (of a fresh process on the CPU; of tensors on a GPU) and their ratio,
 and the largest difference of the results. Seconds depend on the machine and on what else it does: the
 ratio is what to read. The row mgfusion has the whole network under "ours" and its Restormer blocks alone
-under "literal".
+under "literal"; the rows instruction have a fusion with an instruction under "ours" and one without under
+"literal".
 """
 
 import argparse
@@ -35,6 +36,7 @@ from utils.loss import FusionLoss
 from utils.results.evaluate import Evaluator
 
 TEXT_TOKENS = 120  # about as many as both paragraphs of a RoadScene pair have
+SHIPPED = dict(text_dim=384, hidden_dim=64, channels=16, heads=4, stages=2, token_grid=[36, 48])  # models/IVF*
 SIX = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 
 
@@ -168,6 +170,28 @@ def bench_mgfusion(args, size: tuple[int, int] = (480, 640), rounds: int = 5) ->
     return *interleave(whole, blocks, rounds, "mgfusion"), math.nan
 
 
+def bench_instruction(args, size: tuple[int, int] = (480, 640), rounds: int = 5, **sizes) -> tuple[float, ...]:
+    """FILM with an instruction and without one."""
+    model = build_model("film_instructed", **sizes).to(args.device).eval()
+    prepare(model, args.precision, compile=args.compile)
+    with torch.no_grad():
+        model.reader.output.bias.fill_(9)  # it reads in any text that all is asked for
+    images = torch.rand(2, 1, 1, *size, device=args.device)
+    text = torch.randn(1, TEXT_TOKENS, model.config["text_dim"], device=args.device)
+    instruction = torch.randn(1, 12, model.config["instruction_dim"], device=args.device)
+
+    @torch.inference_mode()
+    def asked() -> None:
+        model(*images, text, None, instruction)
+
+    @torch.inference_mode()
+    def unasked() -> None:
+        model(*images, text)
+
+    asked(), unasked()
+    return *interleave(asked, unasked, rounds, "instruction"), math.nan
+
+
 def pictures(count: int, height: int = 480, width: int = 640) -> list[np.ndarray]:
     """Random 8-bit images (height, width), smooth along rows as pictures are."""
     rng = np.random.default_rng(0)
@@ -244,6 +268,8 @@ def row(name: str, ours: float, theirs: float, difference: float, *memory: int) 
 def main() -> None:
     cases = {name: lambda args, name=name: bench_film(name, args) for name in FILM} | {
         "mgfusion-480x640": bench_mgfusion,
+        "instruction": bench_instruction,
+        "instruction-small": lambda args: bench_instruction(args, **SHIPPED),
         "metrics": lambda args: bench_metrics(SIX, 20, 3, args.device),
         "metrics-VIFF-Qabf": lambda args: bench_metrics(["VIFF", "Qabf"], 5, 5, args.device),
         "loader": lambda args: bench_loader(),

@@ -30,8 +30,9 @@ def images(count: int = 1, size: tuple[int, int] = (24, 30)) -> list[torch.Tenso
 def obeying_network(**options) -> torch.nn.Module:
     """A network that edits its sources, as after a training."""
     model = build_model("film_instructed", **SMALL, instruction_dim=12, editor_channels=8, editor_blocks=2, **options)
-    for parameter in (model.editor.mix.weight, model.editor.conv_out.weight):
-        torch.nn.init.normal_(parameter, std=0.1)
+    for editor in model.editors:
+        for parameter in (editor.mix.weight, editor.conv_out.weight):
+            torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 
@@ -223,17 +224,17 @@ def test_padding_changes_nothing_and_instructions_do():
         torch.testing.assert_close(padded, result, rtol=0, atol=1e-6)
         assert levels(result.numpy(), model(*given).numpy()) > 0.5
         # it is what FILM blend makes of the edited sources
-        edited = model(*given, None, None, model.strengths(text)).clamp(0, 1)
+        edited = model.edit(*given[:2], model.strengths(text)).clamp(0, 1)
         torch.testing.assert_close(model(edited[:, :1], edited[:, 1:], given[2]), result)
 
 
 def test_the_editor_knows_what_a_pair_is_like():
     """The same pixels are edited in another way beside others: a photo is dark as a whole."""
-    editor, strengths = obeying_network().editor, torch.ones(1, 7)
-    pair = torch.rand(1, 2, 60, 30)
-    darker = torch.cat([pair[:, :, :30], 0.2 * pair[:, :, 30:]], dim=2)
+    editor = obeying_network().editors[0]
+    pair = torch.rand(1, 2, 90, 30)
+    darker = torch.cat([pair[:, :, :40], 0.2 * pair[:, :, 40:]], dim=2)
     with torch.no_grad():
-        here, there = (editor(x, strengths)[:, :, :10] for x in (pair, darker))
+        here, there = (editor(x)[:, :, :10] for x in (pair, darker))
     assert (here - there).abs().max() > 1e-3
 
 
@@ -247,19 +248,23 @@ def test_a_tile_and_bf16_change_little():
         torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=0.03)
 
 
-def test_reader_and_editor_learn_and_the_fusion_stays():
+def test_reader_and_editors_learn_and_the_fusion_stays():
     model, criterion = obeying_network(), build_loss({"name": "instructed", "reading_weight": 0.5})
     a, b, text = images(2)
     batch = {"image_a": a, "image_b": b, "text": text, "text_mask": torch.ones(2, 5, dtype=torch.bool)}
     batch |= {"wanted_a": b, "wanted_b": torch.stack([b[0], a[1]]), "weight": torch.tensor([1.0, 3.0])}
-    batch |= {"strengths": torch.eye(7)[:2], "instruction": torch.zeros(2, 1, 12)}
+    batch |= {"strengths": torch.ones(2, 7), "instruction": torch.zeros(2, 1, 12)}
     batch |= {"practice": torch.randn(2, 3, 4, 12), "asked": torch.randint(0, 2, (2, 3, 7)).float()}
     edited = model(*model.arguments(batch))
     terms = criterion(edited, **batch, **model.readings(batch))
     terms["total"].backward()
     for name, parameter in model.named_parameters():
         learns = parameter.grad is not None and parameter.grad.abs().max() > 0
-        assert learns == name.startswith(("reader.", "editor.")), name
+        assert learns == name.startswith(("reader.", "editors.")), name
+    model.train().zero_grad()
+    model(*model.arguments(batch | {"strengths": torch.eye(7)[:2]})).sum().backward()
+    for number, editor in enumerate(model.editors):  # in training all have gradients, if zeros
+        assert {p.grad.any().item() for p in editor.parameters()} == {number < 2}
 
     # each sample has its own weight
     with torch.no_grad():
@@ -316,7 +321,7 @@ def test_a_user_gives_instructions(trained, toy, tmp_path):
     assert record.options["instructions"] == "visible,clean,bright,people" and record.default is None
     own = model.state_dict()
     assert all(torch.equal(own.pop(name), value) for name, value in first.state_dict().items())
-    assert own.keys() and all(name.startswith(("reader.", "editor.")) for name in own)
+    assert own.keys() and all(name.startswith(("reader.", "editors.")) for name in own)
 
     # a set: a row without and a row with, the picture of what is asked for
     output = script("test.py", *words, "--instruct", "the road")
