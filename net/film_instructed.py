@@ -21,6 +21,8 @@ from net.registry import register
 from net.restormer import RowStriped, Strip
 from utils.errors import InputError
 
+ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the less the nearer they are: one was chosen
+
 
 class Reader(nn.Module):
     """How strongly a text asks for each of K instructions: learned queries attend to its tokens.
@@ -171,10 +173,14 @@ class FILMInstructed(FILMBlend):
         """
         if strengths is not None:
             return self.edit(image_a, image_b, strengths)
-        if instruction is not None:
-            edited = self.edit(image_a, image_b, self.strengths(instruction))
-            image_a, image_b = edited.clamp(0, 1).split(1, dim=1)
-        return super().forward(image_a, image_b, text, text_mask)
+        if instruction is None:
+            return super().forward(image_a, image_b, text, text_mask)
+        strengths = self.strengths(instruction)
+        image_a, image_b = self.edit(image_a, image_b, strengths).clamp(0, 1).split(1, dim=1)
+        fused = super().forward(image_a, image_b, text, text_mask)
+        difference = (image_a - image_b).abs().mean(dim=(1, 2, 3))  # (N,)
+        alike = (1 - difference / ALIKE).clamp(min=0) * strengths.any(dim=1)
+        return torch.lerp(fused, (image_a + image_b) / 2, alike[:, None, None, None])
 
     def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
         """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""

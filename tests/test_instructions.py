@@ -10,7 +10,9 @@ import torch
 import yaml
 
 from net import build_model, load_model, prepare
-from tests.conftest import CONFIG, FAST, ROOT, script
+from net.film_blend import FILMBlend
+from tests.conftest import CONFIG, FAST, ROOT, process, script
+from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
 from utils.data.instruct import DEGRADATIONS, InstructionDraw, wanted_sources
 from utils.errors import InputError
@@ -228,6 +230,19 @@ def test_padding_changes_nothing_and_instructions_do():
         torch.testing.assert_close(model(edited[:, :1], edited[:, 1:], given[2]), result)
 
 
+def test_a_source_that_is_chosen_is_the_result():
+    """FILM blend makes something else even of two equal sources."""
+    model, (a, b, text) = obeying_network(), images(2)
+    with torch.no_grad():
+        model.reader.output.bias.fill_(9)
+        model.edit = lambda a, b, strengths: torch.cat([a, torch.stack([a[0] + 4 / 255, b[1]])], dim=1).clamp(0, 1)
+        results = model(a.clamp(max=0.9), b, text, None, torch.ones(2, 3, 12))
+        fused = FILMBlend.forward(model, *model.edit(a.clamp(max=0.9), b, None).split(1, dim=1), text)
+    torch.testing.assert_close(results[1], fused[1])
+    halfway = (fused[0] + a[0].clamp(max=0.9) + 2 / 255) / 2
+    torch.testing.assert_close(results[0], halfway, rtol=0, atol=1e-5)
+
+
 def test_the_editor_knows_what_a_pair_is_like():
     """The same pixels are edited in another way beside others: a photo is dark as a whole."""
     editor = obeying_network().editors[0]
@@ -347,6 +362,16 @@ def test_a_user_gives_instructions(trained, toy, tmp_path):
     assert (tmp_path / "fused.png").read_bytes() == before
 
 
+def test_two_processes_learn_to_obey_as_one(trained, tmp_path):
+    """Whatever instructions each process draws."""
+    words = [*trained[:-2], "loss={name: instructed}", f"train.init={trained[-1].removeprefix('first=')}"]
+    words += ["train.epochs=2", "train.batch_size=2"]
+    script("train.py", *words, "name=one")
+    process("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py", *words, "name=two")
+    one, two = (next((tmp_path / "exp").glob(f"*_{name}")) for name in ("one", "two"))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5) and len(losses(one)) > 2
+
+
 def test_the_study_of_instructions(trained, tmp_path):
     output = script("test.py", *trained[:-1], "text.use=own", "--text-study", "--sentence", "a road", code=0)
     found = json.loads((tmp_path / "out" / "Toy_test_text_study" / "instructions.json").read_text())
@@ -370,6 +395,8 @@ def test_the_weights_that_ship_obey(tmp_path):
         return cv2.imread(str(tmp_path / "fused.png"), cv2.IMREAD_GRAYSCALE) / np.float32(255)
 
     a, b = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) / np.float32(255) for path in (pair[1], pair[3]))
+    own, first = (load_model(ROOT / "models" / f"{name}.safetensors").state_dict() for name in ("IVF_instruct", "IVF"))
+    assert all(torch.equal(own[name], value) for name, value in first.items())  # without an instruction it is IVF
     without = fuse("ckpt=models/IVF_instruct.safetensors")
     for sentence, source in (
         ("Pixels should carry the values of the infrared source.", a),
