@@ -99,7 +99,7 @@ def without_local_paths(config: dict) -> dict:
     for place in PLACES:
         part, _, key = place.rpartition(".")
         (config.get(part, {}) if part else config).pop(key, None)
-    named = {"text": ("path", "instructions"), "train": ("init",), "loss": ("teacher",)}
+    named = {"text": ("path", "instructions"), "train": ("init",)}
     for part, keys in ((config, ("clip",)), *((config.get(name, {}), keys) for name, keys in named.items())):
         part |= {key: last_part(part[key]) for key in keys if key in part}
     return config
