@@ -158,7 +158,7 @@ def test_bf16_runs_and_stays_near(name):
     torch.testing.assert_close(near, exact, atol=4e-3, rtol=0)  # an 8-bit level
     if near.requires_grad:
         near.mean().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,13 +249,17 @@ def test_guides_change_the_result(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter(name):
     model = small(name).train()
+    for parameter in model.parameters():
+        if not parameter.any():  # what starts at zero hides what comes before it
+            torch.nn.init.normal_(parameter, std=0.1)
     fused = model(*model.arguments(example(model, (20, 26), n=2)))
     assert fused.requires_grad == any(True for _ in model.parameters())
     if fused.requires_grad:
         fused.square().mean().backward()
     for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.any(), parameter_name
+        if parameter.requires_grad:  # the fusion of film_instructed is trained before
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+            assert parameter.grad.any(), parameter_name
 
 
 def test_overfits_one_batch():
