@@ -175,7 +175,7 @@ def bench_instruction(args, size: tuple[int, int] = (480, 640), rounds: int = 5,
     model = build_model("film_instructed", **sizes).to(args.device).eval()
     prepare(model, args.precision, compile=args.compile)
     with torch.no_grad():
-        model.reader.output.bias.fill_(9)  # it reads in any text that all is asked for
+        model.reader.output.bias.fill_(-9)[0] = 9  # whatever the text, it reads that one thing is asked for
     images = torch.rand(2, 1, 1, *size, device=args.device)
     text = torch.randn(1, TEXT_TOKENS, model.config["text_dim"], device=args.device)
     instruction = torch.randn(1, 12, model.config["instruction_dim"], device=args.device)
