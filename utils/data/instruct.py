@@ -19,7 +19,7 @@ DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
 # how often a degradation is named that is there, that is not there, and how often another wish
-AIMED, ABSENT, WISHED = 4, 2, 2
+AIMED, ABSENT, WISHED = 4, 1, 2
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
 
