@@ -18,11 +18,6 @@ class FILMBlend(FILM):
     outputs = 2
 
     def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        return self.blend(image_a, image_b, self.logits(image_a, image_b, text, text_mask))
-
-    @staticmethod
-    def blend(image_a: Tensor, image_b: Tensor, logits: Tensor) -> Tensor:
-        """The fused image (N, 1, H, W) from the images and the decoder's two maps (N, 2, H, W)."""
-        share, detail = logits.chunk(2, dim=1)  # (N, 1, H, W) each
+        share, detail = self.logits(image_a, image_b, text, text_mask).chunk(2, dim=1)  # (N, 1, H, W) each
         blend = torch.lerp(image_b, image_a, share.sigmoid()).clamp(1 / 512, 1 - 1 / 512)  # finite logits
         return torch.sigmoid(torch.logit(blend) + detail)

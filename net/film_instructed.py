@@ -185,13 +185,13 @@ class FILMInstructed(FILMBlend):
     def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
         """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""
         images = torch.cat([image_a, image_b], dim=1)
-        for strength, editor in zip(strengths.T, self.editors):
-            asked = strength > 0
-            if (
-                self.training or asked.any()
-            ):  # in training each one takes part, if with no image: processes wait for all
-                change = strength[asked, None, None, None] * editor(images[asked].clamp(0, 1))
-                images = images.index_add(0, asked.nonzero()[:, 0], change)
+        told = strengths.cpu()  # once, as each look at a GPU waits for it
+        for k, editor in enumerate(self.editors):
+            asked = told[:, k].nonzero()[:, 0].to(images.device)  # which images
+            # in training each editor takes part, if with no image: processes wait for the gradients of all
+            if self.training or len(asked):
+                change = strengths[asked, k, None, None, None] * editor(images[asked].clamp(0, 1))
+                images = images.index_add(0, asked, change)
         return images
 
     def strengths(self, instruction: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Trial:
     ):
         self.model, self.guidances, self.device, self.batch = model, guidances, device, batch
         self.instructions, self.rng = instructions, rng
-        self.known: dict[tuple, np.ndarray] = {}  # results, by sources and what is read in the instruction
+        self.known: dict[tuple[str, ...], np.ndarray] = {}  # results, by sources and what is read in the instruction
         self.a, self.b = (batch[key][0, 0].numpy() for key in ("image_a", "image_b"))
         warm = warm_map(255 * self.a) / np.float32(255)
         self.clean = {"image_a": self.a, "image_b": self.b, "warm": warm}
@@ -84,16 +84,16 @@ class Trial:
     def fuse(self, sources: tuple[np.ndarray, np.ndarray], instruction: Tensor | None = None) -> np.ndarray:
         """The result (H, W) of sources in place of the pair's own, under the feature of an instruction.
 
-        Most sentences of an instruction are read alike, and then the result is known.
+        Most sentences of an instruction are read alike, if the network says so (`strengths`): then the result is known.
         """
-        images = (torch.from_numpy(x)[None, None] for x in sources)
-        changed = dict(zip(("image_a", "image_b"), images))
-        read = None
+        changed = dict(zip(("image_a", "image_b"), (torch.from_numpy(x)[None, None] for x in sources)))
+        told = torch.zeros(1)
         if instruction is not None:
-            changed["instruction"] = instruction[None]
-            strengths = self.model.strengths(instruction[None].to(self.device))
-            read = tuple(strengths[0].tolist()) if strengths.any() else None
-        key = (*(short_digest(x.tobytes()) for x in sources), read)
+            changed["instruction"] = told = instruction[None]
+            if hasattr(self.model, "strengths"):
+                told = self.model.strengths(told.to(self.device))
+        parts = (*sources, told.numpy(force=True) if told.any() else np.zeros(1))
+        key = tuple(short_digest(part.tobytes()) for part in parts)
         if key not in self.known:
             self.known[key] = fuse_pair([self.model], self.batch | changed, self.device, self.guidances)[0]
         return self.known[key]
@@ -134,7 +134,7 @@ def instruction_study(
     """Test whether instructions are obeyed; print and write.
 
     Args:
-        model: a network that reads instructions; `strengths(instruction)` says what it reads, as film_instructed does.
+        model: a network that reads instructions.
         dataset: whole pairs, the set `set_name`.
         guidances: of `open_guides` for the set.
         folder: gets instructions.json and, for some pairs, instructions_<name>.png.
