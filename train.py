@@ -182,10 +182,17 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
 
 def new_model(config: Config) -> FusionNetwork:
-    """The network of the config, with fresh weights or those of train.init; InputError if it has none to train."""
+    """The network of the config, with fresh weights or those of train.init.
+
+    Raises:
+        InputError: it has no weights to train, or keeps some as they are and train.init does not give them.
+    """
     model = build_model(**config.net)
-    if not any(p.requires_grad for p in model.parameters()):
+    trains = [p.requires_grad for p in model.parameters()]
+    if not any(trains):
         raise InputError(f"net.name '{config.net['name']}' has no weights to train")
+    if not all(trains) and not (config.train.init or config.train.resume):
+        raise InputError(f"net.name '{config.net['name']}' trains a part of its weights; give the others as train.init")
     if config.train.init and not config.train.resume:  # a run that goes on has its own
         start_from(model, config.train.init)
     return model

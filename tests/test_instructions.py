@@ -323,6 +323,8 @@ def trained(toy, tmp_path, bert) -> list[str]:  # noqa: F811
     assert "set net.instructions=4" in output and "Traceback" not in output
     output = script("train.py", *words, *loss, "train.epochs=1", "net.instruction_dim=13", code=1)
     assert "is 12 wide and the network takes instructions 13 wide" in output
+    output = script("train.py", *words, loss[0], "train.init=null", code=1)
+    assert "trains a part of its weights; give the others as train.init" in output and "Traceback" not in output
     (ckpt,) = (tmp_path / "exp").glob("*_second/model/last.pth")
     return [*words, f"ckpt={ckpt}", f"first={first}"]
 
