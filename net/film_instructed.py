@@ -69,11 +69,14 @@ class Overview(RowStriped):
 
 
 class Block(nn.Module):
-    """x + conv(gelu(conv(x) (1 + gamma) + beta)), 3x3; gamma and beta of each channel follow from the overview."""
+    """x + conv(gelu(conv(x) (1 + gamma) + beta)), 3x3; gamma and beta of each channel follow from the overview.
 
-    def __init__(self, overview: int, channels: int):
+    The first convolution is dilated: what is a warm target, its wider surroundings tell.
+    """
+
+    def __init__(self, overview: int, channels: int, dilation: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
         self.modulation = nn.Linear(overview, 2 * channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -94,8 +97,10 @@ class Editor(RowStriped):
         self.overview = Overview(channels, overview)
         self.mix = nn.Linear(overview, 6)
         self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(overview, channels) for _ in range(blocks))
+        dilations = [2**i for i in range(blocks)]
+        self.blocks = nn.ModuleList(Block(overview, channels, dilation) for dilation in dilations)
         self.conv_out = nn.Conv2d(channels, 8, 3, padding=1)
+        self.halo = sum(dilations) + blocks + 2  # how far the convolutions see
         for layer in (self.mix, self.conv_out):  # training starts at the sources as they are
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -108,7 +113,7 @@ class Editor(RowStriped):
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([4, 2], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 2)), images) + offset[..., None, None]
-        change = self.by_strips(partial(self.convolve, overview), x, halo=2 * len(self.blocks) + 2)
+        change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
         change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)
         return mixture + change[:, :, :height, :width]
 

@@ -18,8 +18,8 @@ from utils.opencv import cv2
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
-# how often a degradation is named that is there, that is not there, and how often another wish
-AIMED, ABSENT, WISHED = 4, 1, 2
+AIMED, WISHED = 4, 2  # how often a degradation is named that is there, and how often another wish
+VARIED = 0.5  # the share of samples whose A, or B, looks as if from another camera
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
 
@@ -34,6 +34,8 @@ class Degradation:
         ranges: what is drawn from, by the function's arguments.
         tested: the values that are tested with.
         may_be_so: True for an image that may be so by itself; then nobody can say that it is not.
+        absent: how often it is named where it is not, beside AIMED. Often makes an editor careful; too often for what
+            is hard to see, and it learns to do nothing.
     """
 
     source: str
@@ -41,6 +43,7 @@ class Degradation:
     ranges: dict[str, tuple[float, float]]
     tested: dict[str, float]
     may_be_so: Callable[[np.ndarray], bool]
+    absent: float
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, testing: bool = False) -> np.ndarray:
         """The degraded image, 8 bit as a camera gives it: (H, W) float32 in [0, 1]."""
@@ -85,13 +88,26 @@ def never(image: np.ndarray) -> bool:
 
 
 DEGRADATIONS = {
-    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never),
-    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat),
+    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never, 3),
+    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat, 1),
     "dark": Degradation(
-        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark
+        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark, 2
     ),
-    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright),
+    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright, 1),
 }
+
+
+def vary(clean: Mapping[str, np.ndarray], kinds: Iterable[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A pair as other cameras may have it: A less sharp, B darker. B stays as it is if it is to be degraded.
+
+    Training pairs are of few cameras. These teach what is no fault: a photo can be dark and have its full range.
+    """
+    varied = dict(clean)
+    if rng.random() < VARIED:
+        varied["image_a"] = cv2.GaussianBlur(clean["image_a"], (0, 0), rng.uniform(0.4, 2))
+    if rng.random() < VARIED and all(DEGRADATIONS[kind].source != "image_b" for kind in kinds):
+        varied["image_b"] = rng.uniform(0.7, 1) * clean["image_b"] ** rng.uniform(0.8, 1.6)
+    return varied
 
 
 def bring_out_targets(a: np.ndarray, b: np.ndarray, warm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,12 +191,13 @@ class InstructionDraw:
             (L, dim), the `weight` of the sample (), further texts to `practice` reading with (P, length, dim), padded
             with zeros, and what is `asked` for in them (P, K), 0 or 1.
         """
-        clean = {key: maps[key][0] for key in ("image_a", "image_b", "warm")}
-        present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in self.draw_kinds(rng)}
+        kinds = self.draw_kinds(rng)
+        clean = vary({key: maps[key][0] for key in ("image_a", "image_b", "warm")}, kinds, rng)
+        present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in kinds}
         named = self.draw_names(clean, present, rng)
         wanted = wanted_sources(clean, present, [self.instructions[name] for name in named])
         degraded = {DEGRADATIONS[kind].source: image for kind, image in present.items()}
-        maps = maps | {key: image[None] for key, image in degraded.items()}
+        maps = maps | {key: image[None] for key, image in (clean | degraded).items()}
         maps |= {"wanted_a": wanted[0][None], "wanted_b": wanted[1][None]}
         given = torch.tensor([float(name in named) for name in self.instructions])
         practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
@@ -214,7 +231,7 @@ class InstructionDraw:
             if entry.degrade:
                 degradation = DEGRADATIONS[entry.degrade]
                 by_itself = degradation.may_be_so(clean[degradation.source])
-                chances[name] = AIMED if entry.degrade in present else 0 if by_itself else ABSENT
+                chances[name] = AIMED if entry.degrade in present else 0 if by_itself else degradation.absent
         named = []
         for _ in range(2 if rng.random() < TWO else 1):
             share = np.array([*chances.values()], float)
