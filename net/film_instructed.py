@@ -65,7 +65,8 @@ class Overview(RowStriped):
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
         top = torch.stack([part.amax(dim=(2, 3)) for part in seen]).amax(dim=0)
-        return self.sum_up(torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1))
+        seen = torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1)
+        return self.sum_up((seen + 0.01).log())  # what is a third as bright or as flat is so much less
 
 
 class Block(nn.Module):
@@ -95,7 +96,7 @@ class Editor(RowStriped):
     def __init__(self, channels: int, blocks: int, overview: int = 24):
         super().__init__()
         self.overview = Overview(channels, overview)
-        self.mix = nn.Linear(overview, 6)
+        self.mix = nn.Linear(overview, 10)
         self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
         dilations = [2**i for i in range(blocks)]
         self.blocks = nn.ModuleList(Block(overview, channels, dilation) for dilation in dilations)
@@ -111,8 +112,10 @@ class Editor(RowStriped):
         padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate")
         x = rearrange(padded, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
-        weights, offset = self.mix(overview).split([4, 2], dim=1)
-        mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 2)), images) + offset[..., None, None]
+        weights, offset = self.mix(overview).split([8, 2], dim=1)
+        deviation, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+        parts = torch.cat([images, (images - mean) / (deviation + 0.01)], dim=1)
+        mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
         change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)
         return mixture + change[:, :, :height, :width]

@@ -18,7 +18,7 @@ from utils.opencv import cv2
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
-AIMED, WISHED = 4, 2  # how often a degradation is named that is there, and how often another wish
+AIMED, WISHED = 6, 2  # how often a degradation is named that is there, and how often another wish
 VARIED = 0.5  # the share of samples whose A, or B, looks as if from another camera
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
@@ -88,12 +88,12 @@ def never(image: np.ndarray) -> bool:
 
 
 DEGRADATIONS = {
-    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never, 3),
-    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat, 1),
+    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never, 4),
+    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat, 2),
     "dark": Degradation(
-        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark, 2
+        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark, 3
     ),
-    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright, 1),
+    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright, 2),
 }
 
 
