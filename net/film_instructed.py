@@ -65,8 +65,8 @@ class Overview(RowStriped):
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
         top = torch.stack([part.amax(dim=(2, 3)) for part in seen]).amax(dim=0)
-        seen = torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1)
-        return self.sum_up((seen + 0.01).log())  # what is a third as bright or as flat is so much less
+        statistics = torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1)
+        return self.sum_up((statistics + 0.01).log())  # a third of the light, or of the contrast, is a fixed step then
 
 
 class Block(nn.Module):
@@ -89,6 +89,7 @@ class Block(nn.Module):
 class Editor(RowStriped):
     """What one instruction makes of the sources: each becomes a mixture of both, and what convolutions add to it.
 
+    The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast.
     The convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider
     view for a quarter of the work. What a pair as a whole is like modulates them, and weights the mixture.
     """
@@ -113,7 +114,7 @@ class Editor(RowStriped):
         x = rearrange(padded, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
-        deviation, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+        deviation, mean = torch.std_mean(images, dim=(2, 3), correction=0, keepdim=True)
         parts = torch.cat([images, (images - mean) / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)

@@ -14,7 +14,7 @@ from net.film_blend import FILMBlend
 from tests.conftest import CONFIG, FAST, ROOT, process, script
 from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
-from utils.data.instruct import DEGRADATIONS, InstructionDraw, wanted_sources
+from utils.data.instruct import DEGRADATIONS, InstructionDraw, vary, wanted_sources
 from utils.errors import InputError
 from utils.guides.instruction import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
 from utils.loss import build_loss
@@ -155,7 +155,23 @@ def draw() -> InstructionDraw:
     return InstructionDraw(Sentences({name: ENTRIES[name] for name in names}, features, joined))
 
 
-def test_draws(draw, clean):
+def test_other_cameras(clean):
+    """A becomes less sharp and B darker; what is degraded keeps its exposure, as that is what is to be found again."""
+    seen = {"image_a": [], "image_b": []}
+    for kinds in ((), ("noise",), ("dark",)):
+        varied = [vary(clean, kinds, np.random.default_rng(seed)) for seed in range(60)]
+        assert np.array_equal(varied[5]["image_b"], vary(clean, kinds, np.random.default_rng(5))["image_b"])
+        for key, images in seen.items():
+            images.append([one[key] for one in varied if not np.array_equal(one[key], clean[key])])
+            assert all(image.min() >= 0 and image.max() <= 1 and image.dtype == np.float32 for image in images[-1])
+    assert [0 < len(images) < 60 for images in seen["image_a"]] == [True] * 3
+    assert [0 < len(images) < 60 for images in seen["image_b"]] == [True, True, False]
+    assert all(image.std() < clean["image_a"].std() for images in seen["image_a"] for image in images)
+    assert np.mean([image.mean() for image in seen["image_b"][0]]) < 0.9 * clean["image_b"].mean()
+
+
+def test_draws(draw, clean, monkeypatch):
+    monkeypatch.setattr("utils.data.instruct.VARIED", 0)
     maps = {key: value[None] for key, value in clean.items()}
     counts = np.zeros(3, int)
     for seed in range(200):

@@ -66,9 +66,9 @@ def dark(image: np.ndarray, rng: np.random.Generator, gain: float, gamma: float)
     return gain * image**gamma
 
 
-def over(image: np.ndarray, rng: np.random.Generator, gain: float) -> np.ndarray:
-    """Too much light: what is over the range is lost."""
-    return gain * image
+def over(image: np.ndarray, rng: np.random.Generator, mean: float) -> np.ndarray:
+    """Exposed for a mean that is too high, whether the scene is dark or bright: what is over the range is lost."""
+    return max(mean / max(image.mean(), 0.1), 1.2) * image
 
 
 def is_dark(image: np.ndarray) -> bool:
@@ -93,7 +93,7 @@ DEGRADATIONS = {
     "dark": Degradation(
         "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark, 3
     ),
-    "over": Degradation("image_b", over, {"gain": (1.5, 2.4)}, {"gain": 1.8}, is_bright, 2),
+    "over": Degradation("image_b", over, {"mean": (0.7, 1.1)}, {"mean": 0.85}, is_bright, 2),
 }
 
 
