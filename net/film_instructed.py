@@ -89,7 +89,8 @@ class Block(nn.Module):
 class Editor(RowStriped):
     """What one instruction makes of the sources: each becomes a mixture of both, and what convolutions add to it.
 
-    The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast.
+    The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast. The
+    convolutions also say of each pixel how much of the other source it takes.
     The convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider
     view for a quarter of the work. What a pair as a whole is like modulates them, and weights the mixture.
     """
@@ -101,7 +102,7 @@ class Editor(RowStriped):
         self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
         dilations = [2**i for i in range(blocks)]
         self.blocks = nn.ModuleList(Block(overview, channels, dilation) for dilation in dilations)
-        self.conv_out = nn.Conv2d(channels, 8, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, 16, 3, padding=1)
         self.halo = sum(dilations) + blocks + 2  # how far the convolutions see
         for layer in (self.mix, self.conv_out):  # training starts at the sources as they are
             nn.init.zeros_(layer.weight)
@@ -118,8 +119,9 @@ class Editor(RowStriped):
         parts = torch.cat([images, (images - mean) / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
-        change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)
-        return mixture + change[:, :, :height, :width]
+        change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)[:, :, :height, :width]
+        share, detail = change.chunk(2, dim=1)  # of the other source, and what is in none, for each pixel
+        return mixture + share * (images.flip(1) - images) + detail
 
     def convolve(self, overview: Tensor, x: Tensor, strip: Strip) -> Tensor:
         x = self.conv_in(x)

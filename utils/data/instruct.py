@@ -18,7 +18,7 @@ from utils.opencv import cv2
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
-AIMED, WISHED = 6, 2  # how often a degradation is named that is there, and how often another wish
+AIMED, WISHED = 6, 3  # how often a degradation is named that is there, and how often another wish
 VARIED = 0.5  # the share of samples whose A, or B, looks as if from another camera
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
@@ -111,11 +111,10 @@ def vary(clean: Mapping[str, np.ndarray], kinds: Iterable[str], rng: np.random.G
 
 
 def bring_out_targets(a: np.ndarray, b: np.ndarray, warm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A with brighter warm targets, and B giving way to A on and around them."""
-    target = (warm > 0.75).astype(np.float32)
-    near = cv2.GaussianBlur(cv2.dilate(target, np.ones((15, 15), np.uint8)), (0, 0), 4)
-    a = (a + 0.25 * cv2.GaussianBlur(target, (0, 0), 1)).clip(0, 1)
-    return a, b + near * (a - b)
+    """A with brighter warm targets, and B with these in place of what is darker there."""
+    target = cv2.GaussianBlur((warm > 0.75).astype(np.float32), (0, 0), 1.5)
+    a = (a + 0.25 * target).clip(0, 1)
+    return a, b + target * (a - b).clip(min=0)
 
 
 # what an instruction makes of the sources A and B and the map "warm", (H, W) each; in this order if there are several
