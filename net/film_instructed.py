@@ -115,8 +115,9 @@ class Editor(RowStriped):
         x = rearrange(padded, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
-        deviation, mean = torch.std_mean(images, dim=(2, 3), correction=0, keepdim=True)
-        parts = torch.cat([images, (images - mean) / (deviation + 0.01)], dim=1)
+        centred = images - images.mean(dim=(2, 3), keepdim=True)
+        deviation = centred.square().mean(dim=(2, 3), keepdim=True).clamp(min=1e-8).sqrt()
+        parts = torch.cat([images, centred / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
         change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)[:, :, :height, :width]

@@ -11,6 +11,7 @@ import yaml
 
 from net import build_model, load_model, prepare
 from net.film_blend import FILMBlend
+from net.film_instructed import Editor
 from tests.conftest import CONFIG, FAST, ROOT, process, script
 from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
@@ -141,7 +142,7 @@ def test_only_what_is_named_is_undone(clean):
     assert same(want("follow_visible", "brighten_visible"), (b, b))
     lifted, pasted = want("highlight_targets", of={})
     inside, far = clean["warm"] > 0, np.s_[30:, :10]
-    assert (lifted - a)[inside].mean() > 0.1 and np.abs(pasted - lifted)[inside].max() < 0.05
+    assert (lifted - a)[inside].mean() > 0.1 and (pasted - b)[inside].mean() > 0.05 and (pasted >= b).all()
     assert np.array_equal(lifted[far], a[far]) and np.allclose(pasted[far], b[far], atol=1e-3)
     both, again = want("highlight_targets", "follow_visible", of={})
     assert np.array_equal(both, again) and np.array_equal(both, pasted)
@@ -259,6 +260,23 @@ def test_a_source_that_is_chosen_is_the_result():
     torch.testing.assert_close(results[0], halfway, rtol=0, atol=1e-5)
 
 
+def test_what_an_editor_can_do():
+    """Give each pixel of the other source; raise the contrast of one by as much, whatever it was."""
+    editor, pair = Editor(8, 1), torch.rand(1, 2, 21, 30)
+    pair = torch.cat([pair, 0.5 + 0.2 * (pair - 0.5)])
+    with torch.no_grad():
+        assert not editor(pair).any()  # at first nothing
+        editor.conv_out.bias[:8] = 1  # the share of the other source
+        torch.testing.assert_close(pair + editor(pair), pair.flip(1))
+        editor.conv_out.bias.zero_()
+        editor.mix.bias[2] = 0.2  # A gets this much of A with mean 0 and deviation 1
+        edited = pair + editor(pair)
+    before, after = (x.std(dim=(2, 3)) for x in (pair, edited))
+    torch.testing.assert_close(after[:, 0] - before[:, 0], torch.full((2,), 0.2), rtol=0, atol=0.04)
+    assert torch.equal(edited[:, 1], pair[:, 1]) and after[1, 0] > 3 * before[1, 0]
+    torch.testing.assert_close(edited.mean(dim=(2, 3)), pair.mean(dim=(2, 3)))
+
+
 def test_the_editor_knows_what_a_pair_is_like():
     """The same pixels are edited in another way beside others: a photo is dark as a whole."""
     editor = obeying_network().editors[0]
@@ -284,6 +302,7 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
     a, b, text = images(2)
     batch = {"image_a": a, "image_b": b, "text": text, "text_mask": torch.ones(2, 5, dtype=torch.bool)}
     batch |= {"wanted_a": b, "wanted_b": torch.stack([b[0], a[1]]), "weight": torch.tensor([1.0, 3.0])}
+    batch |= {"warm": torch.zeros_like(a)}
     batch |= {"strengths": torch.ones(2, 7), "instruction": torch.zeros(2, 1, 12)}
     batch |= {"practice": torch.randn(2, 3, 4, 12), "asked": torch.randint(0, 2, (2, 3, 7)).float()}
     edited = model(*model.arguments(batch))
@@ -304,7 +323,11 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
         assert perfect["intensity"] == perfect["gradient"] == 0
         assert perfect["total"].item() == pytest.approx(0.5 * perfect["misread"].item())
         off = criterion(wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
+        batch["warm"][1, 0, :5] = 1  # a target, where an error counts three times more
+        off_there = criterion(wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
     assert (off["total"] - perfect["total"]).item() == pytest.approx(3 * 2 * 0.1 / 2, rel=1e-3)
+    more = 1 + 3 * 5 / a.shape[2]
+    assert (off_there["total"] - perfect["total"]).item() == pytest.approx(more * 3 * 2 * 0.1 / 2, rel=1e-3)
     with pytest.raises(InputError, match="set net.instructions=5"):
         model.arguments(batch | {"strengths": torch.rand(2, 5)})
 
