@@ -67,7 +67,7 @@ def dark(image: np.ndarray, rng: np.random.Generator, gain: float, gamma: float)
 
 
 def over(image: np.ndarray, rng: np.random.Generator, mean: float) -> np.ndarray:
-    """Exposed for a mean that is too high, whether the scene is dark or bright: what is over the range is lost."""
+    """Exposed for a mean that is too high, for dark scenes, too; with 1.2 times the light at least."""
     return max(mean / max(image.mean(), 0.1), 1.2) * image
 
 
