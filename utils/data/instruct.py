@@ -98,9 +98,9 @@ DEGRADATIONS = {
 
 
 def vary(clean: Mapping[str, np.ndarray], kinds: Iterable[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A pair as other cameras may have it: A less sharp, B darker. B stays as it is if it is to be degraded.
+    """A pair as other cameras may have it: A less sharp, B in another exposure, mostly darker, if it is not degraded.
 
-    Training pairs are of few cameras. These teach what is no fault: a photo can be dark and have its full range.
+    Training pairs are of few cameras. These teach what is no fault: not each photo with a low mean is too dark.
     """
     varied = dict(clean)
     if rng.random() < VARIED:
