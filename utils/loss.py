@@ -14,6 +14,7 @@ from utils.errors import InputError
 from utils.filters import filter_windows, gaussian_window, local_moments, sobel
 from utils.metrics import VIFF_MIN_SIDE, exposure_fusion_similarity_with_luminance
 from utils.registry import Registry
+from utils.targets import TARGET
 
 LOSSES = Registry("loss")
 register_loss = LOSSES.register
@@ -188,7 +189,6 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
     return (weight * missing).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) + tiny)
 
 
-TARGET = 0.75  # of the map "warm" in [0, 1]: between a target and 127, also where data.resize mixed them
 INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from utils.opencv import cv2
 
 _REMEMBERED: dict[bytes, tuple[np.ndarray, ...]] = {}  # targets of the last images, by their pixels
+TARGET = 0.75  # of the map "warm" in [0, 1]: between a target and 127, also where data.resize mixed them
 REMEMBER = 16  # TC and TClost of several networks, in batches, ask for the same images
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from utils.errors import InputError, nearest
 from utils.guides.instruction import UNRELATED, Instruction, Sentences
 from utils.opencv import cv2
+from utils.targets import TARGET
 
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
@@ -112,7 +113,7 @@ def vary(clean: Mapping[str, np.ndarray], kinds: Iterable[str], rng: np.random.G
 
 def bring_out_targets(a: np.ndarray, b: np.ndarray, warm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A with brighter warm targets, and B with these in place of what is darker there."""
-    target = cv2.GaussianBlur((warm > 0.75).astype(np.float32), (0, 0), 1.5)
+    target = cv2.GaussianBlur((warm > TARGET).astype(np.float32), (0, 0), 1.5)
     a = (a + 0.25 * target).clip(0, 1)
     return a, b + target * (a - b).clip(min=0)
 
