@@ -98,11 +98,11 @@ class Editor(RowStriped):
     def __init__(self, channels: int, blocks: int, overview: int = 24):
         super().__init__()
         self.overview = Overview(channels, overview)
-        self.mix = nn.Linear(overview, 10)
+        self.mix = nn.Linear(overview, 2 * 4 + 2)  # of four images for each source, and an offset
         self.conv_in = nn.Conv2d(8, channels, 3, padding=1)
         dilations = [2**i for i in range(blocks)]
         self.blocks = nn.ModuleList(Block(overview, channels, dilation) for dilation in dilations)
-        self.conv_out = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, 2 * 8, 3, padding=1)  # share and detail
         self.halo = sum(dilations) + blocks + 2  # how far the convolutions see
         for layer in (self.mix, self.conv_out):  # training starts at the sources as they are
             nn.init.zeros_(layer.weight)
@@ -116,7 +116,7 @@ class Editor(RowStriped):
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
         centred = images - images.mean(dim=(2, 3), keepdim=True)
-        deviation = centred.square().mean(dim=(2, 3), keepdim=True).clamp(min=1e-8).sqrt()
+        deviation = centred.square().mean(dim=(2, 3), keepdim=True).clamp(min=1e-8).sqrt()  # 0 has no slope
         parts = torch.cat([images, centred / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)

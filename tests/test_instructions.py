@@ -105,7 +105,7 @@ def test_two_sentences_become_one():
 def clean() -> dict[str, np.ndarray]:
     a, b = (cv2.GaussianBlur(np.random.default_rng(i).random((40, 50), np.float32), (0, 0), 2) for i in (1, 2))
     warm = np.zeros((40, 50), np.float32)
-    warm[10:16, 20:26] = 1
+    warm[8:22, 20:34] = 1
     return {"image_a": a, "image_b": b * 0.8 + 0.1, "warm": warm}
 
 
@@ -119,6 +119,11 @@ def test_degradations(kind, clean):
     assert levels(one, image) > 2
     assert degradation.tested.keys() == degradation.ranges.keys()
     assert all(low <= degradation.tested[key] <= high for key, (low, high) in degradation.ranges.items())
+
+
+def test_a_dark_scene_is_overexposed_too(clean):
+    for light in (0.3, 1):
+        assert DEGRADATIONS["over"](light * clean["image_b"], np.random.default_rng(0)).mean() > 0.6
 
 
 def test_only_what_is_named_is_undone(clean):
@@ -142,7 +147,9 @@ def test_only_what_is_named_is_undone(clean):
     assert same(want("follow_visible", "brighten_visible"), (b, b))
     lifted, pasted = want("highlight_targets", of={})
     inside, far = clean["warm"] > 0, np.s_[30:, :10]
-    assert (lifted - a)[inside].mean() > 0.1 and (pasted - b)[inside].mean() > 0.05 and (pasted >= b).all()
+    assert (lifted - a)[inside].mean() > 0.1 and (pasted >= b).all()
+    core = np.s_[13:17, 25:29]
+    assert np.abs(pasted - np.maximum(lifted, b))[core].max() < 0.05 and (pasted > b + 0.05)[core].any()
     assert np.array_equal(lifted[far], a[far]) and np.allclose(pasted[far], b[far], atol=1e-3)
     both, again = want("highlight_targets", "follow_visible", of={})
     assert np.array_equal(both, again) and np.array_equal(both, pasted)
