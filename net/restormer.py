@@ -10,12 +10,15 @@ leave every cache. Three exact rewritings keep them small; tests/literal.py has 
   multiplied once. The matrix needs only sums over the image (q k^T and |q|^2, |k|^2), added up strip by strip.
 - Without gradients, on a CPU or with a tile, a block therefore runs twice over strips of rows, once for the
   sums and once for the rest, and no map wider than C is ever whole: memory is bounded at any image size.
+  Everywhere else it runs once, over the whole map.
 - The feed-forward network is a sum over its hidden channels, and runs over groups of them.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from utils.errors import InputError
 
 STRIP_PIXELS = 32768  # of a strip on the CPU: its widest map fits the cache
 STRIP_ROWS = 24  # at least, or the halo costs more than the cache gives
@@ -52,6 +57,9 @@ class Strip(NamedTuple):
     inner: slice  # where the rows are within what is seen
 
 
+WHOLE = Strip(slice(None), slice(None), slice(None))
+
+
 def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
     """A map of `height` rows as strips of `rows` rows.
 
@@ -77,11 +85,16 @@ class RowStriped(nn.Module):
     tile: int | None = None  # rows of a strip; None: by the cache on the CPU, the whole map on the GPU
     checkpointing = False  # a RestormerBlock keeps nothing inside for the backward pass, and computes it again
 
+    def is_whole(self, x: Tensor) -> bool:
+        """True if x (N, C, H, W) is computed at once: where gradients are wanted, and on a GPU without a tile."""
+        return torch.is_grad_enabled() or (self.tile is None and x.device.type != "cpu")
+
     def strips(self, x: Tensor, halo: int) -> list[Strip]:
-        """The `strips` of x (N, C, H, W); one of all rows where gradients are wanted."""
+        """The `strips` of x (N, C, H, W); one of all rows where it is computed at once."""
+        if self.is_whole(x):
+            return [WHOLE]
         n, _, height, width = x.shape
-        rows = self.tile or (max(STRIP_ROWS, STRIP_PIXELS // (max(n, 1) * width)) if x.device.type == "cpu" else height)
-        return list(strips(height, height if torch.is_grad_enabled() else rows, halo))
+        return list(strips(height, self.tile or max(STRIP_ROWS, STRIP_PIXELS // (max(n, 1) * width)), halo))
 
     def by_strips(self, function: Callable[..., Tensor], *maps: Tensor, halo: int = 0) -> Tensor:
         """function(*maps), computed strip by strip.
@@ -127,19 +140,26 @@ def prepare(
     Args:
         model: the network.
         precision: "bf16" for the feed-forward networks, most of a block's work, and the text guidance of FILM.
-            All else stays float32: sums over the image and residual sums let the error of bf16 add up.
+            All else stays float32: sums over the image and residual sums let the error of bf16 add up. "tf32" is
+            float32 here: `set_arithmetic` of utils/arithmetic.py says for the whole process how GPUs multiply it.
         tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
             likes, all on a GPU.
         checkpointing: in training, compute the inside of every block again in the backward pass.
-        compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width.
+        compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width and
+            for any size of image.
+
+    Raises:
+        InputError: there is no compiler.
     """
+    if compile and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl")):
+        raise InputError("compile=true needs a C++ compiler such as g++; install one, or use compile=false")
     for module in model.modules():
         if isinstance(module, RowStriped):
             module.tile, module.checkpointing = tile, checkpointing
         if isinstance(module, MixedPrecision):
             module.bf16 = precision == "bf16"
-        if isinstance(module, RestormerBlock) and compile:
-            module.compile()
+        if isinstance(module, RestormerBlock):
+            module.compiled = compile
 
 
 class LayerNorm(nn.LayerNorm):
@@ -158,16 +178,18 @@ class MDTA(nn.Module):
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
-        self.channels, self.heads = channels, heads
+        self.heads, self.qk, self.v = heads, slice(2 * channels), slice(2 * channels, None)  # parts of the 3C channels
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.qkv_depthwise = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def sums(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """q k^T (N, C, C) and the squared norms of q and k (N, 2C), over `rows` of x (N, C, H, W)."""
-        part = slice(2 * self.channels)
-        qk = depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])[:, :, rows]
+    def expand(self, x: Tensor, part: slice = slice(None)) -> Tensor:
+        """q, k and v of x (N, C, H, W), or `part` of their 3C channels: (N, 3C, H, W)."""
+        return depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])
+
+    def sums(self, qk: Tensor) -> tuple[Tensor, Tensor]:
+        """q k^T (N, C, C) and the squared norms of q and k (N, 2C), over the pixels of qk (N, 2C, h, W)."""
         qk = pixels(qk)
         q, k = qk.chunk(2, dim=-1)
         return q.transpose(1, 2) @ k, qk.square().sum(dim=1)
@@ -183,11 +205,9 @@ class MDTA(nn.Module):
         project = rearrange(self.project.weight, "o (head i) 1 1 -> head o i", head=self.heads)
         return rearrange(project @ attention, "n head o j -> n o (head j)")
 
-    def mix(self, x: Tensor, mixing: Tensor) -> Tensor:
-        """Apply `mixing` (N, C, C) to the values of x (N, C, H, W)."""
-        part = slice(2 * self.channels, None)
-        v = depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])
-        return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=x.shape[2])
+    def mix(self, v: Tensor, mixing: Tensor) -> Tensor:
+        """Apply `mixing` (N, C, C) to values (N, C, h, W)."""
+        return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=v.shape[2])
 
 
 class GDFN(MixedPrecision):
@@ -202,20 +222,33 @@ class GDFN(MixedPrecision):
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """The output on `rows` of x (N, C, H, W)."""
-        step = GROUP if x.device.type == "cpu" else self.hidden
+        if x.device.type != "cpu":
+            with self.autocast(x):
+                a, b = self.expanded(x)[:, rows].chunk(2, dim=-1)
+                return F.linear(F.gelu(a) * b, self.project.weight.flatten(1)).to(x.dtype).permute(0, 3, 1, 2)
         out = None
-        for first in range(0, self.hidden, step):
-            last = min(first + step, self.hidden)
+        for first in range(0, self.hidden, GROUP):
+            last = min(first + GROUP, self.hidden)
             with self.autocast(x):
                 a, b = (self.expanded(x, slice(i + first, i + last))[:, rows] for i in (0, self.hidden))
                 part = F.linear(F.gelu(a) * b, self.project.weight.flatten(1)[:, first:last])
             out = part.to(x.dtype) if out is None else out.add_(part)
         return out.permute(0, 3, 1, 2)
 
-    def expanded(self, x: Tensor, channels: slice) -> Tensor:
+    def expanded(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
         """Some of the 2 * hidden channels before the gate, (N, H, W, channels): gelu is twice as fast so."""
         wide = depthwise(pointwise(x, self.expand.weight[channels]), self.depthwise.weight[channels])
         return wide.permute(0, 2, 3, 1)
+
+
+@cache
+def compiled(function: Callable, gradients: bool) -> Callable:
+    """torch.compile of a function, once for all blocks.
+
+    Without gradients it is for any size of image. A backward pass is compiled for each size anew, of which a training
+    has few: PyTorch 2.14 cannot compile it for any size.
+    """
+    return torch.compile(function, dynamic=not gradients)
 
 
 class RestormerBlock(RowStriped):
@@ -227,6 +260,8 @@ class RestormerBlock(RowStriped):
         expansion: width of the feed-forward network in units of C (FILM: 4).
     """
 
+    compiled = False  # `prepare` sets it
+
     def __init__(self, channels: int, heads: int = 8, expansion: int = 4):
         super().__init__()
         self.norm1 = LayerNorm(channels)
@@ -235,14 +270,29 @@ class RestormerBlock(RowStriped):
         self.feed_forward = GDFN(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self.block, x) if self.checkpointing else self.block(x)
+        whole, sums, local = (self.runnable(part) for part in (self.whole, self.sums, self.local))
+        if self.is_whole(x):
+            return recomputed(whole, x) if self.checkpointing else whole(x)
+        parts = [sums(x[:, :, strip.seen], strip) for strip in self.strips(x, halo=1)]
+        mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*parts)))
+        return self.by_strips(partial(local, mixing), x, halo=2)
 
-    def block(self, x: Tensor) -> Tensor:
-        sums = [self.attention.sums(self.norm1(x[:, :, s.seen]), s.inner) for s in self.strips(x, halo=1)]
-        mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*sums)))
-        return self.by_strips(partial(self.local, mixing), x, halo=2)
+    def runnable(self, part: Callable) -> Callable:
+        """A method of this block, compiled where `prepare` said so."""
+        return partial(compiled(part.__func__, torch.is_grad_enabled()), self) if self.compiled else part
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The block on all of x at once: nothing is computed twice."""
+        qkv = self.attention.expand(self.norm1(x))
+        qk, v = qkv[:, self.attention.qk], qkv[:, self.attention.v]
+        x = x + self.attention.mix(v, self.attention.mixing(*self.attention.sums(qk)))
+        return x + self.feed_forward(self.norm2(x))
+
+    def sums(self, x: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
+        """What the attention needs of the whole image, of a strip of x: a row around it counts."""
+        return self.attention.sums(self.attention.expand(self.norm1(x), self.attention.qk)[:, :, strip.inner])
 
     def local(self, mixing: Tensor, x: Tensor, strip: Strip) -> Tensor:
         """The block's output on a strip of x, which needs no more than two rows around it."""
-        x = x + self.attention.mix(self.norm1(x), mixing)
+        x = x + self.attention.mix(self.attention.expand(self.norm1(x), self.attention.v), mixing)
         return x[:, :, strip.inner] + self.feed_forward(self.norm2(x), strip.inner)
