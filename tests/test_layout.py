@@ -8,7 +8,15 @@ from tests.conftest import ROOT
 
 # a file imports from its own level and from those below it
 LEVELS = [
-    ("utils.errors", "utils.files", "utils.config", "utils.registry", "utils.distributed", "utils.opencv"),
+    (
+        "utils.errors",
+        "utils.files",
+        "utils.config",
+        "utils.registry",
+        "utils.distributed",
+        "utils.opencv",
+        "utils.arithmetic",
+    ),
     ("utils.filters", "utils.targets", "utils.metrics"),
     ("net", "utils.loss"),
     ("utils.guides",),
