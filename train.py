@@ -29,6 +29,7 @@ from net import FusionNetwork, build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
 from net.provenance import Provenance
 from utils import distributed
+from utils.arithmetic import set_arithmetic
 from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path, recorded_task
 from utils.data.images import to_8bit
@@ -49,7 +50,7 @@ from utils.results.evaluate import (
     split_batch,
     to_device,
 )
-from utils.run_folder import check_same_run, folder_to_resume, open_run_folder
+from utils.run_folder import check_same_run, folder_to_resume, mean_values, open_run_folder
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
 
@@ -65,6 +66,7 @@ def main() -> None:
 def train_network(config: Config, closing: ExitStack) -> None:
     """The training; `closing` holds the run folder, and lets it go when the training ends, well or not."""
     train = config.train
+    set_arithmetic(config.precision)
     rank, world, device = distributed.start(config.device)
     main_process = rank == 0
     torch.manual_seed(config.seed + rank)
@@ -75,7 +77,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
     if world > 1 and device.type == "cuda":  # statistics of the whole step, whatever the number of processes
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = build_loss(config.loss).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(train))
 
     # data, and what guides the fusion: text features, CLIP vectors or nothing
@@ -87,6 +89,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         batch_size=train.batch_size // world,
         sampler=sampler,
         num_workers=train.num_workers,
+        persistent_workers=train.num_workers > 0,
         collate_fn=collate,
         drop_last=True,
         pin_memory=device.type == "cuda",
@@ -95,9 +98,9 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     first_epoch, step, best = 0, 0, None
     if train.resume:
-        first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, rank)
+        first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, device)
     prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
-    net = DistributedDataParallel(model) if world > 1 else model
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
     log.info(
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
@@ -117,17 +120,20 @@ def train_network(config: Config, closing: ExitStack) -> None:
         for i, batch in enumerate(bar):
             optimizer.zero_grad(set_to_none=True)
             fused, losses = [], []
-            for part in split_batch(batch, train.accumulate):
-                last_part = len(losses) + 1 == train.accumulate  # the processes add their gradients with it
-                with enough_memory("train", LESS_MEMORY), nullcontext() if last_part or world == 1 else net.no_sync():
-                    part = to_device(part, device, guidances)
-                    output = net(*model.arguments(part))
-                    terms = criterion(output, **part, **model.readings(part))
-                    (terms["total"] / train.accumulate).backward()
-                fused.append(output.detach())
-                losses.append({key: value.detach() for key, value in terms.items()})
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
-            optimizer.step()
+            with enough_memory("train", LESS_MEMORY):
+                for part in split_batch(batch, train.accumulate):
+                    last_part = len(losses) + 1 == train.accumulate  # the processes add their gradients with it
+                    with nullcontext() if last_part or world == 1 else net.no_sync():
+                        part = to_device(part, device, guidances)
+                        output = net(*model.arguments(part))
+                        terms = criterion(output, **part, **model.readings(part))
+                        (terms["total"] / train.accumulate).backward()
+                    fused.append(output.detach())
+                    losses.append({key: value.detach() for key, value in terms.items()})
+                if i == 0:
+                    distributed.check_gradients(model)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
+                optimizer.step()
             step += 1
 
             values = {key: torch.stack([each[key] for each in losses]).mean() for key in losses[0]}
@@ -135,7 +141,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
             if main_process and i < train.pictures:
                 folder.save_pictures(epoch, i, batch, torch.cat(fused))
             if len(pending) == train.log_every or i + 1 == len(loader):  # waits for the device, as pictures do
-                means = log_values(pending)
+                means = mean_values(pending)
                 seconds, window = time.monotonic() - window, time.monotonic()
                 pairs = train.batch_size * len(pending) / seconds
                 done = (epoch - first_epoch - 1 + (i + 1) / len(loader)) / (train.epochs - first_epoch)
@@ -155,7 +161,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         better = bool(scores) and is_better(scores[train.best], best, train.best)
         best = scores[train.best] if better else best
 
-        rng = distributed.gather(torch.get_rng_state())
+        rng = distributed.random_states(device)
         if main_process:
             if scores:
                 folder.record("val", {"epoch": epoch, "step": step, **scores})
@@ -243,7 +249,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     guidances: Mapping[str, Guidance],
-    rank: int,
+    device: torch.device,
 ) -> tuple[int, int, float | None]:
     """Take up the training where the checkpoint train.resume stopped: its epochs, steps and best score.
 
@@ -260,37 +266,12 @@ def resume(
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
         epoch, step, best = int(checkpoint["epoch"]), int(checkpoint["step"]), checkpoint["best"]
-        torch.set_rng_state(checkpoint["rng"][rank % len(checkpoint["rng"])])
+        distributed.restore_random_states(checkpoint["rng"], device)
     except Exception as error:  # a checkpoint may hold anything
         raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
     if epoch >= config.train.epochs:
         raise InputError(f"{path} has {epoch} epochs already; raise train.epochs")
     return epoch, step, best if folder_to_resume(config) else None  # a new folder has no best.pth yet
-
-
-def log_values(pending: list[tuple[int, list[str], dict[str, torch.Tensor]]]) -> dict[str, float]:
-    """Means over the steps since the last log line and over all ranks.
-
-    Args:
-        pending: (step, names of its samples, {loss term or "grad_norm": scalar}).
-
-    Raises:
-        InputError: a loss or gradient that is not finite, on any rank; names the first such step.
-    """
-    values = torch.stack([torch.stack([*terms.values()]) for _, _, terms in pending]).float()
-    finite = values.isfinite()
-    # the gradient is that of all ranks: look at it only where every rank's loss is finite
-    for good in (finite[:, :-1].all(dim=1).tolist(), finite[:, -1].tolist()):
-        bad_steps = [(step, names) for (step, names, _), is_good in zip(pending, good) if not is_good]
-        found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
-        if found:
-            first_step = min(step for step, _ in found)
-            names = ", ".join(name for step, names in found if step == first_step for name in names)
-            raise InputError(
-                f"the loss is not finite at step {first_step}, samples {names}; training stopped, the last checkpoint "
-                "is as it was. Look at these samples, lower train.lr or set train.clip_grad"
-            )
-    return dict(zip(pending[0][2], distributed.mean(values.mean(dim=0)).tolist()))
 
 
 def validation_metrics(config: Config) -> tuple[list[str], str]:

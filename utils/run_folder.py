@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from net import FusionNetwork
 from net.checkpoint import read_checkpoint
 from net.provenance import Provenance
+from utils import distributed
 from utils.config import Config
 from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
@@ -56,7 +59,7 @@ class RunFolder:
                 if key not in ("epoch", "step"):
                     self.writer.add_scalar(f"{kind}/{key}", value, record["step"])
 
-    def save_pictures(self, epoch: int, number: int, batch: dict, fused: torch.Tensor) -> None:
+    def save_pictures(self, epoch: int, number: int, batch: dict, fused: Tensor) -> None:
         """A | B | fused of every pair of a batch: pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png.
 
         A network that edits both sources in training gives both in place of a fused image.
@@ -185,3 +188,31 @@ def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances:
         if not same_encoder(old, new):
             now, before = (f"{r.name} ({r.revision})" if r.revision else r.name for r in (new, old))
             raise InputError(f"the {kind} is of {now} and was of {before} in the run to resume; use the same one")
+
+
+def mean_values(pending: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
+    """Means over some steps and over all ranks, as Python numbers: waits for the device.
+
+    Args:
+        pending: (step, names of its samples, {loss term or "grad_norm": scalar}).
+
+    Raises:
+        InputError: a loss or gradient that is not finite, on any rank; names the first such step.
+    """
+    values = torch.stack([torch.stack([*terms.values()]) for _, _, terms in pending]).float()
+    means = dict(zip(pending[0][2], distributed.mean(values.mean(dim=0)).tolist()))
+    if all(map(math.isfinite, means.values())):  # a value that is not makes the mean over all ranks so, on every rank
+        return means
+    finite = values.isfinite()
+    # the gradient is that of all ranks: look at it only where every rank's loss is finite
+    for good in (finite[:, :-1].all(dim=1).tolist(), finite[:, -1].tolist()):
+        bad_steps = [(step, names) for (step, names, _), is_good in zip(pending, good) if not is_good]
+        found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
+        if found:
+            first_step = min(step for step, _ in found)
+            names = ", ".join(name for step, names in found if step == first_step for name in names)
+            raise InputError(
+                f"the loss is not finite at step {first_step}, samples {names}; training stopped, the last checkpoint "
+                "is as it was. Look at these samples, lower train.lr or set train.clip_grad"
+            )
+    return means

@@ -62,7 +62,8 @@ class PairDataset(Dataset):
         maps: Sequence[str] = (),
         crop_on: str | None = None,
     ):
-        self.crop, self.augment, self.seed, self.chroma, self.epoch = crop, augment, seed, chroma, 0
+        self.crop, self.augment, self.seed, self.chroma = crop, augment, seed, chroma
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self.path, self.crop_on = str(paths[0]), crop_on
         self.maps = tuple(dict.fromkeys([*maps, *([crop_on] if crop_on else [])]))
         if crop_on and not crop:
@@ -109,8 +110,8 @@ class PairDataset(Dataset):
         return len(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """New random draws; call it before a DataLoader starts its workers."""
-        self.epoch = epoch
+        """New random draws; call it between two passes of a DataLoader."""
+        self._epoch.fill_(epoch)
 
     def leave_out(self, names: Sequence[str]) -> None:
         """Take samples out; InputError for a name that is not there."""
@@ -149,7 +150,7 @@ class PairDataset(Dataset):
         path, name = self.samples[index]
         with sample_errors_named(path, name):
             drawn = self.crop or self.augment or self.instructions
-            rng = np.random.default_rng((self.seed, self.epoch, index)) if drawn else None
+            rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
             return self._read(self._open(path), name, rng)
 
     def _read(self, pairs: PairFile, name: str, rng: np.random.Generator | None) -> dict:
