@@ -1,4 +1,4 @@
-"""Filters that the losses and the metrics share, on maps (N, C, H, W) of any device and dtype."""
+"""Filters that the losses and the metrics share, on maps (N, C, H, W) of any device and dtype; and gray levels."""
 
 import math
 
@@ -81,3 +81,23 @@ def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
     down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
     across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
     return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]
+
+
+def count_levels(levels: Tensor, size: int) -> Tensor:
+    """How often each level occurs. (bincount and unique would make the CPU wait for a GPU, to know their size.)
+
+    Args:
+        levels: integers in 0..size-1, (N, P).
+        size: number of levels.
+
+    Returns:
+        Counts (N, size), integers.
+    """
+    return levels.new_zeros(len(levels), size).scatter_add_(1, levels, torch.ones_like(levels))
+
+
+def rank_levels(x: Tensor) -> Tensor:
+    """Integers or floats (P) -> for each the number of distinct smaller ones, (P), in 0..P-1."""
+    ordered, places = x.sort()
+    steps = F.pad(ordered[1:] != ordered[:-1], (1, 0))
+    return torch.empty_like(places).scatter_(0, places, steps.cumsum(dim=0))

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.filters import filter_windows, gaussian_window, local_moments, sobel
+from utils.filters import count_levels, filter_windows, gaussian_window, local_moments, rank_levels, sobel
 from utils.targets import kept_contrast
 
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
@@ -45,10 +45,8 @@ def _mean(x: Tensor) -> Tensor:
 
 def _histogram(x: Tensor) -> Tensor:
     """Share of each level of x rounded half to even and cast to 8 bit, (N, 1, H, W) -> (N, 256)."""
-    levels = x.round().to(torch.int64) % 256
-    batch = torch.arange(len(levels), device=levels.device).view(-1, 1, 1, 1)
-    counts = torch.bincount((levels + 256 * batch).flatten(), minlength=256 * len(levels)).view(-1, 256)
-    return counts.to(x.dtype) / levels[0].numel()
+    levels = x.round().to(torch.int64).flatten(1) % 256
+    return count_levels(levels, 256).to(x.dtype) / levels.shape[1]
 
 
 def entropy(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
@@ -86,16 +84,20 @@ def average_gradient(fused: Tensor, image_a: Tensor = None, image_b: Tensor = No
 
 
 def mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
-    """MI: I(F; A) + I(F; B) in nats, every distinct value a level of its own."""
+    """MI: I(F; A) + I(F; B) in nats, every distinct value a level of its own.
 
-    def information(x: Tensor, y: Tensor) -> Tensor:
-        (_, x, count_x), (_, y, count_y) = (torch.unique(z, return_inverse=True, return_counts=True) for z in (x, y))
-        pairs, joint = torch.unique(x * len(count_y) + y, return_counts=True)
-        joint = joint.to(fused.dtype)
-        independent = count_x[pairs // len(count_y)].to(fused.dtype) * count_y[pairs % len(count_y)]
-        return (joint * (joint * x.numel() / independent).log()).sum() / x.numel()
+    I(X; Y) = H(X) + H(Y) - H(X, Y), the entropies in float64 always.
+    """
 
-    return torch.stack([information(f, a) + information(f, b) for f, a, b in zip(fused, image_a, image_b)])
+    def information(*images: Tensor) -> Tensor:
+        # equal numbers have equal bits once -0 is 0, and the bits are quicker to sort
+        f, a, b = (rank_levels((x.double() + 0).view(torch.int64).flatten()) for x in images)
+        pairs = (rank_levels(f * len(f) + x) for x in (a, b))
+        counts = count_levels(torch.stack([f, a, b, *pairs]), len(f))
+        h_f, h_a, h_b, h_fa, h_fb = torch.special.entr(counts.double() / len(f)).sum(dim=1)
+        return 2 * h_f + h_a + h_b - h_fa - h_fb
+
+    return torch.stack([information(*images) for images in zip(fused, image_a, image_b)]).to(fused.dtype)
 
 
 def mean_squared_error(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:

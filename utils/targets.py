@@ -86,9 +86,9 @@ def kept_contrast(fused: Tensor, image_a: Tensor) -> list[Tensor]:
     """For each of N images, how much of the contrast of A's targets F keeps: (T,) float64 in [-1, 1.5], T may be 0."""
 
     def kept(f: Tensor, a: Tensor) -> Tensor:
-        found = [torch.from_numpy(part).to(f.device) for part in targets(a[0].float().cpu().numpy())]
-        inside, inside_number, around, around_number = found
-        count = int(inside_number[-1]) + 1 if len(inside_number) else 0
+        found = targets(a[0].float().cpu().numpy())
+        count = int(found[1][-1]) + 1 if len(found[1]) else 0
+        inside, inside_number, around, around_number = (torch.from_numpy(part).to(f.device) for part in found)
 
         def mean(x: Tensor, pixels: Tensor, number: Tensor) -> Tensor:
             sums = x.new_zeros(count).index_add(0, number, x[pixels])
