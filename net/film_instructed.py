@@ -199,7 +199,7 @@ class FILMInstructed(FILMBlend):
         images = torch.cat([image_a, image_b], dim=1)
         told = strengths.cpu()  # once, as each look at a GPU waits for it
         for k, editor in enumerate(self.editors):
-            asked = told[:, k].nonzero()[:, 0].to(images.device)  # which images
+            asked = told[:, k].nonzero()[:, 0].to(images.device, non_blocking=True)  # which images
             # in training each editor takes part, if with no image: processes wait for the gradients of all
             if self.training or len(asked):
                 change = strengths[asked, k, None, None, None] * editor(images[asked].clamp(0, 1))
