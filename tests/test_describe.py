@@ -208,6 +208,32 @@ def test_every_stage_by_local_models(pairs, tmp_path, models):
             )
 
 
+@pytest.mark.parametrize(
+    "device, has_bf16, dtype",
+    [("cpu", True, torch.float32), ("cuda", True, torch.bfloat16), ("cuda:1", False, torch.float16)],
+)
+def test_half_precision_is_what_the_gpu_has(device, has_bf16, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert guide_models.inference_dtype(torch.device(device)) == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_describe_in_half_precision(dtype, models, monkeypatch):
+    """But for Segment Anything."""
+    monkeypatch.setattr(guide_models, "inference_dtype", lambda device: dtype)
+    cpu, images = torch.device("cpu"), [Image.new("RGB", (48, 40), colour) for colour in ("gray", "white")]
+    caption, dense = guide_models.Captioner(models["caption"], cpu), guide_models.DenseCaptioner(models["dense"], cpu)
+    assert caption.model.language_model.dtype == dense.model.dtype == dtype  # BLIP-2's queries stay in float32
+    assert [type(text) for text in caption(images)] == [str] * 2
+    assert [type(found) for found in dense(images)] == [list] * 2
+    segments = guide_models.Segmenter(models["segments"], cpu, points=2)
+    assert segments.pipeline.model.dtype == torch.float32 and len(segments(images)) == 2
+    for name, with_image in (("chat", False), ("sees", True)):
+        chat = guide_models.LocalChat(models[name], cpu, max_tokens=6, with_image=with_image)
+        assert chat.pipeline.model.dtype == dtype
+        assert all(chat(images, ["Describe the road."] * 2))
+
+
 def test_a_repetition_makes_only_what_has_changed(pairs, tmp_path, models, monkeypatch):
     script("data_process.py", "describe", *pairs, *LOCAL)
     loaded = []

@@ -33,18 +33,25 @@ def loading_errors_named(model: str) -> Iterator[None]:
         ) from error
 
 
-def load(kind: type, path: str, device: torch.device) -> torch.nn.Module:
-    """Load a model for inference, in half precision on a GPU and in float32 elsewhere.
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """What models run in: on a GPU bf16, or float16 where it has none, and float32 on a CPU."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load(kind: type, path: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """Load a model for inference.
 
     Args:
         kind: a model class of transformers.
         path: hub name or local folder.
         device: where to run.
+        dtype: of its weights.
 
     Raises:
         ValueError: weights are missing or have another shape. transformers itself would fill in random ones.
     """
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
     model, report = kind.from_pretrained(path, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"its weights are not those of a {type(model).__name__}")
@@ -67,7 +74,7 @@ class Captioner:
 
         with loading_errors_named(path):
             self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-            self.model = load(Blip2ForConditionalGeneration, path, device)
+            self.model = load(Blip2ForConditionalGeneration, path, device, inference_dtype(device))
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[str]:
@@ -95,7 +102,7 @@ class DenseCaptioner:
 
         with loading_errors_named(path):
             self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-            self.model = load(Florence2ForConditionalGeneration, path, device)
+            self.model = load(Florence2ForConditionalGeneration, path, device, inference_dtype(device))
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
@@ -127,7 +134,7 @@ class Segmenter:
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
         with loading_errors_named(path):
-            model = load(AutoModelForMaskGeneration, path, device)
+            model = load(AutoModelForMaskGeneration, path, device, torch.float32)  # masks are cut at thresholds
             processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
             self.pipeline = pipeline("mask-generation", model=model, image_processor=processor, device=device)
         self.points = points
@@ -182,10 +189,11 @@ class LocalChat:
         with loading_errors_named(path):
             if with_image:
                 processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-                model, tokenizer = load(AutoModelForImageTextToText, path, device), processor.tokenizer
+                model = load(AutoModelForImageTextToText, path, device, inference_dtype(device))
+                tokenizer = processor.tokenizer
                 self.pipeline = pipeline("image-text-to-text", model=model, processor=processor, device=device)
             else:
-                model = load(AutoModelForCausalLM, path, device)
+                model = load(AutoModelForCausalLM, path, device, inference_dtype(device))
                 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
                 self.pipeline = pipeline("text-generation", model=model, tokenizer=tokenizer, device=device)
             tokenizer.padding_side = "left"  # for texts of unequal length in one batch
