@@ -250,6 +250,9 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["loss.intensity=dark"], "loss.intensity must be one of max, sharper, exposed"),
         (["train.best=Quality"], "no metric 'Quality'"),
         (["device=cuda:9"], "device 'cuda:9' is not there"),
+        (["device=gpu"], "device 'gpu' is not there"),
+        (["device=mps"], "device 'mps' must be cpu, cuda, cuda:<number> or auto"),
+        (["device=meta"], "device 'meta' must be cpu"),
     ],
 )
 def test_wrong_training_settings_are_one_sentence(prepared, words, message):

@@ -348,21 +348,23 @@ def pick_device(device: str) -> "torch.device":
     """Choose the device to compute on.
 
     Args:
-        device: as PyTorch names it; "auto" is the GPU if there is one, and else the CPU.
+        device: "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
 
     Returns:
         The device.
 
     Raises:
-        InputError: this machine does not have it.
+        InputError: another kind of device, or one that this machine does not have.
     """
     import torch  # seconds to import, and the config alone does not need it
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.empty(0, device=device).is_meta:  # a device that computes nothing
-            raise RuntimeError
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):  # e.g. mps has no float64, which metrics take
+            raise InputError(f"device '{device}' must be cpu, cuda, cuda:<number> or auto")
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}' is not there; use device=cpu or device=auto") from error
-    return torch.device(device)
+    return chosen
