@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from utils.errors import InputError, enough_memory
@@ -248,13 +249,21 @@ def test_the_commit_says_whether_files_are_changed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
         MemoryError(),
     ],
 )
 def test_too_little_memory_is_one_sentence(error):
     with pytest.raises(InputError, match="not enough memory to train; use less"), enough_memory("train", "use less"):
         raise error
-    with pytest.raises(RuntimeError, match="misaligned"), enough_memory("train", "use less"):
-        raise RuntimeError("CUDA error: misaligned address")
+
+
+@pytest.mark.parametrize("message", ["CUDA error: misaligned address", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."])
+def test_other_errors_of_a_gpu_stay(message):
+    with pytest.raises(RuntimeError) as raised, enough_memory("train", "use less"):
+        raise RuntimeError(message)
+    assert str(raised.value) == message and not isinstance(raised.value, InputError)

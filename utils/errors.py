@@ -42,7 +42,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory")
-OUT_OF_MEMORY += ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # outside PyTorch's allocator
+# what allocates beside PyTorch: the driver, as AMD's calls itself HIP, and the libraries
+OUT_OF_MEMORY += ("CUDA error: out of memory", "HIP error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 @contextmanager
