@@ -13,6 +13,7 @@ from tests import literal
 from tests.bench import bench_metrics
 from utils import targets as warm_targets
 from utils.data.images import read_image
+from utils.errors import InputError
 from utils.filters import CACHED, filter_windows, gaussian_window, sobel
 from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS
 from utils.results.evaluate import Evaluator, applicable, average
@@ -305,6 +306,16 @@ def test_a_new_metric(monkeypatch):
         assert average(results)[0]["SD"] == pytest.approx(np.mean([triple[0].std() for triple in triples]))
 
 
+def test_too_little_memory_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(METRICS, "SD", lambda *images: torch.empty(10**15))  # the allocator's own error
+    evaluator = Evaluator(["EN", "SD"], torch.device("cpu"))
+    evaluator.pixels = 10**6  # as on a GPU
+    for name in "ab":
+        evaluator.add(name, *[picture(1).astype(np.uint8)] * 3)
+    with pytest.raises(InputError, match="not enough memory to compute the metrics of 2 images of 53 x 61 pixels; "):
+        evaluator.results()
+
+
 @pytest.mark.parametrize("border, mode", [("constant", "constant"), ("replicate", "nearest")])
 def test_sobel(border, mode):
     x = torch.rand(2, 3, 9, 11, dtype=torch.float64)
@@ -346,6 +357,17 @@ def test_known_values():
     assert METRICS["MI"](f, a, b).item() == pytest.approx(math.log(2))
     assert METRICS["MSE"](f, a, b).item() == pytest.approx(255**2 / 4)
     assert METRICS["PSNR"](f, a, b).item() == pytest.approx(10 * math.log10(4))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_levels_of_any_kind(dtype, tolerance):
+    """Every distinct value counts as a level, also between, below and above those of 8 bits; -0 is 0."""
+    rng = np.random.default_rng(0)
+    levels = np.array([-300.0, -0.0, 0.0, 0.25, 0.250001, 1.0, 255.0, 256.0, 1e9])
+    for images in (rng.choice(levels, (3, 30, 40)), rng.normal(0, 99, (3, 20, 30)), rng.integers(0, 256, (3, 50, 70))):
+        f, a, b = (np.float32(image) for image in images)
+        expected = literal.METRICS["MI"](*(image.astype(np.float64) for image in (f, a, b)))
+        assert METRICS["MI"](*tensors(f, a, b, dtype=dtype)).item() == pytest.approx(expected, abs=tolerance)
 
 
 def test_identical_images():

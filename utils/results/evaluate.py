@@ -70,6 +70,8 @@ class Evaluator:
     Args:
         metrics: names in METRICS.
         device: where to compute.
+
+    `add` and `results` raise InputError if there is not enough memory.
     """
 
     def __init__(self, metrics: list[str], device: torch.device):
@@ -96,8 +98,11 @@ class Evaluator:
     @torch.inference_mode()
     def _compute(self, images: list) -> None:
         names, *stacks = zip(*images)
-        tensors = [torch.from_numpy(np.stack(stack)[:, None]).to(self.device).double() for stack in stacks]
-        values = torch.stack([METRICS[metric](*tensors) for metric in self.metrics], dim=1).tolist()
+        height, width = stacks[0][0].shape
+        what = f"compute the metrics of {len(names)} images of {height} x {width} pixels"
+        with enough_memory(what, "leave some out of test.metrics, or use device=cpu, which takes one image at a time"):
+            tensors = [torch.from_numpy(np.stack(stack)[:, None]).to(self.device).double() for stack in stacks]
+            values = torch.stack([METRICS[metric](*tensors) for metric in self.metrics], dim=1).tolist()
         for name, row in zip(names, values):
             self._results[name] = dict(zip(self.metrics, row))
 
