@@ -1,0 +1,325 @@
+"""Mistakes of a GPU that can be seen without one: tensors on two devices, and a training step that waits for the GPU.
+
+Tensors without values take its place. A fake tensor of PyTorch says that it is on "cuda", but has no backward pass
+there; a tensor on "meta" has one, but knows no autocast. Both take the GPU's way through our code, and refuse tensors
+of two devices and whatever has to know a value, or a size that follows from values.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from net import NETWORKS, FusionNetwork, build_model, prepare
+from tests.conftest import ROOT
+from tests.test_net import SIZES, example
+from utils import targets
+from utils.config import load_config
+from utils.guides.clip import ClipEncoder
+from utils.guides.guide import Guidance
+from utils.loss import INTENSITIES, LOSSES, build_loss
+from utils.metrics import INFRARED_ONLY, METRICS
+from utils.results.evaluate import Evaluator, fuse_pair, to_device
+
+GPU, META = torch.device("cuda"), torch.device("meta")
+SMALL, LARGE = (16, 20), (48, 56)  # `visual_information` and the metric VIFF take 41 pixels or more
+INSTRUCTIONS = 7
+TRAINABLE = sorted(name for name in NETWORKS if next(build_model(name).parameters(), None) is not None)
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "\ntrain:" in path.read_text())
+ALL_TERMS = dict(fidelity_weight=1.0, vif_weight=1.0, contrast_weight=1.0, exposure_weight=1.0)
+ALL_TERMS |= dict(gradient="vector", edge_gain=1.1, target_edges=1.0)
+LOSS_OPTIONS = [*({"name": name} for name in LOSSES), *({"intensity": each} for each in INTENSITIES), ALL_TERMS]
+LOSS_OPTIONS += [loss for path in RECIPES if (loss := load_config(path).loss) not in LOSS_OPTIONS]
+
+
+def build(name: str) -> FusionNetwork:
+    """A small network on the CPU."""
+    sizes = SIZES | dict(stages=1, instructions=INSTRUCTIONS)
+    return build_model(name, **{key: size for key, size in sizes.items() if key in NETWORKS.defaults(name)})
+
+
+def loss_batch(size: tuple[int, int]) -> dict[str, Tensor]:
+    """What a loss may take beside the fused images, of two pairs."""
+    batch = {key: torch.rand(2, 1, *size) for key in ("image_a", "image_b", "warm", "wanted_a", "wanted_b")}
+    return batch | {"weight": torch.rand(2), "asked": torch.rand(2, 3, INSTRUCTIONS)}
+
+
+# --- one device ---------------------------------------------------------------------------------------
+
+
+class FakeGPU(FakeTensorMode):
+    """Every tensor is fake, also one of NumPy's once it is used."""
+
+    def __init__(self, sizes_from_values: bool = False):
+        super().__init__(allow_non_fake_inputs=True, shape_env=ShapeEnv() if sizes_from_values else None)
+
+
+def on_gpu(module: nn.Module) -> nn.Module:
+    """What `to` does, which cannot make a fake parameter of a real one: it moves weights and buffers, nothing else."""
+    for each in module.modules():
+        for name, weight in each.named_parameters(recurse=False):
+            each._parameters[name] = nn.Parameter(torch.empty_like(weight, device=GPU), weight.requires_grad)
+        for name, buffer in each.named_buffers(recurse=False):
+            each._buffers[name] = buffer.to(GPU)
+    return module
+
+
+@pytest.fixture
+def copies(monkeypatch) -> list[tuple[int, ...]]:
+    """Gives fake tensors bf16 and a way to NumPy, where they are 0; the shapes of those that went it."""
+    shapes = []
+
+    def to_numpy(tensor: Tensor, force: bool = False) -> np.ndarray:
+        if tensor.device.type != "cpu" and not force:
+            raise TypeError("can't convert a tensor on a GPU to numpy")
+        shapes.append(tuple(tensor.shape))
+        return np.zeros(tensor.shape, str(tensor.dtype).removeprefix("torch."))
+
+    monkeypatch.setattr(Tensor, "numpy", to_numpy)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: to_numpy(tensor, force=True).tolist())
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    return shapes
+
+
+BY_OPENCV = {"mertens": [(1, 2, *SMALL)]}  # a rule that OpenCV computes: what goes to the CPU for it
+COUNTING = {"saliency"}  # a rule with a bincount, which waits for the GPU
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bf16"}, {"tile": 6}], ids=str)
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_networks_fuse(name, how, copies):
+    model = build(name).eval()
+    prepare(model, **how)
+    with FakeGPU(sizes_from_values=name in COUNTING):
+        batch = example(model, SMALL, n=1) | {"name": ["a"]}
+        if "instruction" in batch:  # to obey one takes a look at values: test_an_instruction_takes_one_look
+            batch["instruction"] = None
+        (fused,) = fuse_pair([on_gpu(model)], batch, GPU, {})
+    assert fused.shape == SMALL and copies == [*BY_OPENCV.get(name, []), SMALL]
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_networks_train_in_bf16(name, copies):
+    """bf16 stays inside. That it reaches fake tensors is checked, too, or this would say nothing."""
+    model = build(name)
+    prepare(model, "bf16")
+    with FakeGPU():
+        batch = to_device(example(model, SMALL, n=2) | {"instruction": None}, GPU, {})
+        fused = on_gpu(model)(*model.arguments(batch))
+        with torch.autocast("cuda", torch.bfloat16):
+            assert (fused @ fused.transpose(2, 3)).dtype == torch.bfloat16
+    assert (fused.device.type, fused.dtype, fused.requires_grad) == ("cuda", torch.float32, name != "film_instructed")
+
+
+@pytest.mark.parametrize("left_behind", ["kernel", "offset"])
+def test_a_tensor_left_on_the_cpu_is_seen(left_behind, copies, monkeypatch):
+    def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
+        return torch.conv2d(image_a, kernel, padding=1) + offset
+
+    monkeypatch.setattr(NETWORKS["mean"], "forward", forward)
+    with FakeGPU():
+        batch = example(build("mean"), SMALL, n=1) | {"name": ["a"]}
+        kernel, offset = torch.ones(1, 1, 3, 3, device=GPU), torch.ones(SMALL, device=GPU)
+        fuse_pair([build("mean")], batch, GPU, {})
+        kernel, offset = (x.cpu() if name == left_behind else x for name, x in (("kernel", kernel), ("offset", offset)))
+        with pytest.raises(RuntimeError, match="device"):
+            fuse_pair([build("mean")], batch, GPU, {})
+
+
+def loss_terms(options: dict, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """The terms of a loss, late in a training, when all count; and the fused images."""
+    criterion = build_loss(options).to(device)
+    criterion.progress = 0.9
+    batch = to_device(loss_batch(LARGE), device, {})
+    images = 2 if options.get("name") == "instructed" else 1  # both sources as edited
+    fused = torch.rand(2, images, *LARGE, device=device, requires_grad=True)
+    return criterion(fused, **batch, reading=torch.rand(2, 3, INSTRUCTIONS, device=device)), fused
+
+
+@pytest.mark.parametrize("options", LOSS_OPTIONS, ids=str)
+def test_losses(options, copies):
+    with FakeGPU():
+        terms, _ = loss_terms(options, GPU)
+    assert {term.device.type for term in terms.values()} == {"cuda"} and not copies
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_metrics(name, dtype, copies, monkeypatch):
+    """Those of warm targets find them on the CPU, and wait to learn how many count. No other one waits."""
+    monkeypatch.setattr(targets, "targets", lambda image: (np.arange(4), np.array([0, 0, 1, 1])) * 2)
+    with FakeGPU(sizes_from_values=name in INFRARED_ONLY):
+        value = METRICS[name](*torch.rand(3, 2, 1, *LARGE, dtype=dtype, device=GPU))
+    assert (value.shape, value.dtype, value.device.type) == ((2,), dtype, "cuda")
+    assert copies == ([LARGE] * 2 if name in INFRARED_ONLY else [])
+
+
+def test_the_evaluator_copies_once_a_batch(copies, monkeypatch):
+    metrics, places = ["EN", "MI", "VIFF"], []
+    plain = METRICS["EN"]
+    monkeypatch.setitem(METRICS, "EN", lambda *images: places.extend(x.device.type for x in images) or plain(*images))
+    evaluator = Evaluator(metrics, GPU)
+    with FakeGPU():
+        for i, size in enumerate([LARGE, LARGE[::-1]] * 3):
+            evaluator.add(str(i), *np.zeros((3, *size), np.uint8))
+        results = evaluator.results()
+    assert copies == [(3, len(metrics))] * 2 and places == ["cuda"] * 6
+    assert results == {str(i): dict.fromkeys(metrics, 0) for i in range(6)}
+
+
+def test_features_are_computed_where_the_images_are():
+    class Model(nn.Module):
+        def forward(self, pixel_values: Tensor) -> "Model":
+            self.image_embeds = pixel_values.mean(dim=(2, 3))
+            return self
+
+    encoder = ClipEncoder.__new__(ClipEncoder)
+    encoder.model, encoder.side = Model(), 24
+    with FakeGPU():
+        encoder.mean, encoder.std = torch.rand(2, 3, 1, 1, device=GPU)
+        batch = dict(zip(("image_a", "image_b", "chroma"), torch.rand(3, 2, 1, *LARGE))) | {"name": ["a", "b"]}
+        batch = to_device(batch, GPU, {"clip": Guidance(None, encoder)})
+    places = {key: value.device.type for key, value in batch.items() if key != "name"}
+    assert places == {"image_a": "cuda", "image_b": "cuda", "chroma": "cpu", "clip": "cuda"}
+    assert batch["clip"].shape == (2, 2, 3)
+
+
+# --- no waiting ---------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Collects in `seen` what makes the CPU wait for a GPU, with "meta" in its place.
+
+    What needs a value, as `item`, `nonzero` and an index by a mask do, raises by itself. After a copy to the CPU it
+    goes on, with ones.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if operation is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device", META) != META:
+            self.seen.append("copy to the CPU")
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        out = operation(*args, **kwargs)
+        # a scalar of the CPU is sent along with the operation, and a copy to the GPU need not be waited for
+        tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor) and each.ndim]
+        if len({each.device for each in tensors}) > 1 and not kwargs.get("non_blocking"):
+            self.seen.append(str(operation))
+        return out
+
+
+@pytest.fixture
+def waits(monkeypatch) -> Waits:
+    """`Waits` that also sees constants that Python makes on the GPU, which are no operation."""
+    waits = Waits()
+
+    def watched(make: Callable) -> Callable:
+        def made(*args, **kwargs) -> Tensor:
+            out = make(*args, **kwargs)
+            if out.is_meta:
+                waits.seen.append("constant")
+            return out
+
+        return made
+
+    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    return waits
+
+
+class Careless(torch.autograd.Function):
+    """A constant in the backward pass only."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return gradient * gradient.new_tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "operation, seen",
+    [
+        (lambda x: x.new_tensor([1.0, 2.0]), "constant"),
+        (lambda x: torch.tensor([1.0, 2.0], device=x.device), "constant"),
+        (lambda x: Careless.apply(x).sum().backward(), "constant"),
+        (lambda x: torch.ones(2).to(x.device), "aten._to_copy.default"),
+        (lambda x: x[:, torch.ones(2).long()], "aten.index.Tensor"),
+        (lambda x: x.cpu(), "copy to the CPU"),
+        (lambda x: x.tolist(), "copy to the CPU"),
+    ],
+)
+def test_a_wait_is_seen(operation: Callable, seen: str, waits):
+    with waits:
+        operation(torch.rand(2, 2, device=META, requires_grad=True))
+    assert waits.seen == [seen]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.long().flatten().bincount(minlength=9),
+        lambda x: torch.masked_select(x, x > 0),
+    ],
+)
+def test_what_needs_a_value_raises(operation: Callable, waits):
+    with waits, pytest.raises((RuntimeError, NotImplementedError)):
+        operation(torch.rand(2, 2, device=META))
+
+
+@pytest.mark.parametrize("options", LOSS_OPTIONS, ids=str)
+def test_no_loss_waits(options, waits):
+    with waits:
+        terms, fused = loss_terms(options, META)
+        terms["total"].backward()
+    assert fused.grad.shape == fused.shape and waits.seen == []
+
+
+# An editor runs for the images that ask for it. Which they are the strengths say: one look at them, before all editors.
+LOOKS = {"film_instructed": ["copy to the CPU"]}
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_no_training_step_waits(name, how, waits):
+    """The step of train.py, between two of its log lines."""
+    model = build(name).to(META)
+    prepare(model, **how)
+    criterion = build_loss({"name": "instructed"} if name == "film_instructed" else {})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)  # as on a GPU
+    batch = example(model, SMALL, n=2) | loss_batch(SMALL)
+    if name == "film_instructed":
+        practice = torch.randn(2, 3, 4, SIZES["instruction_dim"])
+        batch |= {"strengths": torch.rand(2, INSTRUCTIONS), "practice": practice}
+    with waits:
+        batch = to_device(batch, META, {})
+        terms = criterion(model(*model.arguments(batch)), **batch, **model.readings(batch))
+        terms["total"].backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+    assert norm.is_meta and all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert waits.seen == LOOKS.get(name, [])
+
+
+def test_an_instruction_takes_one_look(waits):
+    model = build("film_instructed").to(META).eval()
+    with waits, torch.no_grad():
+        assert model(*model.arguments(to_device(example(model, SMALL, n=2), META, {}))).shape == (2, 1, *SMALL)
+    assert waits.seen == LOOKS["film_instructed"]
