@@ -53,11 +53,21 @@ def loss_batch(size: tuple[int, int]) -> dict[str, Tensor]:
 # --- one device ---------------------------------------------------------------------------------------
 
 
+def devices(*values) -> set[str]:
+    """Where the tensors among arguments are; a scalar of the CPU is sent along with an operation."""
+    return {x.device.type for x in tree_leaves(values) if isinstance(x, Tensor) and x.ndim}
+
+
 class FakeGPU(FakeTensorMode):
     """Every tensor is fake, also one of NumPy's once it is used."""
 
     def __init__(self, sizes_from_values: bool = False):
         super().__init__(allow_non_fake_inputs=True, shape_env=ShapeEnv() if sizes_from_values else None)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if len(devices(args, kwargs)) > 1:  # PyTorch 2.11 does not refuse a convolution
+            raise RuntimeError(f"{operation} takes tensors of more than one device")
+        return super().__torch_dispatch__(operation, types, args, kwargs)
 
 
 def on_gpu(module: nn.Module) -> nn.Module:
@@ -195,7 +205,7 @@ def test_features_are_computed_where_the_images_are():
 
 
 class Waits(TorchDispatchMode):
-    """Collects in `seen` what makes the CPU wait for a GPU, with "meta" in its place.
+    """Collects in `seen` what makes the CPU wait for a GPU, with "meta" in its place; no copies with non_blocking=True.
 
     What needs a value, as `item`, `nonzero` and an index by a mask do, raises by itself. After a copy to the CPU it
     goes on, with ones.
@@ -211,9 +221,7 @@ class Waits(TorchDispatchMode):
             self.seen.append("copy to the CPU")
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         out = operation(*args, **kwargs)
-        # a scalar of the CPU is sent along with the operation, and a copy to the GPU need not be waited for
-        tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor) and each.ndim]
-        if len({each.device for each in tensors}) > 1 and not kwargs.get("non_blocking"):
+        if len(devices(args, kwargs, out)) > 1 and not kwargs.get("non_blocking"):
             self.seen.append(str(operation))
         return out
 
