@@ -152,7 +152,8 @@ def fuse_dataset(
         InputError: a damaged sample, a network that returns NaN.
     """
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
-    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate):
+    pinned = device.type == "cuda"
+    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
         yield batch, fuse_pair(models, batch, device, guidances, instructions)
 
 
@@ -179,7 +180,8 @@ def fuse_pair(
         calls = [model.arguments(batch) for model in models]
         calls += [models[0].arguments(batch | {"instruction": each[None].to(device)}) for each in instructions]
         networks = [*models, *[models[0]] * len(instructions)]
-        fused = [model(*call)[0, 0].cpu().numpy() for model, call in zip(networks, calls)]
+        fused = torch.stack([model(*call)[0, 0] for model, call in zip(networks, calls)])
+        fused = list(fused.numpy(force=True))  # in one transfer
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
     return fused
