@@ -4,6 +4,8 @@ Scripts killed at random moments, many times: `python -m tests.faults`.
 """
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,7 @@ import pytest
 
 from tests.conftest import CONFIG, ROOT, process, script
 from tests.test_scripts import only_run
+from utils.data.images import THREADS, background
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import atomic_folder, exclusive_lock, write_file
@@ -46,6 +49,49 @@ def test_no_space_to_test(prepared, tmp_path, size):
     output = process("-c", LIMITED, size, "test.py", *prepared, *MAX, "--report", "test.num_workers=0", code=1)
     assert "error: cannot write" in output and "is there space" in output and "Traceback" not in output, output
     assert files(tmp_path / "out") == before
+
+
+def test_what_is_written_in_the_background_waits_in_a_short_line():
+    """One more than may wait is taken when one has ended; at the end of the block all have."""
+    may_end, ended, taken = threading.Event(), [], []
+
+    def write(number: int) -> None:
+        may_end.wait(60)
+        time.sleep(0.1)
+        ended.append(number)
+
+    def watch() -> None:
+        time.sleep(0.5)
+        taken.append(len(calls))
+        may_end.set()
+
+    calls, watcher = [], threading.Thread(target=watch)
+    watcher.start()
+    with background() as call:
+        for number in range(3 * THREADS):
+            call(write, number)
+            calls.append(number)
+    watcher.join()
+    assert taken == [THREADS] and sorted(ended) == calls
+
+
+@pytest.mark.parametrize("count", [1, 3 * THREADS])
+def test_what_fails_in_the_background_ends_the_block(count):
+    def write(number: int) -> None:
+        if number == 0:
+            raise InputError("cannot write the first")
+        begun.append(number)
+        time.sleep(0.05)
+
+    begun = []
+    with pytest.raises(InputError, match="the first"), background() as call:
+        for number in range(count):
+            call(write, number)
+        assert count == 1
+    assert len(begun) < max(THREADS, count)  # no more than were waiting
+    with pytest.raises(KeyboardInterrupt), background() as call:
+        call(write, 0)
+        raise KeyboardInterrupt  # what the block itself ends with is what counts
 
 
 def test_no_space_for_a_pair_of_ones_own(prepared, tmp_path):
