@@ -10,6 +10,7 @@
     python test.py --a ir.png --b vis.png --out fused.png --instruct "Remove the noise from the thermal image."
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
+    torchrun --nproc_per_node=4 test.py --config configs/film_ivf.yaml     four GPUs share the pairs of every set
 
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv, metrics.json, and
 table.tex and table.md to paste. With --compare (or test.compare=true) weight-free rules and published
@@ -20,6 +21,7 @@ output becomes 8 bit: minmax, the published stretch of every image to its own ra
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import INSTRUCTED, Config, parse_args, pick_device
+from utils.config import INSTRUCTED, Config, parse_args
 from utils.errors import InputError, run_script
 from utils.files import commit, find_newest, plain_name, to_json
 
@@ -63,30 +65,31 @@ ARGUMENTS = {
 
 
 def main() -> None:
+    try:
+        config, args = read_arguments()
+    except InputError:
+        if int(os.environ.get("RANK", 0)):
+            raise SystemExit from None  # the processes of torchrun read the same words: the first says what is wrong
+        raise
+    from utils import distributed
+
+    _, _, device = distributed.start(config.device)
+    with distributed.one_voice():
+        if not args.a:
+            return test_sets(config, args, device)
+        from utils.results.own_pairs import fuse_files
+
+        config = replace(config, ckpt=find_checkpoint(config, None))
+        fuse_files(open_model(config, args.overrides, device), config, args, device)
+
+
+def read_arguments() -> tuple[Config, Namespace]:
+    """The command line; InputError for a mistake, also for arguments that do not go together."""
     config, args = parse_args(__doc__, arguments=ARGUMENTS, default=SAMPLE)
-    if (
-        args.a
-        and args.instruct
-        and args.config == SAMPLE
-        and not any(word.startswith("ckpt=") for word in args.overrides)
-    ):
+    config.test.compare |= args.compare
+    given = any(word.startswith("ckpt=") for word in args.overrides)
+    if args.a and args.instruct and args.config == SAMPLE and not given:
         config.ckpt = INSTRUCTED
-    check_arguments(config, args)
-    from utils.results.evaluate import check_metrics
-
-    check_metrics(config.test.metrics)
-    device = pick_device(config.device)
-    if not args.a:
-        config.test.compare |= args.compare
-        return test_sets(config, args, device)
-    from utils.results.own_pairs import fuse_files
-
-    config = replace(config, ckpt=find_checkpoint(config, None))
-    fuse_files(open_model(config, args.overrides, device), config, args, device)
-
-
-def check_arguments(config: Config, args: Namespace) -> None:
-    """InputError for arguments that do not go together."""
     own_pair = [args.a, args.b, args.out]
     if any(own_pair) and not all(own_pair):
         raise InputError("a pair of your own needs all of --a, --b and --out")
@@ -99,14 +102,21 @@ def check_arguments(config: Config, args: Namespace) -> None:
         raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
     if args.export and Path(args.export).suffix in (".pth", ".pt", ".bin", ".ckpt", ".onnx"):
         raise InputError(f"--export writes a .safetensors, or a folder, not {args.export}")
+    if args.text_study and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--text-study runs in one process: python test.py ... in place of torchrun")
     if args.report and args.text_study:
         raise InputError("--report shows test sets; the text study draws a picture of its own")
     if not any(own_pair) and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
+    from utils.results.evaluate import check_metrics
+
+    check_metrics(config.test.metrics)
+    return config, args
 
 
 def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
-    """Test on every set of the config, and write what the arguments ask for."""
+    """Test on every set of the config, and write what the arguments ask for; the processes share the pairs."""
+    from utils import distributed
     from utils.data.h5 import h5_path, recorded_task
     from utils.data.images import stack_rows, write_image
     from utils.data.sources import find_sources
@@ -132,13 +142,16 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         check_export(Path(args.export))
     metrics, rows = {}, []
     report_folder = Path(config.test.output) / "report"
-    with new_report(report_folder, config, commit() or "not recorded") if args.report else nullcontext() as report:
+    new = new_report(report_folder, config, commit() or "not recorded") if args.report else nullcontext()
+    with distributed.opened_by_first(new) as report:
         for name, (used, model) in opened.items():
             if args.text_study:
                 study_set(model, name, used, device, args.sentence)
             else:
                 metrics[name], pictures = test_set(model, name, used, device, report, args.instruct)
                 rows += pictures[:1]
+    if distributed.place()[0] > 0:
+        return
     if report:
         print(f"open in a browser: {report_folder}/index.html")
     if len(config.data.test) > 1 and rows:
@@ -207,17 +220,19 @@ def open_model(config: Config, overrides: list[str], device: torch.device, half:
 
 
 def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
-    """Make the H5 file of a test set whose images are there and which has none yet, for a network."""
+    """Make the H5 file of a test set whose images are there and which has none yet, for a network; one process does."""
+    from utils import distributed
     from utils.data.h5 import h5_path
     from utils.data.make import make_sets
     from utils.data.sources import find_sources
 
-    if h5_path(config.data.h5, name).is_file():
-        return
-    sources = [source for source in find_sources(config, [name]) if source.names.is_file()]
-    problems = make_sets(sources, config, model.inputs, model.provenance.guides)
-    if problems:
-        raise InputError("\n".join(problems))
+    rank, _ = distributed.place()
+    if rank == 0 and not h5_path(config.data.h5, name).is_file():
+        sources = [source for source in find_sources(config, [name]) if source.names.is_file()]
+        problems = make_sets(sources, config, model.inputs, model.provenance.guides)
+        if problems:
+            raise InputError("\n".join(problems))
+    distributed.exchange()  # the others wait
 
 
 def test_set(
@@ -232,17 +247,16 @@ def test_set(
 
     Under one instruction the images are those that it asks for; several are compared with what is without any.
     """
-    from tqdm import tqdm
-
     from net import build_model
+    from utils import distributed
     from utils.data.h5 import attribute, check_shape, h5_path, open_h5
-    from utils.data.images import colorize, side_by_side, stack_rows, to_8bit, write_image
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import describe_guidance, label_with_remarks, open_guides
     from utils.guides.instruction import encode_instructions
-    from utils.results.evaluate import Evaluator, average_all, fuse_dataset, sources_8bit
-    from utils.results.table import PICTURE_PAIRS, format_table, left_out_lines, published_rows, write_results
+    from utils.results.evaluate import average_all
+    from utils.results.fuse_set import fuse_set
+    from utils.results.table import format_table, left_out_lines, published_rows, write_results
 
     path, compare = h5_path(config.data.h5, name), config.test.compare or report is not None
     dataset = PairDataset([path], model.inputs, chroma=True)
@@ -260,30 +274,11 @@ def test_set(
     rules = [rule for rule in BASELINES.get(task, RULES) if compare and rule != model.name]
     models = [model, *(build_model(rule).to(device).eval() for rule in rules)]
     labels = [label_with_remarks(model, guidances), *(rule.label for rule in models[1:]), *instruct]
-    evaluators = [Evaluator(config.test.metrics, device) for _ in labels]
     instructions = encode_instructions(instruct, config, model, device)
-    pictures = []
-    with atomic_folder(folder, outdated=["comparison.png"]) as staged:
-        fused_pairs = fuse_dataset(
-            models, dataset, device, guidances, config.test.num_workers, instructions=instructions
+    with distributed.opened_by_first(atomic_folder(folder, outdated=["comparison.png"])) as staged:
+        per_image, pictures = fuse_set(
+            models, labels, name, dataset, guidances, instructions, config, device, staged, report
         )
-        for batch, outputs in tqdm(fused_pairs, total=len(dataset), desc=name, unit="pair"):
-            image, image_a, image_b = batch["name"][0], *sources_8bit(batch)
-            fused = [to_8bit(output, config.test.stretch) for output in outputs]
-            for evaluator, result in zip(evaluators, fused):
-                evaluator.add(image, result, image_a, image_b)
-            saved = fused[-1] if len(instruct) == 1 else fused[0]
-            color = colorize(saved, batch["chroma"][0].numpy())
-            write_image(staged / "Gray" / f"{image}.png", saved)
-            write_image(staged / "RGB" / f"{image}.png", color)
-            shown = {"A": image_a, "B": image_b, labels[0]: fused[0], "in colour": color}
-            shown |= dict(zip(labels[1:], fused[1:]))
-            if (compare or instruct) and len(pictures) < PICTURE_PAIRS:
-                pictures.append(side_by_side(list(shown.values()), list(shown)))
-            if report:
-                report.add_images(name, image, shown)
-
-        per_image = {label: evaluator.results() for label, evaluator in zip(labels, evaluators)}
         means, left_out = average_all(per_image)
         records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
         summary = {
@@ -302,11 +297,10 @@ def test_set(
             "left_out": left_out,
             "published": dict(blocks),
         }
-        write_results(staged, summary, per_image)
-        if report:
-            report.add_numbers(summary, per_image)
-        if pictures:
-            write_image(staged / "comparison.png", stack_rows(pictures))
+        if distributed.place()[0] == 0:
+            write_results(staged, summary, per_image, pictures)
+            if report:
+                report.add_numbers(summary, per_image)
     print(f"\nguided by {describe_guidance(guidances)}")
     print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
     names = list(per_image[labels[0]])

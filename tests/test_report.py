@@ -72,9 +72,9 @@ addEventListener("load", () => {
 def report(tmp_path):
     rng, values = np.random.default_rng(0), {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
     with new_report(tmp_path / "report", Config(), "abc") as report:
-        for name in values:
-            images = {label: rng.integers(0, 256, (30, 40), dtype=np.uint8) for label in ("A", "B", "ours", "max")}
-            report.add_images("Toy_test", name, images)
+        report.start_set("Toy_test", ["A", "B", "ours", "max"])
+        for i in range(len(values)):
+            report.add_images(i, list(rng.integers(0, 256, (4, 30, 40), dtype=np.uint8)))
         per_image = {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}
         report.add_numbers(SUMMARY, {"ours": per_image})
     return tmp_path / "report" / "index.html"
@@ -127,14 +127,16 @@ def test_report_needs_no_network(report):
 
 
 def test_report_replaces_a_report_and_nothing_else(report, tmp_path):
-    before, black = files(tmp_path), np.zeros((8, 8), np.uint8)
+    before, labels, black = files(tmp_path), ["A", "B", "ours"], np.zeros((3, 8, 8), np.uint8)
     with pytest.raises(KeyboardInterrupt), new_report(tmp_path / "report", Config(), "def") as again:
-        again.add_images("Toy_test", "only", dict.fromkeys(("A", "B", "ours"), black))
+        again.start_set("Toy_test", labels)
+        again.add_images(0, list(black))
         raise KeyboardInterrupt
     assert files(tmp_path) == before  # what was there is whole
     (tmp_path / "report" / "thesis.tex").write_text("mine")
     with new_report(tmp_path / "report", Config(), "def") as again:
-        again.add_images("Toy_test", "only", dict.fromkeys(("A", "B", "ours"), black))
+        again.start_set("Toy_test", labels)
+        again.add_images(0, list(black))
         again.add_numbers(SUMMARY, {"ours": {"only": {"EN": 1.0, "CE": 1.0}}})
     images = {re.sub(r"images-\d+", "images", name) for name in files(tmp_path)}
     assert images == {"report/index.html", "report/thesis.tex", *(f"report/images/1/0_{k}.png" for k in range(3))}

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from net import FusionNetwork
+from utils import distributed
 from utils.config import Config
 from utils.data.images import (
     as_unit,
@@ -31,7 +32,7 @@ from utils.results.evaluate import fuse_pair
 
 
 def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: torch.device) -> None:
-    """Fuse one pair, or all pairs of two folders; results have colour where a source has.
+    """Fuse one pair, or all pairs of two folders, shared by the processes; results have colour where a source has.
 
     Args:
         args: `a`, `b`, `out`, `text_a`, `text_b` and `instruct` of the command line. Several instructions make a
@@ -48,8 +49,10 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
         features = {name: of_pair | {"instruction": instructions[0]} for name, of_pair in features.items()}
         instructions = []
     print(f"guided by {describe_guidance(guidances)}")
-    problems = []
-    for name, (path_a, path_b, path_out) in tqdm(pairs.items(), unit="pair", disable=len(pairs) < 2):
+    rank, ranks = distributed.place()
+    share = list(enumerate(pairs.items()))[rank::ranks]
+    problems = {}
+    for number, (name, (path_a, path_b, path_out)) in tqdm(share, unit="pair", disable=rank > 0 or len(share) < 2):
         try:
             (image_a, chroma_a), (image_b, chroma_b) = (read_image(path) for path in (path_a, path_b))
             if image_a.shape != image_b.shape:
@@ -67,9 +70,10 @@ def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: to
             else:
                 write_image(path_out, results[0])
         except InputError as error:
-            problems.append(str(error))
+            problems[number] = str(error)
+    problems = {number: problem for of_rank in distributed.exchange(problems) for number, problem in of_rank.items()}
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(problems[number] for number in sorted(problems)))
     print(f"{len(pairs)} fused, 8 bit by {config.test.stretch}: {args.out}")
 
 

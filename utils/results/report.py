@@ -52,26 +52,30 @@ class Report:
         self.folder, self.images = folder, images
         self.sets: list[dict] = []
 
-    def add_images(self, name: str, image: str, images: dict[str, np.ndarray]) -> None:
-        """What is shown of one pair of a set: {label: (H, W) gray or (H, W, 3) BGR}, sources first."""
-        if not self.sets or self.sets[-1]["name"] != name:
-            self.sets.append({"name": name, "labels": list(images), "images": []})
-        place, shown = f"{self.images}/{len(self.sets)}", self.sets[-1]["images"]
-        files = [f"{place}/{len(shown)}_{k}.png" for k in range(len(images))]
-        for file, picture in zip(files, images.values()):
+    def start_set(self, name: str, labels: list[str]) -> None:
+        """What comes next is of this set. Of a pair are shown A, B and what else `labels` names."""
+        self.sets.append({"name": name, "labels": labels})
+
+    def add_images(self, index: int, images: list[np.ndarray]) -> None:
+        """What is shown of a pair, the `index`-th of the set: (H, W) gray or (H, W, 3) BGR for each label."""
+        for file, picture in zip(self._files(index), images, strict=True):
             write_image(self.folder / file, picture)
-        shown.append({"name": image, "files": files})
+
+    def _files(self, index: int) -> list[str]:
+        return [f"{self.images}/{len(self.sets)}/{index}_{k}.png" for k in range(len(self.sets[-1]["labels"]))]
 
     def add_numbers(self, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:
-        """The table of the set whose images were added last; arguments as for `utils.results.table.write_results`."""
+        """The table of the set, with its pairs in order; arguments as for `utils.results.table.write_results`."""
         last, network = self.sets[-1], summary["network"]
-        for image in last["images"]:
-            image["values"] = per_image[network][image["name"]]
         places = ranks(summary["mean"], summary["metrics"])
         classes = {
             label: {m: ("", "first", "second")[place] for m, place in row.items()} for label, row in places.items()
         }
         last |= {
+            "images": [
+                {"name": image, "files": self._files(index), "values": values}
+                for index, (image, values) in enumerate(per_image[network].items())
+            ],
             "network": network,
             "metrics": summary["metrics"],
             "mean": summary["mean"],

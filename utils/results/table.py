@@ -5,9 +5,13 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from utils.config import read_yaml
+from utils.data.images import stack_rows, write_image
 from utils.files import to_json, write_file
 from utils.metrics import LOWER_IS_BETTER
 
@@ -148,7 +152,12 @@ def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, 
     ]
 
 
-def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:
+def write_results(
+    folder: Path,
+    summary: dict,
+    per_image: dict[str, dict[str, dict[str, float]]],
+    pictures: Sequence[np.ndarray] = (),
+) -> None:
     """metrics.json (summary, all values), metrics.csv (a line per network and image, the means), table.tex, table.md.
 
     Args:
@@ -156,6 +165,7 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
         summary: JSON-ready facts of the run, with "dataset", "metrics", "mean" {label: {metric: mean}},
             "published" {source: rows like those of mean} and "left_out" {label: {metric: images}}.
         per_image: {label: {image: {metric: value}}}.
+        pictures: of some pairs, (H, W, 3) BGR uint8; comparison.png has them under each other.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -168,3 +178,5 @@ def write_results(folder: Path, summary: dict, per_image: dict[str, dict[str, di
     write_file(folder / "table.tex", to_paste(summary, latex=True))
     write_file(folder / "table.md", to_paste(summary, latex=False))
     write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))
+    if pictures:
+        write_image(folder / "comparison.png", stack_rows(pictures))
