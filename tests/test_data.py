@@ -1,9 +1,15 @@
 """data_process.py and the H5 dataset: what goes in comes out, and every bad input is one sentence."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import h5py
@@ -12,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import make_pairs, process, script
+from tests.conftest import ROOT, make_pairs, process, script
 from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
+from utils.data.workers import AHEAD, Workers
 from utils.errors import InputError
 from utils.guides.text import default_text, pad_texts
 from utils.targets import warm_map
@@ -251,6 +258,114 @@ def test_everything_wrong_is_listed_at_once(toy, tmp_path):
     output = script(*PROCESS, *toy, code=1)
     assert all(re.search(words, output) for words in expected), output
     assert "Traceback" not in output and "Toy_test.h5: 2 pairs" in output  # the good set is made
+
+
+@pytest.fixture
+def eager(monkeypatch) -> None:
+    """Workers start even for a few pairs."""
+    monkeypatch.setattr("utils.data.workers.WORTH", 0)
+
+
+def at_each_pair(monkeypatch, action) -> None:
+    """Do something in the main process whenever it has written a pair."""
+    from utils.data import make
+
+    write = make.write_sample
+    monkeypatch.setattr(make, "write_sample", lambda *args: [write(*args), action()])
+
+
+def test_any_number_of_workers_writes_the_same_bytes(toy, tmp_path, monkeypatch, eager):
+    for name in ("a1", "a3"):  # one of several megabytes, so that it is done last, and one with fewer pieces
+        size = (700, 900) if name == "a1" else (34, 48)
+        for side in ("IR", "VI"):
+            path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / side / f"{name}.png"
+            cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), size[::-1]))
+    words = ["data.patch_size=32", "data.stride=24", "train.crop_on=warm", "train.crop=16"]
+    found, workers = {}, []
+    at_each_pair(monkeypatch, lambda: workers.append(len(multiprocessing.active_children())))
+    for count in (0, 1, 3):
+        workers.clear()
+        script(*PROCESS, *toy, *words, f"data.num_workers={count}")
+        assert max(workers) == count and workers[0] == 0  # none for the first pair, as nobody knows what it takes
+        assert not multiprocessing.active_children()
+        found[count] = {path.name: path.read_bytes() for path in (tmp_path / "h5").iterdir()}
+    assert len(found[0]) == 2 and found[0] == found[1] == found[3]
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5") as file:
+        assert {"imageA", "imageB", "text", "warm", "chroma"} == set(file)
+        assert all((file["warm"][name][()] <= 255).all() and file["chroma"][name].compression for name in file["warm"])
+
+
+def test_a_short_set_is_made_without_workers(toy, monkeypatch):
+    workers = []
+    at_each_pair(monkeypatch, lambda: workers.append(len(multiprocessing.active_children())))
+    script(*PROCESS, *toy, "data.num_workers=2")
+    assert workers == [0] * 6
+
+
+def test_workers_find_the_same_problems_in_the_same_order(toy, tmp_path, eager):
+    for kind in ("missing partner", "truncated", "missing text"):
+        damage(kind, tmp_path / "VLF")
+    make_pairs(tmp_path / "VLF", ["b1", "b2", "b3"], "test", size=(20, 30))
+    listed = []
+    for count in (0, 2):
+        output = script(*PROCESS, *toy, "data.patch_size=32", f"data.num_workers={count}", code=1)
+        listed.append(output.partition("error: ")[2])
+    assert len(listed[0].splitlines()) == 4 and listed[0] == listed[1]
+    assert [path.name for path in (tmp_path / "h5").iterdir()] == ["Toy_test.h5"]
+
+
+def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
+    make_pairs(tmp_path / "VLF", [f"c{i}" for i in range(12)], "train")
+    at_each_pair(monkeypatch, lambda: [worker.kill() for worker in multiprocessing.active_children()[:1]])
+    output = script(*PROCESS, *toy, "data.num_workers=2", "Toy_train", code=1)
+    assert "a worker process was killed, as happens where memory runs out" in output and "Traceback" not in output
+    assert not list((tmp_path / "h5").iterdir()) and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_workers_end_with_the_main_process(toy, tmp_path, signal_number):
+    make_pairs(tmp_path / "VLF", [f"c{i}" for i in range(40)], "train", size=(600, 800))
+    say = (  # the processes, once two workers have worked
+        "import multiprocessing, runpy, sys; import utils.data.workers, utils.data.make as make;"
+        "utils.data.workers.WORTH = 0; write, count = make.write_sample, iter(range(99));"
+        "make.write_sample = lambda *a: [write(*a), next(count) == 8 and print("
+        "*(p.pid for p in multiprocessing.active_children()), flush=True)];"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", say, *PROCESS, *toy, "data.num_workers=2", "Toy_train"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as main:
+        workers = [int(word) for word in main.stdout.readline().split()]
+        if signal_number == signal.SIGINT:
+            os.killpg(main.pid, signal_number)  # as a terminal does
+        else:
+            main.kill()
+        _, errors = main.communicate(timeout=60)  # no process holds the pipes any more
+    assert len(workers) == 2 and "Traceback" not in errors
+    assert not any(runs(worker) for worker in workers)
+    if signal_number == signal.SIGINT:
+        assert errors.endswith("interrupted.\n") and main.returncode == 1
+        assert not list((tmp_path / "h5").iterdir())
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is still there 10 s from now."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_workers_are_only_a_few_items_ahead(eager, tmp_path):
+    with Workers(2) as workers:
+        results = workers.map(Path.touch, [tmp_path / str(i) for i in range(30)])
+        for _ in range(5):
+            next(results)
+        time.sleep(1)  # long enough to touch all 30
+        assert 5 < len(list(tmp_path.iterdir())) <= 5 + 2 * AHEAD
 
 
 def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):

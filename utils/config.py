@@ -64,6 +64,7 @@ class Data:
     resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
     patch_size: PositiveInt | None = None  # training sets: cut into squares of this side, pixels
     stride: PositiveInt | None = None  # step between patches, pixels; patch_size if not given
+    num_workers: Workers = 2  # processes that read and encode large sets for the H5; 0: none but the main one
     draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
     simulate: dict[str, Any] = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 

@@ -1,17 +1,21 @@
 """H5 files from image sets: pairs read, checked, perhaps resized or cut, and stored with the features of the guides."""
 
 import os
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from net.provenance import GuideRecord
-from utils.config import Config
+from utils.config import Config, Data
 from utils.data.h5 import CHECKSUM, crc32, h5_path, shape_attributes
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_split
+from utils.data.workers import Workers
 from utils.errors import InputError
 from utils.files import exclusive_lock, os_error_as_input_error, replace_durably
 from utils.guides import guides_of
@@ -21,6 +25,7 @@ from utils.opencv import cv2
 from utils.targets import COMPUTED_MAPS
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
+GZIP = 4  # level of compression, HDF5's own default
 
 
 def make_sets(
@@ -36,17 +41,20 @@ def make_sets(
         What is wrong with the sets that could not be made, a text of several lines for each.
     """
     problems = []
-    for source in sources:
-        try:
-            with exclusive_lock(h5_path(config.data.h5, source.name)):
-                print(make_set(source, config, inputs, records))
-        except InputError as error:
-            problems.append(str(error))
+    with Workers(config.data.num_workers) as workers:
+        for source in sources:
+            try:
+                with exclusive_lock(h5_path(config.data.h5, source.name)):
+                    print(make_set(source, config, inputs, records, workers))
+            except InputError as error:
+                problems.append(str(error))
     return problems
 
 
-def make_set(source: Source, config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord]) -> str:
-    """Write one H5 file, and say what was made.
+def make_set(
+    source: Source, config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord], workers: Workers
+) -> str:
+    """Write one H5 file, and say what was made. Its bytes do not depend on the number of workers.
 
     Raises:
         InputError: with every problem of the set on a line of its own; what was there before stays.
@@ -57,24 +65,22 @@ def make_set(source: Source, config: Config, inputs: Iterable[str], records: Map
     names = read_split(source, problems)
     files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
     wanted = {*build_loss(config.loss).maps, config.train.crop_on} if training else set()
-    computed = wanted & COMPUTED_MAPS.keys() - source.maps.keys()
+    computed = sorted(wanted & COMPUTED_MAPS.keys() - source.maps.keys())
     if computed and source.task != "IVF":
-        problems.append(f"the loss or train.crop_on takes '{min(computed)}', and {source.task} has no infrared source")
+        problems.append(f"the loss or train.crop_on takes '{computed[0]}', and {source.task} has no infrared source")
     makers = {g.name: g.maker(config, records.get(g.name), source, names, problems) for g in guides_of(inputs)}
     path = h5_path(config.data.h5, source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with os_error_as_input_error(path), h5py.File(temporary, "w") as file:
-            for name in tqdm(names, desc=source.name, unit="pair"):
-                try:
-                    pair = read_pair(source, files, name)
-                    pair |= {kind: COMPUTED_MAPS[kind](255 * as_unit(pair["imageA"])) for kind in computed}
-                    pieces = shape_pair(name, pair, config, training)
-                except InputError as error:
-                    problems += str(error).splitlines()
-                    continue
-                if not problems:
-                    write_sample(file, pieces, make_features(makers, name, pair))
+            encode = partial(encode_pair, source, config.data, computed, training)
+            found = ((name, {side: {name: paths.get(name, [])} for side, paths in files.items()}) for name in names)
+            pairs = tqdm(workers.map(encode, found), total=len(names), desc=source.name, unit="pair")
+            for name, pair in zip(names, pairs):
+                if isinstance(pair, InputError):
+                    problems += str(pair).splitlines()
+                elif not problems:
+                    write_sample(file, pair.pieces, make_features(makers, name, pair.images))
             if problems:
                 raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
             file.attrs.update(dataset=source.dataset, split=source.split, task=source.task)
@@ -94,11 +100,59 @@ def make_set(source: Source, config: Config, inputs: Iterable[str], records: Map
     return f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
 
 
-def make_features(makers: Mapping[str, FeatureMaker], name: str, pair: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def make_features(makers: Mapping[str, FeatureMaker], name: str, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """The features of a pair, by guide; a guide whose set has none is left out."""
-    images = [as_unit(pair[group]) for group in ("imageA", "imageB")]
-    features = {kind: maker(name, *images) for kind, maker in makers.items()}
+    units = [as_unit(image) for image in images]
+    features = {kind: maker(name, *units) for kind, maker in makers.items()}
     return {kind: feature for kind, feature in features.items() if feature is not None}
+
+
+class EncodedMap(NamedTuple):
+    """A map as the H5 stores it: `data` is the map itself, or its bytes compressed."""
+
+    data: np.ndarray | bytes
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    checksum: int
+
+
+class EncodedPair(NamedTuple):
+    """What a worker gives of a pair: `images` are the whole imageA and imageB, for guides that look at them."""
+
+    images: tuple[np.ndarray, np.ndarray]
+    pieces: dict[str, dict[str, EncodedMap]]
+
+
+def encode_pair(
+    source: Source, data: Data, computed: Sequence[str], training: bool, found: tuple[str, dict]
+) -> EncodedPair | InputError:
+    """Do for a pair all that needs neither a model nor the H5; this runs in workers.
+
+    Args:
+        computed: which of COMPUTED_MAPS it gets.
+        training: as for `shape_pair`.
+        found: the name of the pair, and by side what `Source.list_images` gives for it.
+
+    Returns:
+        The pair; or what is wrong with it, as `read_pair` and `shape_pair` raise it.
+    """
+    name, files = found
+    try:
+        pair = read_pair(source, files, name)
+        pair |= {kind: COMPUTED_MAPS[kind](255 * as_unit(pair["imageA"])) for kind in computed}
+        pieces = shape_pair(name, pair, data, training)
+    except InputError as error:
+        return error
+    encoded = {piece: {group: encode_map(group, m) for group, m in maps.items()} for piece, maps in pieces.items()}
+    return EncodedPair((pair["imageA"], pair["imageB"]), encoded)
+
+
+def encode_map(group: str, image: np.ndarray) -> EncodedMap:
+    """A map (H, W) or chroma (2, H, W) as the H5 stores it."""
+    image = np.ascontiguousarray(image)
+    # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
+    data = zlib.compress(image, GZIP) if group == "chroma" else image
+    return EncodedMap(data, image.reshape(-1, *image.shape[-2:]).shape, image.dtype, crc32(image))
 
 
 def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
@@ -133,7 +187,7 @@ def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
     return pair if chroma is None else pair | {"chroma": chroma}
 
 
-def shape_pair(name: str, pair: dict[str, np.ndarray], config: Config, training: bool) -> dict[str, dict]:
+def shape_pair(name: str, pair: dict[str, np.ndarray], data: Data, training: bool) -> dict[str, dict]:
     """The pieces of a pair to store, {sample name: {group: map}}: whole, resized or cut into patches.
 
     Args:
@@ -143,7 +197,6 @@ def shape_pair(name: str, pair: dict[str, np.ndarray], config: Config, training:
     Raises:
         InputError: an image smaller than a patch.
     """
-    data = config.data
     if training and data.resize:
         pair = {group: resize_landscape(m, *data.resize) for group, m in pair.items()}
     if not (training and data.patch_size):
@@ -178,9 +231,10 @@ def reserve(file: h5py.File, size: int) -> None:
         os.posix_fallocate(file.id.get_vfd_handle(), file.id.get_filesize(), size + RESERVE)
 
 
-def write_sample(file: h5py.File, pieces: dict[str, dict], features: dict[str, np.ndarray]) -> None:
+def write_sample(file: h5py.File, pieces: dict[str, dict[str, EncodedMap]], features: dict[str, np.ndarray]) -> None:
     """Store the pieces of one pair; all of them link to one copy of its features."""
-    reserve(file, sum(array.nbytes for arrays in (features, *pieces.values()) for array in arrays.values()))
+    arrays = [*features.values(), *(encoded.data for maps in pieces.values() for encoded in maps.values())]
+    reserve(file, sum(memoryview(array).nbytes for array in arrays))
     first, *others = pieces
     for kind, feature in features.items():
         stored = file.create_dataset(f"{kind}/{first}", data=feature)
@@ -188,9 +242,10 @@ def write_sample(file: h5py.File, pieces: dict[str, dict], features: dict[str, n
         for piece in others:
             file[f"{kind}/{piece}"] = stored  # a hard link
     for piece, maps in pieces.items():
-        for group, image in maps.items():
-            image = image.reshape(-1, *image.shape[-2:])
-            # chroma is only read for testing and compresses well; the images are read fast, in one piece as they are
-            packed = "gzip" if group == "chroma" else None
-            stored = file.create_dataset(f"{group}/{piece}", data=image, compression=packed)
-            stored.attrs[CHECKSUM] = crc32(image)
+        for group, (data, shape, dtype, checksum) in maps.items():
+            if isinstance(data, bytes):  # compressed already: one chunk, which HDF5 takes as it is
+                stored = file.create_dataset(f"{group}/{piece}", shape, dtype, chunks=shape, compression=GZIP)
+                stored.id.write_direct_chunk((0, 0, 0), data)
+            else:
+                stored = file.create_dataset(f"{group}/{piece}", data=data.reshape(shape))
+            stored.attrs[CHECKSUM] = checksum
