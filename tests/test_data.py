@@ -303,14 +303,16 @@ def test_a_short_set_is_made_without_workers(toy, monkeypatch):
 
 
 def test_workers_find_the_same_problems_in_the_same_order(toy, tmp_path, eager):
-    for kind in ("missing partner", "truncated", "missing text"):
-        damage(kind, tmp_path / "VLF")
-    make_pairs(tmp_path / "VLF", ["b1", "b2", "b3"], "test", size=(20, 30))
+    make_pairs(tmp_path / "VLF", ["a0", "a1"], "few", size=(20, 30))
+    (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text("a2\na1\na4\na3\na0\n")
+    text, a2, a3 = (damage(kind, tmp_path / "VLF") for kind in ("missing text", "missing partner", "truncated"))
+    expected = [text, a2, "'a1' is 20 x 30 pixels, smaller", a3, "'a0' is 20 x 30 pixels, smaller"]
     listed = []
     for count in (0, 2):
         output = script(*PROCESS, *toy, "data.patch_size=32", f"data.num_workers={count}", code=1)
-        listed.append(output.partition("error: ")[2])
-    assert len(listed[0].splitlines()) == 4 and listed[0] == listed[1]
+        listed.append(output.partition("was not made:\n")[2].splitlines())
+    assert listed[0] == listed[1] and len(listed[0]) == len(expected)
+    assert all(re.search(words, line) for words, line in zip(expected, listed[0])), listed[0]
     assert [path.name for path in (tmp_path / "h5").iterdir()] == ["Toy_test.h5"]
 
 
@@ -325,11 +327,11 @@ def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
 def test_workers_end_with_the_main_process(toy, tmp_path, signal_number):
     make_pairs(tmp_path / "VLF", [f"c{i}" for i in range(40)], "train", size=(600, 800))
-    say = (  # the processes, once two workers have worked
-        "import multiprocessing, runpy, sys; import utils.data.workers, utils.data.make as make;"
+    say = (  # the processes, once both workers wait for work
+        "import multiprocessing, runpy, sys, time; import utils.data.workers, utils.data.make as make;"
         "utils.data.workers.WORTH = 0; write, count = make.write_sample, iter(range(99));"
-        "make.write_sample = lambda *a: [write(*a), next(count) == 8 and print("
-        "*(p.pid for p in multiprocessing.active_children()), flush=True)];"
+        "tell = lambda: [time.sleep(1), print(*(p.pid for p in multiprocessing.active_children()), flush=True)];"
+        "make.write_sample = lambda *a: [write(*a), next(count) == 8 and [tell(), time.sleep(60)]];"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", say, *PROCESS, *toy, "data.num_workers=2", "Toy_train"]
