@@ -1,0 +1,148 @@
+"""Everything worth knowing about a CUDA machine, in one run of under eight minutes.
+
+    python -m tests.gpu                             every section: the table, and gpu.json
+    python -m tests.gpu networks bench              some of them
+    python -m tests.gpu --minutes 20 --out h100.json
+
+A row is one number, with its limit if it has one: ok or FAIL. Speed and memory have an aim in place of a limit, and
+ok says that it is reached. A check that raises an error is a row that fails. The file has the same rows, and is
+written anew after every check, so that a run that is cut off loses nothing. What time is too short for is listed as
+"not reached". The exit status is 1 if a row failed; without CUDA nothing is done, and it is 0.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from net import NETWORKS, FusionNetwork, build_model
+from tests import bench, literal
+from tests.gpu_checks import SECTIONS, Machine, Row, free_memory, tf32
+from utils.files import to_json, write_file
+
+MAY_NOT_FIT = {"bench", "recipe", "memory", "compile", "layout"}  # sections with maps of real sizes
+
+
+class Report:
+    """The rows so far: printed as they come, and in a file.
+
+    Args:
+        path: the JSON.
+        minutes: when `late` becomes true, but for a tenth that the last check may take.
+    """
+
+    def __init__(self, path: Path, minutes: float):
+        self.path, self.start, self.budget = path, time.monotonic(), 60 * minutes
+        self.rows: list[dict] = []
+        print(f"{'section':<10} {'check':<58} {'value':>14} {'unit':<10} {'limit':<10} verdict", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def late(self) -> bool:
+        return self.seconds >= 0.9 * self.budget
+
+    def add(self, section: str, title: str, row: Row, detail: str = "") -> None:
+        """Print a row and keep it; `detail` is for the file alone."""
+        name = f"{title}: {row.name}" if row.name else title
+        value = f"{row.value:.4g}" if isinstance(row.value, float) else str(row.value)
+        print(f"{section:<10} {name:<58} {value:>14} {row.unit:<10} {row.limit:<10} {row.verdict}", flush=True)
+        kept = {"section": section, "check": title, **row._asdict(), "at": round(self.seconds, 1)}
+        self.rows.append(kept | ({"detail": detail} if detail else {}))
+
+    def write(self, finished: bool = False) -> None:
+        content = {"finished": finished, "seconds": self.seconds, "failed": self.failed, "rows": self.rows}
+        write_file(self.path, to_json(content, indent=1) + "\n")
+
+    @property
+    def failed(self) -> int:
+        return sum(row["verdict"] == "FAIL" for row in self.rows)
+
+
+def sentence(error: Exception) -> str:
+    """An error in one line; of a long one, such as the output of a process, how it ends."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 160 else '...' + text[-157:]}"
+
+
+def run_check(section: str, title: str, call, report: Report) -> None:
+    """Call a check and add its rows."""
+    tf32(False)  # where a check does not say so
+    try:
+        for row in call():
+            report.add(section, title, row)
+    except Exception as error:  # whatever a check can raise
+        expected = isinstance(error, torch.OutOfMemoryError) and section in MAY_NOT_FIT
+        row = Row("", "out of memory") if expected else Row("", sentence(error), verdict="FAIL")
+        report.add(section, title, row, traceback.format_exc())
+    report.write()
+    if section in MAY_NOT_FIT:
+        free_memory()
+
+
+def run(machine: Machine, sections: list[str], report: Report) -> None:
+    for section in sections:
+        for title, call in SECTIONS[section](machine):
+            if report.late:
+                report.add(section, title, Row("", "not reached"))
+            else:
+                run_check(section, title, call, report)
+    report.write(finished=True)
+
+
+def build_model_with_few_tokens(name: str, **options) -> FusionNetwork:
+    few = {"token_grid": [24, 32]} if "token_grid" in NETWORKS.defaults(name) else {}
+    return build_model(name, **few | options)
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[Machine]:
+    """The CPU in place of a GPU: every line of the checks runs, on sizes that take seconds.
+
+    Nothing is compiled, but where graphs are counted: there they are made, and not translated.
+    """
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(torch.compiler.set_stance("force_eager"))
+        patches.enter_context(mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")))
+        patches.enter_context(mock.patch.object(literal, "Stage", functools.partial(literal.Stage, grid=(24, 32))))
+        patches.enter_context(mock.patch.object(bench, "build_model", build_model_with_few_tokens))
+        yield Machine(torch.device("cpu"), rehearsal=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all if none is named")
+    parser.add_argument("--minutes", type=float, default=8, help="what the run may take")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON")
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(words)
+    if not (args.rehearse or torch.cuda.is_available()):
+        print("skipped: this machine has no GPU that PyTorch can use")
+        return 0
+    report = Report(args.out, args.minutes)
+    places = rehearsal() if args.rehearse else contextlib.nullcontext(Machine(torch.device("cuda")))
+    # what is compiled more often than PyTorch allows would go on uncompiled, without a word
+    with places as machine, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        # ends a check that hangs, and shows where
+        faulthandler.dump_traceback_later(60 * args.minutes + 60, exit=True, file=sys.__stderr__)
+        try:
+            run(machine, args.sections or list(SECTIONS), report)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    reached = sum(row["value"] != "not reached" for row in report.rows)
+    print(f"{reached} rows in {report.seconds:.0f} s, {report.failed} failed, {len(report.rows) - reached} not reached")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
