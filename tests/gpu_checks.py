@@ -12,7 +12,7 @@ import platform
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -73,6 +73,11 @@ def at_most(name: str, value: float, limit: float, unit: str = "") -> Row:
     return Row(name, value, unit, f"<= {limit:.2g}", "ok" if value <= limit else "FAIL")
 
 
+def largest(differences: Iterable[float]) -> float:
+    """The largest of some differences; NaN if one is, which Python's max may pass over."""
+    return float(np.max([0.0, *differences]))
+
+
 def aim(name: str, value: float, unit: str, least: float = -math.inf, most: float = math.inf) -> Row:
     """A number that depends on the machine, so that it cannot fail: ok where the aim is reached."""
     text = f"aim {least:g}" if least > -math.inf else f"aim <= {most:g}"
@@ -90,8 +95,9 @@ class Machine:
         return rehearsed if self.rehearsal else real
 
 
-# of convolutions and of matrix products, before anything here changes it
+# how float32 is rounded in convolutions and in matrix products, before anything here changes it
 PRECISION_AT_START = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
 Check = tuple[str, Callable[[], Sequence[Row]]]
 
 
@@ -100,7 +106,12 @@ Check = tuple[str, Callable[[], Sequence[Row]]]
 
 def facts(m: Machine) -> dict[str, object]:
     """The machine and the versions, by name."""
-    known = {
+    gpu = {}
+    if m.device.type == "cuda":
+        found = torch.cuda.get_device_properties(m.device)
+        gpu = {"device": found.name, "memory": found.total_memory / 2**30, "processors": found.multi_processor_count}
+        gpu |= {"compute capability": f"{found.major}.{found.minor}", "bf16": str(torch.cuda.is_bf16_supported())}
+    return gpu | {
         "commit": (commit() or "none")[:12],
         "python": platform.python_version(),
         "CPU cores": os.cpu_count(),
@@ -110,11 +121,6 @@ def facts(m: Machine) -> dict[str, object]:
         "convolutions in fp32": PRECISION_AT_START[0],
         "matrix products in fp32": PRECISION_AT_START[1],
     }
-    if m.device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(m.device)
-        known |= {"device": gpu.name, "memory": gpu.total_memory / 2**30, "multiprocessors": gpu.multi_processor_count}
-        known |= {"compute capability": f"{gpu.major}.{gpu.minor}", "bf16": str(torch.cuda.is_bf16_supported())}
-    return known
 
 
 def free_memory() -> None:
@@ -249,7 +255,8 @@ def agreement(m: Machine, source: str | Path, limit: float, odd: bool = False, *
         fused = [model(*model.arguments(to_device(batch, m.device, {}))).cpu() for batch in batches]
     if any(image.std() < 1e-3 for image in expected):
         raise ValueError("the fused image is flat: nothing is compared")
-    return [at_most("difference", max((a - b).abs().max().item() for a, b in zip(fused, expected)), limit)]
+    differences = ((a - b).abs().max().item() for a, b in zip(fused, expected))
+    return [at_most("difference", largest(differences), limit)]
 
 
 def networks(m: Machine) -> Iterator[Check]:
@@ -311,11 +318,11 @@ def training_step(m: Machine, source: str, limit: float, parts: int = 1, **optio
     gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     if gradients.keys() != expected.keys():
         raise ValueError(f"gradients of other weights: {gradients.keys() ^ expected.keys()}")
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    difference = max((gradients[name] - expected[name]).abs().max() / largest for name in expected)
+    scale = largest(gradient.abs().max().item() for gradient in expected.values())
+    difference = largest((gradients[name] - expected[name]).abs().max().item() / scale for name in expected)
     return [
         at_most("loss", ((loss - expected_loss) / expected_loss).abs().item(), limit, "relative"),
-        at_most("gradients", difference.item(), limit, "of largest"),
+        at_most("gradients", difference, limit, "of largest"),
     ]
 
 
@@ -342,7 +349,7 @@ def relative(values: Sequence[float], expected: Sequence[float]) -> float:
     if not np.isfinite(expected).any():
         raise ValueError("no value is finite: nothing is compared")
     pairs = [(x, y) for x, y in zip(values, expected) if not (math.isnan(x) and math.isnan(y)) and x != y]
-    return max((abs(x - y) / max(abs(y), 1e-300) for x, y in pairs), default=0.0)
+    return largest(abs(x - y) / max(abs(y), 1e-300) for x, y in pairs)
 
 
 def metric(m: Machine, name: str) -> list[Row]:
@@ -637,7 +644,7 @@ def resumed(m: Machine) -> list[Row]:
     if not whole["epoch"] == parts["epoch"] == 4 or whole["step"] != parts["step"]:
         raise ValueError(f"stopped after epoch {parts['epoch']}, step {parts['step']}")
     noise, difference = (
-        max((tensor - other["model"][key]).abs().max().item() for key, tensor in whole["model"].items())
+        largest((tensor - other["model"][key]).abs().max().item() for key, tensor in whole["model"].items())
         for other in (again, parts)
     )
     # 0 where the device repeats itself bit for bit; else what its rounding makes of the same training
@@ -674,9 +681,10 @@ def compiled(m: Machine) -> Iterator[Check]:
         yield label(source), partial(agreement, m, source, 1e-4, compile=True)
     yield "film, several sizes", partial(graphs, m)
     yield "film, training step", partial(training_step, m, "film", 1e-3, compile=True)
+    precision = m.pick("bf16", "fp32")
     for name in cases(m):
-        yield f"{name}, bf16 + compile", partial(film_case, m, name, "bf16", compile=True)
-    yield "film_ivf, bf16 + compile", partial(recipe_rate, m, "bf16", compile=True)
+        yield f"{name}, {precision} + compile", partial(film_case, m, name, precision, compile=True)
+    yield f"film_ivf, {precision} + compile", partial(recipe_rate, m, precision, compile=True)
 
 
 # --- the layout of maps -------------------------------------------------------------------------------
