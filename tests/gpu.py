@@ -17,17 +17,32 @@ import functools
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import torch
 
 from net import NETWORKS, FusionNetwork, build_model
-from tests import bench, literal
-from tests.gpu_checks import SECTIONS, Machine, Row, free_memory, tf32
+from tests import bench, gpu_checks, gpu_speed, literal
+from tests.gpu_checks import Check, Machine, Row, free_memory, tf32
 from utils.files import to_json, write_file
 
+# what is worth most comes first: the last ones are not reached where time is short
+SECTIONS: dict[str, Callable[[Machine], Iterator[Check]]] = {
+    "device": gpu_checks.device_facts,
+    "networks": gpu_checks.networks,
+    "training": gpu_checks.training,
+    "metrics": gpu_checks.metrics,
+    "ceilings": gpu_speed.ceilings,
+    "bench": gpu_speed.bench,
+    "recipe": gpu_speed.recipe,
+    "memory": gpu_speed.memory,
+    "files": gpu_speed.files,
+    "resume": gpu_checks.resume,
+    "compile": gpu_speed.compiled,
+    "layout": gpu_speed.layout,
+}
 MAY_NOT_FIT = {"bench", "recipe", "memory", "compile", "layout"}  # sections with maps of real sizes
 
 

@@ -1,51 +1,30 @@
-"""What tests/gpu.py checks and measures, section by section.
+"""What tests/gpu.py checks, section by section, and what its measurements in tests/gpu_speed.py share with that.
 
 A section is a function that lists its checks, `(title, function)`, and does nothing else: tests/gpu.py calls the
 functions. A check returns its rows, and may raise what it likes.
 """
 
 import gc
-import json
 import math
 import os
 import platform
 import tempfile
-import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
-from tests.bench import (
-    FILM,
-    SHIPPED,
-    SIX,
-    TEXT_TOKENS,
-    FILMCase,
-    bench_instruction,
-    bench_metrics,
-    bench_mgfusion,
-    interleave,
-    pictures,
-    synchronize,
-)
+from tests.bench import interleave, pictures, synchronize
 from tests.conftest import CONFIG, FAST, ROOT, make_pairs, process, script
-from tests.literal import LiteralFILM
-from utils.config import load_config
-from utils.data.images import read_image
 from utils.files import commit
 from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss
@@ -380,151 +359,7 @@ def metrics(m: Machine) -> Iterator[Check]:
     yield "Evaluator, mixed sizes", partial(mixed_sizes, m)
 
 
-# --- what the machine can do ------------------------------------------------------------------------
-
-
-@cache
-def product_rate(m: Machine, precision: str, side: int) -> float:
-    """TFLOP/s of a matrix product, side x side."""
-    tf32(precision == "tf32")
-    a, b = torch.randn(2, side, side, device=m.device, dtype=torch.bfloat16 if precision == "bf16" else None)
-    return 2 * side**3 / seconds(lambda: a @ b, m.pick(10, 1)) / 1e12
-
-
-def ceiling(m: Machine, precision: str) -> float:
-    """The best rate of `product_rate`."""
-    return max(product_rate(m, precision, side) for side in m.pick((4096, 6144, 8192), (64, 96, 128)))
-
-
-def copy_rate(m: Machine, source: str) -> list[Row]:
-    count = m.pick(2**28, 2**16)  # 1 GiB
-    x = torch.zeros(count, device=m.device) if source == "device" else torch.zeros(count, pin_memory=not m.rehearsal)
-    y = torch.zeros(count, device=m.device)
-    moved = (2 if source == "device" else 1) * 4 * count  # read and written
-    return [told("rate", moved / seconds(lambda: y.copy_(x, non_blocking=True), m.pick(5, 1)) / 1e9, "GB/s")]
-
-
-def ceilings(m: Machine) -> Iterator[Check]:
-    for precision in ("fp32", "tf32", "bf16"):
-        for side in m.pick((4096, 6144, 8192), (64, 96, 128)):
-            call = partial(product_rate, m, precision, side)
-            yield f"product of {side}, {precision}", lambda call=call: [told("rate", call(), "TFLOP/s")]
-    yield "copy on the device", partial(copy_rate, m, "device")
-    yield "copy to the device", partial(copy_rate, m, "host")
-
-
-# --- the cases of tests/bench.py against the literal form ---------------------------------------------
-
-
-def cases(m: Machine) -> dict[str, dict]:
-    """Options of FILMCase by the name of the case."""
-    paper = {"training-2x288x384": dict(size=(288, 384), batch=2, train=True)}
-    real = {name: options for name, (options, _) in FILM.items()} | paper
-    rehearsed = {"inference-12x16": dict(size=(12, 16)), "training-2x6x8": dict(size=(6, 8), batch=2, train=True)}
-    return m.pick(real, rehearsed)
-
-
-def bench_args(m: Machine, precision: str = "fp32", compile: bool = False, checkpointing: bool = False) -> Namespace:
-    return Namespace(device=str(m.device), precision=precision, compile=compile, checkpointing=checkpointing)
-
-
-@cache
-def work(m: Machine, name: str) -> float:
-    """TFLOP of our form of a case."""
-    case = FILMCase(bench_args(m), **cases(m)[name])
-    with FlopCounterMode(display=False) as counter:
-        case.ours()
-    return counter.get_total_flops() / 1e12
-
-
-def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> list[Row]:
-    """Ours in some precision against the literal form in fp32; of tf32, both."""
-    if compile:
-        torch.compiler.reset()  # graphs for this size alone, as in a program that meets no other
-    options = cases(m)[name]
-    train = "train" in options
-    case = FILMCase(bench_args(m, precision, compile), **options)
-    tf32(precision == "tf32")
-    start = time.perf_counter()
-    difference = case.difference()
-    first = time.perf_counter() - start
-    ours, literal = interleave(case.ours, case.theirs, m.pick(5, 1))
-    start = time.perf_counter()
-    case.ours()
-    launching = time.perf_counter() - start
-    rate = work(m, name) / ours
-    ratio = told("literal / ours", literal / ours)
-    if precision == "fp32" or (compile and not train):
-        ratio = aim("literal / ours", literal / ours, "", least=8 if compile else 4)
-    return [
-        told("ours", 1000 * ours, "ms"),
-        told("ours, until all is launched", 1000 * launching, "ms"),
-        told("literal", 1000 * literal, "ms"),
-        ratio,
-        at_most("difference", difference, (STEPS if train else VARIANTS)[precision][1]),
-        told("first call of both", first, "s"),
-        told("rate", rate, "TFLOP/s"),
-        told(f"of the ceiling in {precision}", 100 * rate / ceiling(m, precision), "%"),
-    ]
-
-
-def other_case(function: Callable[..., tuple[float, ...]], names: tuple[str, str], *args, **options) -> list[Row]:
-    """A case of tests/bench.py that is not FILM against its literal form; `names` of what is timed."""
-    ours, theirs, difference = function(*args, **options)
-    rows = [told(name, 1000 * time, "ms") for name, time in zip(names, (ours, theirs))]
-    return rows if math.isnan(difference) else [*rows, at_most("difference", difference, 1e-6, "relative")]
-
-
-def bench(m: Machine) -> Iterator[Check]:
-    for precision in m.pick(("fp32", "tf32", "bf16"), ("fp32",)):  # bf16 is slow on most CPUs
-        for name in cases(m):
-            yield f"{name}, {precision}", partial(film_case, m, name, precision)
-    size, rounds = m.pick(((480, 640), 5), ((24, 32), 1))
-    mgfusion, instruction = ("whole", "Restormer blocks alone"), ("with an instruction", "without")
-    yield "mgfusion", partial(other_case, bench_mgfusion, mgfusion, bench_args(m), size, rounds)
-    call = partial(other_case, bench_instruction, instruction, bench_args(m), size, rounds)
-    yield "instruction, small", partial(call, **SHIPPED)
-    if not m.rehearsal:
-        yield "instruction", call
-    names, images = m.pick((SIX, 2), (["SF"], 1))
-    yield "metrics", partial(other_case, bench_metrics, ("ours", "literal, CPU"), names, images, 1, str(m.device))
-
-
-# --- the recipe of the paper --------------------------------------------------------------------------
-
-MSRS_PAIRS = 1083
-
-
-def recipe_rate(m: Machine, precision: str, compile: bool = False) -> list[Row]:
-    """Training steps of film_ivf with the data on the device."""
-    config = load_config(ROOT / "configs" / "film_ivf.yaml")
-    size, n = m.pick(config.data.resize, (12, 16)), config.train.batch_size
-    torch.manual_seed(0)
-    model = build_model(**config.net | m.pick({}, {"token_grid": [24, 32]}))
-    batch = to_device(example(model, size, n), m.device, {})
-    batch["text"] = torch.randn(n, TEXT_TOKENS, model.options["text_dim"], device=m.device)
-    batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool, device=m.device)
-    prepare_on(m, model.train(), precision, compile=compile)
-    criterion = build_loss(config.loss).to(m.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=True)
-
-    def one_step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        criterion(model(*model.arguments(batch)), **batch)["total"].backward()
-        optimizer.step()
-
-    one_step()
-    return training_time(n / seconds(one_step, m.pick(20, 1)))
-
-
-def training_time(pairs_per_second: float) -> list[Row]:
-    """The rate, and what it makes of 150 epochs of MSRS."""
-    train = load_config(ROOT / "configs" / "film_ivf.yaml").train
-    pairs = train.epochs * (MSRS_PAIRS - MSRS_PAIRS % train.batch_size)
-    return [
-        told("rate", pairs_per_second, "pairs/s"),
-        told(f"{train.epochs} epochs of MSRS", pairs / pairs_per_second / 3600, "hours"),
-    ]
+# --- resume -------------------------------------------------------------------------------------------
 
 
 def launch(m: Machine) -> Callable[..., str]:
@@ -546,87 +381,6 @@ def generated_set(m: Machine, folder: Path, count: int, **options) -> list[str]:
 def run_folder(folder: Path, name: str) -> Path:
     (found,) = (folder / "exp").glob(f"*_{name}")
     return found
-
-
-def recipe_as_run(m: Machine) -> list[Row]:
-    """What train.py reports with its loader, in the last of its log lines."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, (count, size, dim, tokens) = (
-            Path(name),
-            m.pick((80, (288, 384), 768, TEXT_TOKENS), (4, (40, 48), 12, 5)),
-        )
-        words = generated_set(m, folder, count, size=size, dim=dim, tokens=tokens)
-        words += m.pick(["train.log_every=10"], FAST)
-        launch(m)("train.py", *words, "train.epochs=1", "train.pictures=0", "name=recipe")
-        lines = (run_folder(folder, "recipe") / "metrics.jsonl").read_text().splitlines()
-    return training_time([json.loads(line)["pairs_per_s"] for line in lines if '"train"' in line][-1])
-
-
-def recipe(m: Machine) -> Iterator[Check]:
-    for precision in m.pick(("fp32", "tf32", "bf16"), ("fp32",)):
-        yield f"film_ivf, {precision}", partial(recipe_rate, m, precision)
-    yield "film_ivf by train.py", partial(recipe_as_run, m)
-
-
-# --- memory -------------------------------------------------------------------------------------------
-
-
-def memory_of(m: Machine, options: dict, least: float | None) -> list[Row]:
-    """Peak memory of a case in several forms, out of memory as a result."""
-    found = {}
-    for form in ("ours", "ours, bf16", "ours, tile of 64 rows", "ours, checkpointing", "literal"):
-        if ("tile" in form and options.get("train")) or ("checkpointing" in form and not options.get("train")):
-            continue
-        precision = "bf16" if "bf16" in form else "fp32"
-        case = FILMCase(bench_args(m, precision, checkpointing="checkpointing" in form), **options)
-        if "tile" in form:
-            prepare(case.model, precision, tile=64)
-        found[form] = peak(m, case.theirs if form == "literal" else case.ours)
-        del case
-    rows = [told(form, value, "GiB") for form, value in found.items()]
-    if max(found["ours"], found["literal"]) == math.inf:
-        return rows
-    ratio = found["literal"] / found["ours"]
-    return [*rows, aim("literal / ours", ratio, "", least) if least else told("literal / ours", ratio)]
-
-
-def memory(m: Machine) -> Iterator[Check]:
-    for height, width in m.pick([(480, 640), (1024, 1280), (2160, 3840)], [(12, 16)]):
-        yield f"inference {height} x {width}", partial(memory_of, m, dict(size=(height, width)), None)
-    height, width = m.pick((288, 384), (6, 8))
-    options = dict(size=(height, width), batch=2, train=True)
-    yield f"training 2 x {height} x {width}", partial(memory_of, m, options, 3)
-
-
-# --- the six metrics of the paper, from files -----------------------------------------------------------
-
-
-def six_metrics(m: Machine) -> list[Row]:
-    """361 triples, as many as the test set of MSRS has, read from PNG files and measured."""
-    count, distinct, size = m.pick((361, 19, (480, 640)), (4, 2, (48, 64)))
-    coded = [cv2.imencode(".png", image)[1].tobytes() for image in pictures(distinct + 2, *size)]
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(count):
-            for k in range(3):
-                Path(folder, f"{i}_{k}.png").write_bytes(coded[i % distinct + k])
-        evaluator, reading, start = Evaluator(SIX, m.device), 0.0, time.perf_counter()
-        for i in range(count):
-            began = time.perf_counter()
-            images = [read_image(Path(folder, f"{i}_{k}.png"))[0] for k in range(3)]
-            reading += time.perf_counter() - began
-            evaluator.add(str(i), *images)
-        results = evaluator.results()
-        total = time.perf_counter() - start
-    if len(results) != count or not all(math.isfinite(v) for row in results.values() for v in row.values()):
-        raise ValueError("a value is missing")
-    return [aim("all", total, "s", most=10), told("of it reading", reading, "s")]
-
-
-def files(m: Machine) -> Iterator[Check]:
-    yield "six metrics of 361 triples", partial(six_metrics, m)
-
-
-# --- resume -------------------------------------------------------------------------------------------
 
 
 def resumed(m: Machine) -> list[Row]:
@@ -653,105 +407,3 @@ def resumed(m: Machine) -> list[Row]:
 
 def resume(m: Machine) -> Iterator[Check]:
     yield "train.py, 4 epochs against 2 and 2", partial(resumed, m)
-
-
-# --- torch.compile ------------------------------------------------------------------------------------
-
-
-def graphs(m: Machine) -> list[Row]:
-    """How many graphs images of several sizes need."""
-    torch.compiler.reset()
-    # the strips of rows that a CPU computes at a time depend on the size, and so there are graphs for each
-    model = prepare_on(m, open_network("film"), compile=True, tile=m.pick(None, 24))
-    found = []
-    for size in m.pick(sizes(m) + sizes(m, odd=True), [(24, 32), (24, 27), (24, 20), (24, 25)]):
-        before = counters["stats"]["unique_graphs"]
-        with torch.inference_mode(), torch.compiler.set_stance("default"):  # in a rehearsal, too
-            model(*model.arguments(to_device(example(model, size), m.device, {})))
-        found.append(counters["stats"]["unique_graphs"] - before)
-    return [
-        told("graphs for the first size", found[0]),
-        told("more for the second", found[1]),
-        at_most("more for the others", sum(found[2:]), 0),
-    ]
-
-
-def compiled(m: Machine) -> Iterator[Check]:
-    for source in [*trained(), *weights(m)]:
-        yield label(source), partial(agreement, m, source, 1e-4, compile=True)
-    yield "film, several sizes", partial(graphs, m)
-    yield "film, training step", partial(training_step, m, "film", 1e-3, compile=True)
-    precision = m.pick("bf16", "fp32")
-    for name in cases(m):
-        yield f"{name}, {precision} + compile", partial(film_case, m, name, precision, compile=True)
-    yield f"film_ivf, {precision} + compile", partial(recipe_rate, m, precision, compile=True)
-
-
-# --- the layout of maps -------------------------------------------------------------------------------
-
-
-def layout_times(m: Machine, run: Callable[[torch.memory_format], Callable[[], object]]) -> list[Row]:
-    """Times of a call in both layouts; `run` sets it up in one."""
-    formats = torch.contiguous_format, torch.channels_last
-    nchw, nhwc = (run(memory_format) for memory_format in formats)
-    nchw(), nhwc()
-    times = interleave(nchw, nhwc, m.pick(10, 1))
-    rows = [told(name, 1000 * time, "ms") for name, time in zip(("NCHW", "channels_last"), times)]
-    return [*rows, told("NCHW / channels_last", times[0] / times[1])]
-
-
-def feed_forward(m: Machine, dtype: torch.dtype, train: bool, whole: bool, memory_format) -> Callable[[], object]:
-    """The depthwise convolution of a decoder's feed-forward network, or the `whole` of it."""
-    n, c, h, w = m.pick((2, 64, 288, 384) if train else (1, 64, 480, 640), (1, 8, 12, 16))
-    wide = 8 * c
-    weights = [
-        torch.randn(size, device=m.device, dtype=dtype)
-        for size in ((wide, c, 1, 1), (wide, 1, 3, 3), (c, wide // 2, 1, 1))
-    ]
-    x = torch.randn(n, c if whole else wide, h, w, device=m.device, dtype=dtype)
-    expand, depthwise, project = (weight.to(memory_format=memory_format).requires_grad_(train) for weight in weights)
-    x = x.to(memory_format=memory_format).requires_grad_(train)
-
-    def call() -> None:
-        y = F.conv2d(x, expand) if whole else x
-        y = F.conv2d(y, depthwise, padding=1, groups=wide)
-        if whole:
-            a, b = y.chunk(2, dim=1)
-            y = F.conv2d(F.gelu(a) * b, project)
-        if train:
-            torch.autograd.grad(y, [x, expand, depthwise, project] if whole else [x, depthwise], y.detach())
-
-    return call
-
-
-def literal_network(m: Machine, memory_format) -> Callable[[], object]:
-    model = LiteralFILM().to(m.device, memory_format=memory_format)
-    images = torch.rand(2, 1, 1, *m.pick((480, 640), (12, 16)), device=m.device)
-    text = torch.randn(1, TEXT_TOKENS, 768, device=m.device)
-    return torch.inference_mode()(lambda: model(*images, text))
-
-
-def layout(m: Machine) -> Iterator[Check]:
-    for part, whole in (("depthwise", False), ("feed-forward", True)):
-        for dtype in (torch.float32, torch.bfloat16):
-            for train in (False, True):
-                title = f"{part}, {str(dtype)[6:]}, {'training' if train else 'inference'}"
-                yield title, partial(layout_times, m, partial(feed_forward, m, dtype, train, whole))
-    yield "literal network, float32", partial(layout_times, m, partial(literal_network, m))
-
-
-# what is worth most comes first: the last ones are not reached where time is short
-SECTIONS: dict[str, Callable[[Machine], Iterator[Check]]] = {
-    "device": device_facts,
-    "networks": networks,
-    "training": training,
-    "metrics": metrics,
-    "ceilings": ceilings,
-    "bench": bench,
-    "recipe": recipe,
-    "memory": memory,
-    "files": files,
-    "resume": resume,
-    "compile": compiled,
-    "layout": layout,
-}

@@ -8,7 +8,8 @@ import torch
 
 from net import NETWORKS
 from tests import gpu, gpu_checks
-from tests.gpu_checks import SECTIONS, Machine, aim, at_most, told
+from tests.gpu import SECTIONS
+from tests.gpu_checks import Machine, aim, at_most, told
 from utils.metrics import METRICS
 
 EVERY_SECTION = ["device", "networks", "training", "metrics", "ceilings", "bench", "recipe", "memory", "files"]
