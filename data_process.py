@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from net import build_model
+from utils.arithmetic import set_arithmetic
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data.arrange import arrange
 from utils.data.images import read_rgb
@@ -40,6 +41,7 @@ def main() -> None:
         words="arrange, describe or encode, and the sets, <dataset>_<split> or <dataset>; default: the config's",
         default="configs/text.yaml" if sys.argv[1:2] == ["arrange"] else None,  # which is about files alone
     )
+    set_arithmetic(config.precision)
     command = args.words.pop(0) if args.words and args.words[0] in COMMANDS else ""
     if command == "arrange":
         return arrange_download(config, args.words)

@@ -12,6 +12,7 @@ from torch import Tensor
 from net.base import FusionNetwork
 from net.registry import register
 from utils.errors import InputError
+from utils.filters import count_levels
 from utils.opencv import cv2
 
 
@@ -106,7 +107,7 @@ def _saliency(x: Tensor) -> Tensor:
         sum over the pixels q of |I(p) - I(q)|, stretched to 0..1 in every image: (N, 1, H, W).
     """
     levels = (255 * x).round().clamp(0, 255).long().flatten(1)
-    share = torch.stack([row.bincount(minlength=256) for row in levels]).to(x.dtype) / levels.shape[1]
+    share = count_levels(levels, 256).to(x.dtype) / levels.shape[1]
     level = torch.arange(256, dtype=x.dtype, device=x.device)
     distance = (share @ (level[:, None] - level).abs()).gather(1, levels)
     low, high = distance.aminmax(dim=1, keepdim=True)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.published import translate
 from tests import literal
+from utils.arithmetic import set_arithmetic
 from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
 from utils.results.evaluate import Evaluator
@@ -108,6 +109,7 @@ FILM = {
     "inference-480x640": (dict(size=(480, 640)), 3),
     "inference-1024x1280": (dict(size=(1024, 1280)), 1),
     "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 5),
+    "training-2x288x384": (dict(size=(288, 384), batch=2, train=True), 3),
 }
 
 
@@ -277,11 +279,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all if none is named")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; theirs is fp32")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; literal is fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
     parser.add_argument("--checkpointing", action="store_true", help="train.checkpointing for ours")
     parser.add_argument("--peak", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    set_arithmetic(args.precision)
     if args.peak:
         return print_peak(args.cases[0], args)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, ours {args.precision}")

@@ -99,7 +99,6 @@ def copies(monkeypatch) -> list[tuple[int, ...]]:
 
 
 BY_OPENCV = {"mertens": [(1, 2, *SMALL)]}  # a rule that OpenCV computes: what goes to the CPU for it
-COUNTING = {"saliency"}  # a rule with a bincount, which waits for the GPU
 
 
 @pytest.mark.parametrize("how", [{}, {"precision": "bf16"}, {"tile": 6}], ids=str)
@@ -107,7 +106,7 @@ COUNTING = {"saliency"}  # a rule with a bincount, which waits for the GPU
 def test_networks_fuse(name, how, copies):
     model = build(name).eval()
     prepare(model, **how)
-    with FakeGPU(sizes_from_values=name in COUNTING):
+    with FakeGPU():
         batch = example(model, SMALL, n=1) | {"name": ["a"]}
         if "instruction" in batch:  # to obey one takes a look at values: test_an_instruction_takes_one_look
             batch["instruction"] = None

@@ -64,8 +64,8 @@ def check_gradients(model: torch.nn.Module) -> None:
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if dist.is_initialized() and unused:
         raise InputError(
-            f"the loss does not depend on {', '.join(unused[:3])}{' ...' * (len(unused) > 3)}, and several processes "
-            "would wait for its gradient; take it out of the network, or train with one process"
+            f"the loss does not depend on {len(unused)} parameters, {unused[0]} among them, and several processes "
+            "would wait for their gradients; take them out of the network, or train with one process"
         )
 
 
@@ -77,8 +77,7 @@ def random_states(device: torch.device) -> list[dict[str, torch.Tensor]]:
 
 def restore_random_states(states: list, device: torch.device) -> None:
     """Take up what `random_states` gave, or the states of CPUs alone, as checkpoints had them until November 2026."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    state = states[rank % len(states)]
+    state = states[place()[0] % len(states)]
     state = state if isinstance(state, dict) else {"cpu": state}
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
