@@ -73,7 +73,7 @@ class TextGuidance(MixedPrecision):
 
 
 class Branch(RowStriped):
-    """One source image's way through one stage: features, then `guide`, what the text makes of them.
+    """One source image's way through one stage: `embed`, `restormer`, then `guide`, what the text makes of it.
 
     This is what a variant derives from to guide in another way: it adds its layers and writes `guide`. Its
     constructor takes the arguments of `TextGuidedBranch`.
@@ -91,10 +91,9 @@ class Branch(RowStriped):
         self.act_in = nn.PReLU()
         self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
 
-    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
-        """Map (N, in_channels, H, W), text (N, L, D) and its mask (N, L) -> (N, C, H, W)."""
-        feature = self.restormer(self.act_in(self.conv_in(x)))  # (N, C, H, W)
-        return self.guide(feature, text, text_mask)
+    def embed(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) -> (N, C, H, W), before the Restormer."""
+        return self.by_strips(lambda x, strip: self.act_in(self.conv_in(x))[:, :, strip.inner], x, halo=1)
 
     def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Features (N, C, H, W), text (N, L, D) and its mask (N, L, True = a token; None: all are) -> (N, C, H, W)."""
@@ -181,7 +180,10 @@ class Stage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Both sources' features, concatenated (N, 2C, H, W) -> the fused image before the sigmoid (N, outputs, H, W)."""
+    """Both sources' features (N, C, H, W) by `join`, then `forward` -> the fused image before the sigmoid.
+
+    That is (N, outputs, H, W). In two steps, so that the features of the sources can be let go after the first.
+    """
 
     def __init__(self, channels: int, heads: int, blocks: int, outputs: int = 1):
         super().__init__()
@@ -195,8 +197,16 @@ class Decoder(nn.Module):
         self.restormer3 = restormer(channels)
         self.output = nn.Conv2d(channels, outputs, 1)
 
+    def join(self, a: Tensor, b: Tensor) -> Tensor:
+        """Concatenate, first Restormer, and 2C -> C channels: (N, C, H, W)."""
+        *blocks, last = self.restormer1
+        maps = (a, b)
+        for block in blocks:
+            maps = (block(*maps),)
+        return last(*maps, then=self.reduce)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.restormer3(self.restormer2(self.reduce(self.restormer1(x)))))
+        return self.output(self.restormer3(self.restormer2(x)))
 
 
 @register("film")
@@ -260,12 +270,16 @@ class FILM(FusionNetwork):
 
     def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """All of `forward` before the sigmoid, so that a variant can end in another way."""
-        return self.decoder(self.features(image_a, image_b, text, text_mask))  # (N, outputs, H, W)
+        joined = self.decoder.join(*self.features(image_a, image_b, text, text_mask))  # (N, C, H, W)
+        return self.decoder(joined)  # (N, outputs, H, W)
 
-    def features(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
-        """Both sources' features after all stages, concatenated (N, 2C, H, W)."""
+    def features(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> list[Tensor]:
+        """Both sources' features after all stages, (N, C, H, W) each."""
         text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
-        for stage in self.stages:  # one source after the other, so that what a source was can be let go
-            a = stage.a(a, text, text_mask)  # (N, C, H, W)
-            b = stage.b(b, text, text_mask)
-        return torch.cat([a, b], dim=1)
+        maps = [a, b]
+        for stage in self.stages:
+            for i, branch in enumerate((stage.a, stage.b)):  # step by step, so that what a map was can be let go
+                maps[i] = branch.embed(maps[i])  # (N, C, H, W)
+                maps[i] = branch.restormer(maps[i])
+                maps[i] = branch.guide(maps[i], text, text_mask)
+        return maps

@@ -16,7 +16,7 @@ leave every cache. Three exact rewritings keep them small; tests/literal.py has 
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import NamedTuple
@@ -141,7 +141,7 @@ def prepare(
         model: the network.
         precision: "bf16" for the feed-forward networks, most of a block's work, and the text guidance of FILM.
             All else stays float32: sums over the image and residual sums let the error of bf16 add up. "tf32" is
-            float32 here: `set_arithmetic` of utils/arithmetic.py says for the whole process how GPUs multiply it.
+            float32 here: `set_up_process` of utils/process.py says for the whole process how GPUs multiply it.
         tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
             likes, all on a GPU.
         checkpointing: in training, compute the inside of every block again in the backward pass.
@@ -241,6 +241,12 @@ class GDFN(MixedPrecision):
         return wide.permute(0, 2, 3, 1)
 
 
+def joined(maps: Iterable[Tensor]) -> Tensor:
+    """Maps (N, C_i, H, W) as one of all channels; a single one is returned as it is."""
+    maps = tuple(maps)
+    return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
 @cache
 def compiled(function: Callable, gradients: bool) -> Callable:
     """torch.compile of a function, once for all blocks.
@@ -253,6 +259,9 @@ def compiled(function: Callable, gradients: bool) -> Callable:
 
 class RestormerBlock(RowStriped):
     """x + MDTA(LN(x)), then x + GDFN(LN(x)); (N, C, H, W) -> (N, C, H, W).
+
+    `forward(*maps, then)` concatenates several maps first, and applies `then`, a function of each pixel, to the result:
+    strip by strip, so that neither is ever whole.
 
     Args:
         channels: C, a multiple of `heads`.
@@ -269,13 +278,14 @@ class RestormerBlock(RowStriped):
         self.norm2 = LayerNorm(channels)
         self.feed_forward = GDFN(channels, expansion)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor, then: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         whole, sums, local = (self.runnable(part) for part in (self.whole, self.sums, self.local))
-        if self.is_whole(x):
-            return recomputed(whole, x) if self.checkpointing else whole(x)
-        parts = [sums(x[:, :, strip.seen], strip) for strip in self.strips(x, halo=1)]
+        if self.is_whole(maps[0]):
+            x = joined(maps)
+            return then(recomputed(whole, x) if self.checkpointing else whole(x))
+        parts = [sums(joined(x[:, :, s.seen] for x in maps), s) for s in self.strips(maps[0], halo=1)]
         mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*parts)))
-        return self.by_strips(partial(local, mixing), x, halo=2)
+        return self.by_strips(lambda *seen: then(local(mixing, joined(seen[:-1]), seen[-1])), *maps, halo=2)
 
     def runnable(self, part: Callable) -> Callable:
         """A method of this block, compiled where `prepare` said so."""

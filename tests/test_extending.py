@@ -118,7 +118,8 @@ def test_without_its_text_a_modulated_branch_changes_nothing():
     """At the start gamma and beta are 0: the branch gives its features, whatever the text."""
     branch = build_model("film_modulated", **SMALL).stages[0].a
     x, text = torch.rand(2, 1, 9, 11), torch.randn(2, 3, 16)
-    assert torch.equal(branch(x, text, None), branch.restormer(branch.act_in(branch.conv_in(x))))
+    feature = branch.restormer(branch.act_in(branch.conv_in(x)))
+    assert torch.equal(branch.guide(feature, text, None), feature)
 
 
 def test_a_smaller_variant_trains_and_tests(prepared, tmp_path):

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from net import NETWORKS, FusionNetwork, build_model, load_model, prepare, restormer
 from net.checkpoint import save_checkpoint
@@ -146,6 +150,24 @@ def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):
     assert max(sizes) == 8 + 2 * 2
 
 
+@pytest.mark.parametrize("name", ["film", "film_blend"])
+def test_no_map_of_both_sources_is_ever_whole(name):
+    """Memory at any size: with a tile, no more than three maps of C channels are there at a time, and none of 2C."""
+    (model, height, width), sizes = (small(name), 120, 20), []
+    prepare(model, tile=8)
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            result = operation(*args, **(kwargs or {}))
+            sizes.extend(x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
+
+    inputs = model.arguments(example(model, (height, width), n=1))
+    with torch.no_grad(), Record():
+        model(*inputs)
+    assert max(sizes) == 4 * SMALL["channels"] * height * width
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bf16_runs_and_stays_near(name):
     model = small(name)
@@ -194,9 +216,39 @@ def test_a_dead_channel_leaves_gradients_finite():
 def test_compiled_blocks_compute_the_same():
     block, x = restormer.RestormerBlock(8, heads=2), torch.randn(2, 8, 16, 16)
     plain = torch.autograd.grad(block(x).square().mean(), list(block.parameters()))
-    prepare(block, compile=True)
+    with torch.no_grad():
+        fused = block(x)
+        prepare(block, compile=True, tile=6)
+        torch.testing.assert_close(block(x), fused, atol=1e-5, rtol=1e-4)
     compiled = torch.autograd.grad(block(x).square().mean(), list(block.parameters()))
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["as on a GPU", "in strips"])
+def test_blocks_are_compiled_once_for_images_of_any_size(whole, monkeypatch):
+    counter = CompileCounter()
+    restormer.compiled.cache_clear()
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    monkeypatch.setattr(restormer.RowStriped, "is_whole", lambda *_: whole)
+    blocks, counts = [restormer.RestormerBlock(8, heads=2) for _ in range(2)], []
+    with torch.no_grad():
+        for height, width in [(70, 40), (50, 30), (61, 47), (33, 90), (100, 29)]:
+            for block in blocks:
+                x = torch.randn(1, 8, height, width)
+                prepare(block, tile=30)
+                plain = block(x)
+                prepare(block, tile=30, compile=True)
+                torch.testing.assert_close(block(x), plain)
+            counts.append(counter.frame_count)
+    restormer.compiled.cache_clear()
+    assert 0 < counts[-1] == counts[2] <= 4, counts  # the first, the last and the inner strips differ
+
+
+def test_without_a_compiler_there_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="compile=true needs a C"):
+        prepare(build_model("film", **SMALL), compile=True)
 
 
 def test_literal_oracle_is_the_published_network(shared, reference):
