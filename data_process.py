@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from net import build_model
-from utils.arithmetic import set_arithmetic
 from utils.config import Config, parse_args, pick_device, read_yaml
 from utils.data.arrange import arrange
 from utils.data.images import read_rgb
@@ -30,6 +29,7 @@ from utils.errors import InputError, run_script
 from utils.files import find_file
 from utils.guides.describe import Item, describe
 from utils.guides.features import read_features, write_features
+from utils.process import set_up_process
 
 ORIGINALS = "configs/originals.yaml"
 COMMANDS = ("arrange", "describe", "encode")
@@ -41,7 +41,7 @@ def main() -> None:
         words="arrange, describe or encode, and the sets, <dataset>_<split> or <dataset>; default: the config's",
         default="configs/text.yaml" if sys.argv[1:2] == ["arrange"] else None,  # which is about files alone
     )
-    set_arithmetic(config.precision)
+    set_up_process(config.precision)
     command = args.words.pop(0) if args.words and args.words[0] in COMMANDS else ""
     if command == "arrange":
         return arrange_download(config, args.words)

@@ -72,9 +72,9 @@ def main() -> None:
             raise SystemExit from None  # the processes of torchrun read the same words: the first says what is wrong
         raise
     from utils import distributed
-    from utils.arithmetic import set_arithmetic
+    from utils.process import set_up_process
 
-    set_arithmetic(config.precision)
+    set_up_process(config.precision)
     _, _, device = distributed.start(config.device)
     with distributed.one_voice():
         if not args.a:

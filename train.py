@@ -29,7 +29,6 @@ from net import FusionNetwork, build_model, prepare
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
 from net.provenance import Provenance
 from utils import distributed
-from utils.arithmetic import set_arithmetic
 from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path, recorded_task
 from utils.data.images import to_8bit
@@ -40,6 +39,7 @@ from utils.guides import describe_guidance, open_guides
 from utils.guides.guide import Guidance
 from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER
+from utils.process import set_up_process
 from utils.results.evaluate import (
     Evaluator,
     applicable,
@@ -66,7 +66,7 @@ def main() -> None:
 def train_network(config: Config, closing: ExitStack) -> None:
     """The training; `closing` holds the run folder, and lets it go when the training ends, well or not."""
     train = config.train
-    set_arithmetic(config.precision)
+    set_up_process(config.precision)
     rank, world, device = distributed.start(config.device)
     main_process = rank == 0
     torch.manual_seed(config.seed + rank)
@@ -167,14 +167,9 @@ def train_network(config: Config, closing: ExitStack) -> None:
                 folder.record("val", {"epoch": epoch, "step": step, **scores})
                 log.info(f"epoch {epoch}: " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
             records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
-            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, epoch)) | {
-                "step": step,
-                "best": best,
-                "scores": scores,
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "rng": rng,
-            }
+            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, epoch))
+            checkpoint |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            checkpoint |= {"step": step, "best": best, "scores": scores, "rng": rng}
             kept = [f"epoch_{epoch}.pth"] if epoch % train.save_every == 0 else []
             # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
             for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:

@@ -31,9 +31,9 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.published import translate
 from tests import literal
-from utils.arithmetic import set_arithmetic
 from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
+from utils.process import set_up_process
 from utils.results.evaluate import Evaluator
 
 TEXT_TOKENS = 120  # about as many as both paragraphs of a RoadScene pair have
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="train.checkpointing for ours")
     parser.add_argument("--peak", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    set_arithmetic(args.precision)
+    set_up_process(args.precision)
     if args.peak:
         return print_peak(args.cases[0], args)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, ours {args.precision}")

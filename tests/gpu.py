@@ -23,10 +23,11 @@ from unittest import mock
 
 import torch
 
-from net import NETWORKS, FusionNetwork, build_model
+from net import NETWORKS, FusionNetwork, build_model, restormer
 from tests import bench, gpu_checks, gpu_speed, literal
-from tests.gpu_checks import Check, Machine, Row, free_memory, tf32
+from tests.gpu_checks import Check, Machine, Row, free_memory
 from utils.files import to_json, write_file
+from utils.process import set_up_process
 
 # what is worth most comes first: the last ones are not reached where time is short
 SECTIONS: dict[str, Callable[[Machine], Iterator[Check]]] = {
@@ -92,7 +93,7 @@ def sentence(error: Exception) -> str:
 
 def run_check(section: str, title: str, call, report: Report) -> None:
     """Call a check and add its rows."""
-    tf32(False)  # where a check does not say so
+    set_up_process()  # float32 in full, where a check does not say otherwise
     try:
         for row in call():
             report.add(section, title, row)
@@ -126,7 +127,9 @@ def rehearsal() -> Iterator[Machine]:
 
     Nothing is compiled, but where graphs are counted: there they are made, and not translated.
     """
+    restormer.compiled.cache_clear()
     with contextlib.ExitStack() as patches:
+        patches.callback(restormer.compiled.cache_clear)  # what is compiled in another way is not kept
         patches.enter_context(torch.compiler.set_stance("force_eager"))
         patches.enter_context(mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")))
         patches.enter_context(mock.patch.object(literal, "Stage", functools.partial(literal.Stage, grid=(24, 32))))

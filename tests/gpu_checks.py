@@ -29,6 +29,7 @@ from utils.files import commit
 from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss
 from utils.metrics import METRICS
+from utils.process import set_up_process
 from utils.results.evaluate import Evaluator, split_batch, to_device
 
 
@@ -127,16 +128,6 @@ def peak(m: Machine, call: Callable[[], object]) -> float:
     return (most() - before) / 2**30
 
 
-def tf32(on: bool) -> None:
-    """TF32 in convolutions and matrix products.
-
-    By these two names, as every way of asking for the state works after them, in torch.compile too; after
-    `fp32_precision` some raise.
-    """
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-
-
 def seconds(call: Callable[[], object], rounds: int) -> float:
     """Median seconds of a call, warmed up."""
     call()
@@ -213,9 +204,9 @@ def example(model: FusionNetwork, size: tuple[int, int], n: int = 2) -> dict:
 
 
 def prepare_on(m: Machine, model: nn.Module, precision: str = "fp32", **options) -> nn.Module:
-    """Move a network to the device, to compute as `prepare` and `tf32` say."""
+    """Move a network to the device, to compute as `prepare` and `set_up_process` say."""
     prepare(model.to(m.device), precision, **options)
-    tf32(precision == "tf32")
+    set_up_process(precision)
     return model
 
 

@@ -48,7 +48,6 @@ from tests.gpu_checks import (
     run_folder,
     seconds,
     sizes,
-    tf32,
     told,
     trained,
     training_step,
@@ -58,6 +57,7 @@ from tests.literal import LiteralFILM
 from utils.config import load_config
 from utils.data.images import read_image
 from utils.loss import build_loss
+from utils.process import set_up_process
 from utils.results.evaluate import Evaluator, to_device
 
 # --- what the machine can do ------------------------------------------------------------------------
@@ -66,7 +66,7 @@ from utils.results.evaluate import Evaluator, to_device
 @cache
 def product_rate(m: Machine, precision: str, side: int) -> float:
     """TFLOP/s of a matrix product, side x side."""
-    tf32(precision == "tf32")
+    set_up_process(precision)
     a, b = torch.randn(2, side, side, device=m.device, dtype=torch.bfloat16 if precision == "bf16" else None)
     return 2 * side**3 / seconds(lambda: a @ b, m.pick(10, 1)) / 1e12
 
@@ -124,7 +124,7 @@ def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> l
     options = cases(m)[name]
     train = "train" in options
     case = FILMCase(bench_args(m, precision, compile), **options)
-    tf32(precision == "tf32")
+    set_up_process(precision)
     start = time.perf_counter()
     difference = case.difference()
     first = time.perf_counter() - start
@@ -291,10 +291,9 @@ def files(m: Machine) -> Iterator[Check]:
 def graphs(m: Machine) -> list[Row]:
     """How many graphs images of several sizes need."""
     torch.compiler.reset()
-    # the strips of rows that a CPU computes at a time depend on the size, and so there are graphs for each
-    model = prepare_on(m, open_network("film"), compile=True, tile=m.pick(None, 24))
+    model = prepare_on(m, open_network("film"), compile=True)
     found = []
-    for size in m.pick(sizes(m) + sizes(m, odd=True), [(24, 32), (24, 27), (24, 20), (24, 25)]):
+    for size in sizes(m) + sizes(m, odd=True):
         before = counters["stats"]["unique_graphs"]
         with torch.inference_mode(), torch.compiler.set_stance("default"):  # in a rehearsal, too
             model(*model.arguments(to_device(example(model, size), m.device, {})))

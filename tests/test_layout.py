@@ -15,7 +15,7 @@ LEVELS = [
         "utils.registry",
         "utils.distributed",
         "utils.opencv",
-        "utils.arithmetic",
+        "utils.process",
     ),
     ("utils.filters", "utils.targets", "utils.metrics"),
     ("net", "utils.loss"),

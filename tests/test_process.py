@@ -1,0 +1,71 @@
+"""What holds for a whole process: its arithmetic, its random numbers, and its place among others."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.conftest import process
+from utils import distributed
+from utils.data.pairs import PairDataset, collate
+from utils.errors import InputError
+from utils.process import set_up_process
+
+
+def test_float32_is_float32_unless_tf32_is_asked_for():
+    for precision, on in (("tf32", True), ("bf16", False), ("fp32", False)):
+        set_up_process(precision)
+        assert torch.backends.cudnn.allow_tf32 == on
+        assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
+
+
+def test_subnormal_numbers_become_0_in_all_threads():
+    say = (
+        "import torch; from utils.process import set_up_process; torch.set_num_threads(2); {}"
+        "print('left', int((torch.full((1 << 22,), 1e-39) * 0.5).count_nonzero()))"
+    )
+    assert "left 0" in process("-c", say.format("set_up_process();"))
+    assert f"left {1 << 22}" in process("-c", say.format(""))
+
+
+def test_workers_that_live_on_see_the_epoch(prepared, tmp_path):
+    """Crops and flips are drawn anew in each epoch, and are those that the main process would draw."""
+    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"], (), crop=16, augment=True)
+    alone, workers = (
+        DataLoader(dataset, 2, num_workers=count, persistent_workers=count > 0, collate_fn=collate) for count in (0, 2)
+    )
+    epochs = []
+    for epoch in (1, 2, 3):
+        dataset.set_epoch(epoch)
+        drawn, expected = (torch.cat([batch["image_a"] for batch in loader]) for loader in (workers, alone))
+        assert torch.equal(drawn, expected)
+        epochs.append(drawn)
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+
+
+@pytest.mark.parametrize("of_old_run", [False, True])
+def test_random_numbers_go_on(of_old_run):
+    states = distributed.random_states(torch.device("cpu"))
+    states = [state["cpu"] for state in states] if of_old_run else states
+    drawn = torch.rand(3)
+    distributed.restore_random_states(states, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="device=cuda:0 is one GPU for 2 processes; use device=cuda"):
+        distributed.start("cuda:0")
+
+
+def test_a_parameter_without_a_gradient_stops_several_processes(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].requires_grad_(False)
+    model[0](torch.ones(1, 2)).sum().backward()
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    distributed.check_gradients(model)  # what is frozen needs none
+    model[1].requires_grad_(True)
+    with pytest.raises(InputError, match=r"does not depend on 2 parameters, 1.weight among them"):
+        distributed.check_gradients(model)
+    monkeypatch.undo()
+    distributed.check_gradients(model)  # one process does not wait
