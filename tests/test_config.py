@@ -75,7 +75,7 @@ def test_resolved_config_reads_back(tmp_path):
         ("data.train=MSRS_train", "must be a list of str"),
         ("train=5", "train in the command line must hold keys of its own"),
         ("net=film", "must hold keys of its own"),
-        ("precision=fp16", "must be one of fp32, bf16"),
+        ("precision=fp16", "must be one of fp32, tf32, bf16"),
         ("train.batch_size=0", "above 0"),
         ("data.resize=[8,8]", "16 pixels or more"),
         ("seed=[", "not valid YAML"),
@@ -91,7 +91,7 @@ def test_wrong_keys_and_types_are_named(override, words):
     "override, words",
     [
         ("seed=-1", "must be 0 or more, not -1"),
-        ("precision=fp16", "must be one of fp32, bf16, not 'fp16'"),
+        ("precision=fp16", "must be one of fp32, tf32, bf16, not 'fp16'"),
         ("clip_input=patch", "must be one of image, crop, not 'patch'"),
         ("loss.name=7", "must be a word, the name of a loss, not 7"),
         ("net.name=null", "must be the name of a network, e.g. net.name=film"),

@@ -342,7 +342,7 @@ def test_workers_end_with_the_main_process(toy, tmp_path, signal_number):
             os.killpg(main.pid, signal_number)  # as a terminal does
         else:
             main.kill()
-        _, errors = main.communicate(timeout=60)  # no process holds the pipes any more
+        _, errors = main.communicate(timeout=200)  # no process holds the pipes any more
     assert len(workers) == 2 and "Traceback" not in errors
     assert not any(runs(worker) for worker in workers)
     if signal_number == signal.SIGINT:
