@@ -9,7 +9,7 @@ what holds its weights and inputs (of a fresh process on the CPU; of tensors on 
 and the largest difference of the results. Seconds depend on the machine and on what else it does: the
 ratio is what to read. The row mgfusion has the whole network under "ours" and its Restormer blocks alone
 under "literal"; the rows instruction have a fusion with an instruction under "ours" and one without under
-"literal".
+"literal"; the row small has the size of the networks that ship under "ours", and nothing under "literal".
 """
 
 import argparse
@@ -68,15 +68,16 @@ class FILMCase:
     `ours` and `theirs` run once and return what is compared: the fused image, or the network with its gradients.
     """
 
-    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False):
+    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False, **sizes):
         torch.manual_seed(0)
         self.args, self.train = args, train
         self.literal = literal.LiteralFILM().to(args.device)
-        self.model = build_model("film").to(args.device)
-        self.model.load_state_dict(translate(self.literal.state_dict()))
+        self.model = build_model("film", **sizes).to(args.device)
+        if not sizes:  # the literal form has the published ones
+            self.model.load_state_dict(translate(self.literal.state_dict()))
         prepare(self.model, args.precision, checkpointing=args.checkpointing, compile=args.compile)
         self.images = torch.rand(2, batch, 1, *size).to(args.device)
-        self.text = torch.randn(batch, TEXT_TOKENS, 768).to(args.device)
+        self.text = torch.randn(batch, TEXT_TOKENS, self.model.options["text_dim"]).to(args.device)
         self.criterion = FusionLoss().to(args.device)
 
     def step(self, model: torch.nn.Module) -> object:
@@ -108,6 +109,7 @@ FILM = {
     "inference-288x384": (dict(size=(288, 384)), 5),
     "inference-480x640": (dict(size=(480, 640)), 3),
     "inference-1024x1280": (dict(size=(1024, 1280)), 1),
+    "small-3000x4000": (dict(size=(3000, 4000), **SHIPPED), 1),
     "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 5),
     "training-2x288x384": (dict(size=(288, 384), batch=2, train=True), 3),
 }
@@ -116,6 +118,9 @@ FILM = {
 def bench_film(name: str, args) -> tuple[float, ...]:
     """Ours, theirs (seconds), difference, memory of ours, of theirs (bytes)."""
     options, rounds = FILM[name]
+    if name.startswith("small"):  # of ours alone
+        case = FILMCase(args, **options)
+        return *interleave(case.ours, lambda: None, rounds, name), math.nan, peak_memory(name, "ours", args), 0
     memory = [peak_memory(name, form, args) for form in ("ours", "theirs")]
     case = FILMCase(args, **options)
     difference = case.difference()  # and a warm-up
