@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from utils.errors import InputError
 
 STRIP_PIXELS = 32768  # of a strip on the CPU: its widest map fits the cache
-STRIP_ROWS = 24  # at least, or the halo costs more than the cache gives
+STRIP_ROWS = 16  # at least, or the halo costs more than the cache gives
 GROUP = 64  # hidden channels of the feed-forward network at a time, on the CPU
 
 

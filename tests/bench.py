@@ -120,7 +120,8 @@ def bench_film(name: str, args) -> tuple[float, ...]:
     options, rounds = FILM[name]
     if name.startswith("small"):  # of ours alone
         case = FILMCase(args, **options)
-        return *interleave(case.ours, lambda: None, rounds, name), math.nan, peak_memory(name, "ours", args), 0
+        seconds, _ = interleave(case.ours, lambda: None, rounds, name)
+        return seconds, math.nan, math.nan, peak_memory(name, "ours", args), math.nan
     memory = [peak_memory(name, form, args) for form in ("ours", "theirs")]
     case = FILMCase(args, **options)
     difference = case.difference()  # and a warm-up
