@@ -328,7 +328,8 @@ def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
 def test_workers_end_with_the_main_process(toy, tmp_path, signal_number):
     make_pairs(tmp_path / "VLF", [f"c{i}" for i in range(40)], "train", size=(600, 800))
     say = (  # the processes, once both workers wait for work
-        "import multiprocessing, runpy, sys, time; import utils.data.workers, utils.data.make as make;"
+        "import multiprocessing, runpy, signal, sys, time; import utils.data.workers, utils.data.make as make;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore Ctrl-C
         "utils.data.workers.WORTH = 0; write, count = make.write_sample, iter(range(99));"
         "tell = lambda: [time.sleep(1), print(*(p.pid for p in multiprocessing.active_children()), flush=True)];"
         "make.write_sample = lambda *a: [write(*a), next(count) == 8 and [tell(), time.sleep(60)]];"
