@@ -110,6 +110,7 @@ FILM = {
     "inference-480x640": (dict(size=(480, 640)), 3),
     "inference-1024x1280": (dict(size=(1024, 1280)), 1),
     "training-2x128x128": (dict(size=(128, 128), batch=2, train=True), 5),
+    "training-2x288x384": (dict(size=(288, 384), batch=2, train=True), 1),
 }
 SMALL = {"small-3000x4000": dict(size=(3000, 4000), **SHIPPED)}
 

@@ -98,8 +98,7 @@ def ceilings(m: Machine) -> Iterator[Check]:
 
 def cases(m: Machine) -> dict[str, dict]:
     """Options of FILMCase by the name of the case."""
-    paper = {"training-2x288x384": dict(size=(288, 384), batch=2, train=True)}
-    real = {name: options for name, (options, _) in FILM.items()} | paper
+    real = {name: options for name, (options, _) in FILM.items()}
     rehearsed = {"inference-12x16": dict(size=(12, 16)), "training-2x6x8": dict(size=(6, 8), batch=2, train=True)}
     return m.pick(real, rehearsed)
 
