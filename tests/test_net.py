@@ -152,7 +152,7 @@ def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):
 
 @pytest.mark.parametrize("name", ["film", "film_blend"])
 def test_no_map_of_both_sources_is_ever_whole(name):
-    """Memory at any size: with a tile, no more than three maps of C channels are there at a time, and none of 2C."""
+    """Memory at any size: with a tile, the largest map that is made has C channels."""
     (model, height, width), sizes = (small(name), 120, 20), []
     prepare(model, tile=8)
 
