@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from net import NETWORKS
-from tests.conftest import ROOT
+from tests.toy import ROOT
 from utils.guides import GUIDES
 from utils.loss import LOSSES
 

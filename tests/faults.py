@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from net.checkpoint import read_checkpoint
-from tests.conftest import CONFIG, FAST, ROOT, make_pairs
+from tests.toy import CONFIG, FAST, ROOT, make_pairs
 
 EPOCHS = 16
 

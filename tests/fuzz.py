@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tests.conftest import CONFIG, FAST, make_pairs
+from tests.toy import CONFIG, FAST, make_pairs
 from utils.errors import run_script
 
 LIMIT = 60  # seconds of one run

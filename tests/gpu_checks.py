@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
 from tests.bench import interleave, pictures, synchronize
-from tests.conftest import CONFIG, FAST, ROOT, make_pairs, process, script
+from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
 from utils.files import commit
 from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss

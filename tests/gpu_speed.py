@@ -28,7 +28,6 @@ from tests.bench import (
     interleave,
     pictures,
 )
-from tests.conftest import FAST, ROOT
 from tests.gpu_checks import (
     STEPS,
     VARIANTS,
@@ -54,6 +53,7 @@ from tests.gpu_checks import (
     weights,
 )
 from tests.literal import LiteralFILM
+from tests.toy import FAST, ROOT
 from utils.config import load_config
 from utils.data.images import read_image
 from utils.loss import build_loss

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.toy import ROOT
 from utils.config import read_yaml
 from utils.data import arrange as module
 from utils.data.arrange import arrange

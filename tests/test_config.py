@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from net import build_model
-from tests.conftest import ROOT
+from tests.toy import ROOT
 from utils.config import Config, Text, all_keys, load_config, parse_args, read_yaml
 from utils.errors import InputError
 from utils.guides.text import ENCODERS

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, make_pairs, process, script
+from tests.toy import ROOT, make_pairs, process, script
 from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.data.workers import AHEAD, Workers

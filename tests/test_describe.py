@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, make_pairs, script
+from tests.toy import ROOT, make_pairs, script
 from utils.guides import describe, endpoint
 from utils.guides import models as guide_models
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net import NETWORKS, FusionNetwork, build_model, prepare
-from tests.conftest import ROOT
 from tests.test_net import SIZES, example
+from tests.toy import ROOT
 from utils import targets
 from utils.config import load_config
 from utils.guides.clip import ClipEncoder

@@ -19,9 +19,9 @@ from net.film import FILM
 from net.provenance import GuideRecord
 from net.registry import register
 from tests import literal, test_metrics
-from tests.conftest import CONFIG, ROOT, script
 from tests.examples import FILES, PAGE, in_place
 from tests.test_net import SMALL
+from tests.toy import CONFIG, ROOT, script
 from utils import metrics
 from utils.config import load_config
 from utils.data.pairs import PairDataset, collate

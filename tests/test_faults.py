@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.conftest import CONFIG, ROOT, process, script
 from tests.test_scripts import only_run
+from tests.toy import CONFIG, ROOT, process, script
 from utils.data.images import THREADS, background
 from utils.data.pairs import PairDataset
 from utils.errors import InputError

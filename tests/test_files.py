@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.toy import ROOT
 from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder, commit, exclusive_lock, find_file, find_newest, git, remove, write_file
 

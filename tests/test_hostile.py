@@ -16,8 +16,8 @@ import torch
 
 from net import build_model, load_model
 from net.provenance import GuideRecord
-from tests.conftest import CONFIG, make_pairs, script
 from tests.test_text import save_bert
+from tests.toy import CONFIG, make_pairs, script
 from utils.config import Config, load_config
 from utils.data.images import MAX_PIXELS, read_image
 from utils.data.pairs import PairDataset

@@ -13,8 +13,8 @@ from net.film import FILM
 from net.film_blend import FILMBlend
 from net.mgfusion import MGFusion
 from net.provenance import GuideRecord, Provenance
-from tests.conftest import script
 from tests.test_scripts import only_run
+from tests.toy import script
 from utils.errors import InputError
 from utils.files import to_json
 

@@ -12,9 +12,9 @@ import yaml
 from net import build_model, load_model, prepare
 from net.film_blend import FILMBlend
 from net.film_instructed import Editor
-from tests.conftest import CONFIG, FAST, ROOT, process, script
 from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
+from tests.toy import CONFIG, FAST, ROOT, process, script
 from utils.data.instruct import DEGRADATIONS, InstructionDraw, vary, wanted_sources
 from utils.errors import InputError
 from utils.guides.instruction import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.toy import ROOT
 
 # a file imports from its own level and from those below it
 LEVELS = [

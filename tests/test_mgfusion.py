@@ -11,7 +11,7 @@ import torch
 from net import build_model, load_model, prepare
 from net.provenance import GuideRecord
 from tests import literal
-from tests.conftest import process, script
+from tests.toy import process, script
 from utils.config import Config, Train
 from utils.data.pairs import PairDataset
 from utils.errors import InputError

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.conftest import process
+from tests.toy import process
 from utils import distributed
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError

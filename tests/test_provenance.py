@@ -13,10 +13,10 @@ import torch
 
 from net import load_model
 from net.checkpoint import read_checkpoint
-from tests.conftest import CONFIG, FAST, ROOT, make_pairs, script
 from tests.test_mgfusion import save_clip
 from tests.test_scripts import only_run
 from tests.test_text import save_bert
+from tests.toy import CONFIG, FAST, ROOT, make_pairs, script
 from utils.config import load_config
 from utils.data.h5 import open_h5
 

@@ -7,8 +7,8 @@ import pytest
 
 from net import NETWORKS, build_model
 from net.checkpoint import read_checkpoint
-from tests.conftest import ROOT
 from tests.examples import FILES, in_place
+from tests.toy import ROOT
 from utils.config import all_keys, load_config
 from utils.loss import LOSSES, build_loss
 from utils.results.table import PAPER_METRICS, published_rows

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import script
 from tests.test_faults import files
+from tests.toy import script
 from utils.config import Config
 from utils.errors import InputError
 from utils.results.report import new_report

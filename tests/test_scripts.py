@@ -18,7 +18,7 @@ from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
 from tests import dark_pairs
-from tests.conftest import CONFIG, SHARED, make_pairs, process, script
+from tests.toy import CONFIG, SHARED, make_pairs, process, script
 from utils.errors import InputError, run_script
 from utils.results.table import PAPER_HEADER, format_table
 

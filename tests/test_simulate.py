@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import CONFIG, make_pairs, script
+from tests.toy import CONFIG, make_pairs, script
 from utils.data.pairs import PairDataset
 from utils.data.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
 

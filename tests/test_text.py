@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from net import FusionNetwork, build_model
-from tests.conftest import CONFIG, FAST, TINY_NET, make_pairs, script
+from tests.toy import CONFIG, FAST, TINY_NET, make_pairs, script
 from utils.config import load_config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError

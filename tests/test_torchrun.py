@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.conftest import CONFIG, ROOT, make_pairs, process, script
 from tests.test_faults import LIMITED, MAX, files
 from tests.test_instructions import trained  # noqa: F401
 from tests.test_scripts import only_run
 from tests.test_text import bert  # noqa: F401
+from tests.toy import CONFIG, ROOT, make_pairs, process, script
 from utils.files import remove
 
 LAUNCH = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

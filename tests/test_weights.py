@@ -13,8 +13,8 @@ import torch
 from net import build_model, load_model
 from net.checkpoint import read_checkpoint, save_weights
 from net.provenance import GuideRecord, Provenance
-from tests.conftest import ROOT, process, script
 from tests.test_scripts import only_run
+from tests.toy import ROOT, process, script
 from utils.config import Config, load_config, read_yaml
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
