@@ -145,8 +145,8 @@ def prepare(
         tile: rows that are computed at a time without gradients; None: as many as the cache of a CPU
             likes, all on a GPU.
         checkpointing: in training, compute the inside of every block again in the backward pass.
-        compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width and
-            for any size of image.
+        compile: torch.compile every Restormer block: nearly all of the time, one graph for all of equal width (and,
+            without gradients, for images of any size).
 
     Raises:
         InputError: there is no compiler.

@@ -209,10 +209,8 @@ def training_time(pairs_per_second: float) -> list[Row]:
 def recipe_as_run(m: Machine) -> list[Row]:
     """What train.py reports with its loader, in the last of its log lines."""
     with tempfile.TemporaryDirectory() as name:
-        folder, (count, size, dim, tokens) = (
-            Path(name),
-            m.pick((80, (288, 384), 768, TEXT_TOKENS), (4, (40, 48), 12, 5)),
-        )
+        folder = Path(name)
+        count, size, dim, tokens = m.pick((80, (288, 384), 768, TEXT_TOKENS), (4, (40, 48), 12, 5))
         words = generated_set(m, folder, count, size=size, dim=dim, tokens=tokens)
         words += m.pick(["train.log_every=10"], FAST)
         launch(m)("train.py", *words, "train.epochs=1", "train.pictures=0", "name=recipe")

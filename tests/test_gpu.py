@@ -10,6 +10,7 @@ from net import NETWORKS
 from tests import gpu, gpu_checks
 from tests.gpu import SECTIONS
 from tests.gpu_checks import Machine, aim, at_most, told
+from tests.toy import process
 from utils.metrics import METRICS
 
 EVERY_SECTION = ["device", "networks", "training", "metrics", "ceilings", "bench", "recipe", "memory", "files"]
@@ -37,6 +38,10 @@ def test_it_is_skipped_without_cuda(tmp_path, monkeypatch, capsys):
     assert gpu.main([]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "skipped" in printed and not list(tmp_path.iterdir())
+
+
+def test_it_needs_nothing_that_only_the_tests_need():
+    assert process("-c", "import sys; sys.modules['pytest'] = None; import tests.gpu; print('there')") == "there\n"
 
 
 def test_rehearsal(rehearse):

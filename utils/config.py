@@ -155,7 +155,7 @@ class Config:
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
     # fp32, bf16 in the widest layers, or tf32: fp32 but for the matrix products of NVIDIA GPUs
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    compile: bool = False  # torch.compile the Restormer blocks: a minute or more at first, then fewer, larger kernels
+    compile: bool = False  # torch.compile the Restormer blocks: up to a minute at first, then fewer, larger kernels
     ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
     net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
     loss: dict[str, Any] = field(default_factory=dict)  # name and options, see utils/loss.py
