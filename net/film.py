@@ -231,6 +231,7 @@ class FILM(FusionNetwork):
     label = "FILM"
     inputs = ("text", "text_mask")
     branch_class: type[Branch] = TextGuidedBranch
+    image_channels = 1  # of what the first stage takes of a source
     outputs = 1  # maps that the decoder ends in
 
     def __init__(
@@ -257,7 +258,9 @@ class FILM(FusionNetwork):
             )
         sizes = dict(channels=channels, hidden_dim=hidden_dim, heads=heads, blocks=blocks, token_grid=tuple(token_grid))
         self.text_projection = nn.Linear(text_dim, hidden_dim)
-        self.stages = nn.ModuleList(Stage(self.branch_class, channels if i else 1, **sizes) for i in range(stages))
+        self.stages = nn.ModuleList(
+            Stage(self.branch_class, channels if i else self.image_channels, **sizes) for i in range(stages)
+        )
         self.decoder = Decoder(channels, heads, blocks, self.outputs)
 
     def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
