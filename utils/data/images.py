@@ -64,6 +64,11 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise InputError(f"{path} has pixels of type {image.dtype}; save it as 8 bit, 16 bit or 32-bit float")
     if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
         raise InputError(f"{path} holds floats outside [0, 1] or NaN; scale it to [0, 1] or save it as 16 bit")
+    return split_color(image)
+
+
+def split_color(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded image, (H, W) gray or (H, W, 3) BGR of uint8, uint16 or float32 -> gray and chroma as `read_image`."""
     if image.ndim == 2:
         return image, None
     gray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_BGR2GRAY)
