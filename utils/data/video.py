@@ -120,7 +120,7 @@ class Video(Frames):
         """Go to each frame that can be decoded; its moment.
 
         Where bytes are damaged OpenCV leaves frames out, or stops, and goes on if it is asked again. Only the times of
-        the frames show what is missing; where there are none, each failure counts as a frame.
+        the frames show what is missing; where there are none, the order counts.
         """
         moment, misses, start = -1.0, 0, 0.0
         while misses < MISSES:
@@ -128,9 +128,9 @@ class Video(Frames):
                 misses += 1
                 continue
             time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * (self.fps or 0) if self.by_time else -1.0
-            if moment < 0 and self.is_avi:  # its times start late where frames are stored in another order
+            if moment < 0 and self.is_avi and self.by_time:  # it starts late where frames are not stored in order
                 start = time - misses
-            moment = time - start if time - start > moment else moment + 1 + misses
+            moment = time - start if time - start > moment else moment + 1
             misses = 0
             yield moment
 
@@ -151,7 +151,7 @@ class Video(Frames):
 
     def recount(self) -> None:
         """Set `count` to the frames that can be decoded, in a pass over the video; from now on their order counts."""
-        grabbed = tqdm(self._grab(self._open()), f"counting the frames of {self.path}", delay=3, leave=False)
+        grabbed = tqdm(self._grab(self._open()), f"counting frames of {self.path.name}", delay=3, leave=False)
         self.count, self.by_time = sum(1 for _ in grabbed), False
 
 
