@@ -5,6 +5,7 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
     python data_process.py --config configs/film_ivf.yaml                    every set the config names
     python data_process.py --config configs/film_ivf.yaml RoadScene_test     one set, <dataset>_<split>
     python data_process.py --config configs/film_ivf.yaml Lytro data.root=/my/VLFDataset
+    python data_process.py --config configs/film_ivf.yaml RoadScene_test --align affine
     python data_process.py arrange MSRS /my/downloads/MSRS                   a download into the VLF layout, by links
     python data_process.py describe --config configs/text.yaml               write a paragraph on every image
     python data_process.py encode --config configs/text.yaml                 paragraphs to text features
@@ -12,7 +13,8 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
 A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data/h5.py). Training sets are resized
 or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
 listed at once, and nothing is written for it. data.draw draws splits and data.simulate simulates sets of
-multi-focus and multi-exposure pairs first, where they are not there yet.
+multi-focus and multi-exposure pairs first, where they are not there yet. With --align, source B of every pair
+is registered to source A.
 """
 
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from net import build_model
 from utils.config import Config, parse_args, pick_device, read_yaml
+from utils.data.align import MOTIONS
 from utils.data.arrange import arrange
 from utils.data.images import read_rgb
 from utils.data.make import make_sets, read_pair
@@ -39,10 +42,13 @@ def main() -> None:
     config, args = parse_args(
         __doc__,
         words="arrange, describe or encode, and the sets, <dataset>_<split> or <dataset>; default: the config's",
+        arguments={"--align": {"choices": [*MOTIONS], "help": "register B to A by such a motion"}},
         default="configs/text.yaml" if sys.argv[1:2] == ["arrange"] else None,  # which is about files alone
     )
     set_up_process(config.precision)
     command = args.words.pop(0) if args.words and args.words[0] in COMMANDS else ""
+    if command and args.align:
+        raise InputError(f"--align is for H5 files, and {command} makes none; leave it out")
     if command == "arrange":
         return arrange_download(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
@@ -54,7 +60,7 @@ def main() -> None:
     elif command == "encode":
         problems = encode_sets(sources, config)
     else:
-        problems = make_sets(sources, config, build_model(**config.net).inputs, records={})
+        problems = make_sets(sources, config, build_model(**config.net).inputs, records={}, motion=args.align)
     if problems:
         raise InputError("\n".join(problems))
 

@@ -3,8 +3,11 @@
 Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
 clip (2, E), chroma (2, H, W) and further maps (1, H, W), with one dataset a sample name. Ours stores images in
 their own depth (8 bit as a rule), the features that a network takes, and chroma where a source has colour;
-attributes record where it all came from. A published file (floats in [0, 1], text (1, L, dim), no attributes)
-opens as well.
+attributes record where it all came from. Where B was registered to A (`data_process.py --align`), the file has the
+attribute align, the motion, and each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the
+original B that a pixel of the whole pair was taken from, before any resizing or cutting; the identity for a pair
+that was kept. A file without it holds the pairs as they were. A published file (floats in [0, 1], text (1, L, dim),
+no attributes) opens as well.
 """
 
 import contextlib

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from net.provenance import GuideRecord
 from utils.config import Config, Data
+from utils.data.align import Alignment, align, warp
 from utils.data.h5 import CHECKSUM, crc32, h5_path, shape_attributes
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_split
@@ -25,17 +26,23 @@ from utils.opencv import cv2
 from utils.targets import COMPUTED_MAPS
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
+NAMED = 5  # pairs in a message
 GZIP = 4  # level of compression, HDF5's own default
 
 
 def make_sets(
-    sources: list[Source], config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord]
+    sources: list[Source],
+    config: Config,
+    inputs: Iterable[str],
+    records: Mapping[str, GuideRecord],
+    motion: str | None = None,
 ) -> list[str]:
     """Write the H5 files of some sets.
 
     Args:
         inputs: what the network takes beside the images, its `inputs`.
         records: by guide what the network was trained with, if it is trained already.
+        motion: one of MOTIONS to register B to A by it, or None to take the pairs as they are.
 
     Returns:
         What is wrong with the sets that could not be made, a text of several lines for each.
@@ -45,14 +52,19 @@ def make_sets(
         for source in sources:
             try:
                 with exclusive_lock(h5_path(config.data.h5, source.name)):
-                    print(make_set(source, config, inputs, records, workers))
+                    print(make_set(source, config, inputs, records, motion, workers))
             except InputError as error:
                 problems.append(str(error))
     return problems
 
 
 def make_set(
-    source: Source, config: Config, inputs: Iterable[str], records: Mapping[str, GuideRecord], workers: Workers
+    source: Source,
+    config: Config,
+    inputs: Iterable[str],
+    records: Mapping[str, GuideRecord],
+    motion: str | None,
+    workers: Workers,
 ) -> str:
     """Write one H5 file, and say what was made. Its bytes do not depend on the number of workers.
 
@@ -71,9 +83,10 @@ def make_set(
     makers = {g.name: g.maker(config, records.get(g.name), source, names, problems) for g in guides_of(inputs)}
     path = h5_path(config.data.h5, source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    alignments: dict[str, Alignment] = {}
     try:
         with os_error_as_input_error(path), h5py.File(temporary, "w") as file:
-            encode = partial(encode_pair, source, config.data, computed, training)
+            encode = partial(encode_pair, source, config.data, computed, training, motion)
             found = ((name, {side: {name: paths.get(name, [])} for side, paths in files.items()}) for name in names)
             pairs = tqdm(workers.map(encode, found), total=len(names), desc=source.name, unit="pair")
             for name, pair in zip(names, pairs):
@@ -81,11 +94,17 @@ def make_set(
                     problems += str(pair).splitlines()
                 elif not problems:
                     write_sample(file, pair.pieces, make_features(makers, name, pair.images))
+                    if pair.alignment:
+                        alignments[name] = pair.alignment
+                        for piece in pair.pieces:
+                            file["imageB"][piece].attrs["align"] = pair.alignment.matrix
             if problems:
                 raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
             file.attrs.update(dataset=source.dataset, split=source.split, task=source.task)
             file.attrs["sources"] = f"{source.a},{source.b}"
             file.attrs.update(shape_attributes(config.data, training))
+            if motion:
+                file.attrs["align"] = motion
             for maker in makers.values():
                 file.attrs.update(maker.attributes)
             count = len(file["imageA"])
@@ -97,7 +116,18 @@ def make_set(
     finally:
         temporary.unlink(missing_ok=True)
     cut = f" in {count} pieces" if count != len(names) else ""
-    return f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
+    made = f"{path}: {len(names)} pairs{cut}, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{made}\n{describe_alignments(alignments)}" if motion else made
+
+
+def describe_alignments(alignments: Mapping[str, Alignment]) -> str:
+    """One line on the pairs of a set, by name: how many were moved, how far, and which were not."""
+    shifts = [found.shift for found in alignments.values() if found.improved]
+    kept = [name for name, found in alignments.items() if not found.improved]
+    moved = f"B was moved to A in {len(shifts)} of {len(alignments)} pairs"
+    moved += f", by {np.median(shifts):.1f} pixels in the median" if shifts else ""
+    more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+    return moved + (f"; kept as they are: {', '.join(kept[:NAMED])}{more}" if kept else "")
 
 
 def make_features(makers: Mapping[str, FeatureMaker], name: str, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -117,20 +147,25 @@ class EncodedMap(NamedTuple):
 
 
 class EncodedPair(NamedTuple):
-    """What a worker gives of a pair: `images` are the whole imageA and imageB, for guides that look at them."""
+    """What a worker gives of a pair: `images` are the whole imageA and imageB, for guides that look at them.
+
+    `alignment` is how B was registered to A, None if that was not asked for.
+    """
 
     images: tuple[np.ndarray, np.ndarray]
     pieces: dict[str, dict[str, EncodedMap]]
+    alignment: Alignment | None
 
 
 def encode_pair(
-    source: Source, data: Data, computed: Sequence[str], training: bool, found: tuple[str, dict]
+    source: Source, data: Data, computed: Sequence[str], training: bool, motion: str | None, found: tuple[str, dict]
 ) -> EncodedPair | InputError:
     """Do for a pair all that needs neither a model nor the H5; this runs in workers.
 
     Args:
         computed: which of COMPUTED_MAPS it gets.
         training: as for `shape_pair`.
+        motion: as for `read_pair`.
         found: the name of the pair, and by side what `Source.list_images` gives for it.
 
     Returns:
@@ -138,13 +173,13 @@ def encode_pair(
     """
     name, files = found
     try:
-        pair = read_pair(source, files, name)
+        pair, alignment = read_pair(source, files, name, motion)
         pair |= {kind: COMPUTED_MAPS[kind](255 * as_unit(pair["imageA"])) for kind in computed}
         pieces = shape_pair(name, pair, data, training)
     except InputError as error:
         return error
     encoded = {piece: {group: encode_map(group, m) for group, m in maps.items()} for piece, maps in pieces.items()}
-    return EncodedPair((pair["imageA"], pair["imageB"]), encoded)
+    return EncodedPair((pair["imageA"], pair["imageB"]), encoded, alignment)
 
 
 def encode_map(group: str, image: np.ndarray) -> EncodedMap:
@@ -155,11 +190,17 @@ def encode_map(group: str, image: np.ndarray) -> EncodedMap:
     return EncodedMap(data, image.reshape(-1, *image.shape[-2:]).shape, image.dtype, crc32(image))
 
 
-def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
-    """A pair as an H5 groups it: imageA, imageB and further maps (H, W), and chroma (2, H, W) if it has colour.
+def read_pair(
+    source: Source, files: dict, name: str, motion: str | None = None
+) -> tuple[dict[str, np.ndarray], Alignment | None]:
+    """A pair as an H5 groups it, and how B was registered to A, if it was to be.
 
     Args:
         files: by side what `Source.list_images` gives.
+        motion: one of MOTIONS to register imageB and its colour to imageA, or None. Further maps are left as they are.
+
+    Returns:
+        imageA, imageB and further maps (H, W), and chroma (2, H, W) if the pair has colour; the alignment or None.
 
     Raises:
         InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes.
@@ -183,8 +224,12 @@ def read_pair(source: Source, files: dict, name: str) -> dict[str, np.ndarray]:
         problems.append(f"'{name}' has sources of unequal sizes: {sizes} pixels in {' and '.join(sides)}")
     if problems:
         raise InputError("\n".join(problems))
+    alignment = align(as_unit(pair["imageA"]), as_unit(pair["imageB"]), motion) if motion else None
+    if alignment and alignment.improved:
+        pair["imageB"] = warp(pair["imageB"], alignment.matrix)
+        chromas[1] = None if chromas[1] is None else warp(chromas[1], alignment.matrix)
     chroma = merge_chroma(chromas)
-    return pair if chroma is None else pair | {"chroma": chroma}
+    return (pair if chroma is None else pair | {"chroma": chroma}), alignment
 
 
 def shape_pair(name: str, pair: dict[str, np.ndarray], data: Data, training: bool) -> dict[str, dict]:
