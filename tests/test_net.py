@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -137,6 +138,15 @@ def test_tiles_do_not_change_the_result(name, size):
         prepare(model, tile=tile)
         with torch.no_grad():
             torch.testing.assert_close(model(*inputs), whole, atol=1e-10, rtol=0, msg=f"tile={tile}")
+
+
+def test_half_repeats_the_last_row_of_odd_images():
+    model = small("film_blend_half").double()
+    batch = doubled(example(model, (33, 47), n=1))
+    padded = batch | {key: F.pad(batch[key], (0, 1, 0, 1), mode="replicate") for key in ("image_a", "image_b")}
+    with torch.no_grad():
+        odd, even = (model(*model.arguments(each)) for each in (batch, padded))
+    torch.testing.assert_close(odd, even[..., :33, :47], atol=1e-12, rtol=0)
 
 
 def test_tiles_bound_the_width_of_what_is_whole(monkeypatch):

@@ -1,0 +1,90 @@
+"""Bring the two images of a pair onto each other: to one size, and B registered to A, where a user asks for it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.data.align import Alignment, warp
+from utils.data.images import as_unit, read_image
+from utils.errors import InputError
+from utils.opencv import cv2
+
+RESIZE = ("a", "b", "max")  # the values of --resize
+ASPECT = 0.02  # aspect ratios that differ by more show different views
+
+
+class Picture(NamedTuple):
+    """An image to fuse: gray (H, W) float32 in [0, 1], and chroma (2, H, W) uint8, None where it has no colour."""
+
+    gray: np.ndarray
+    chroma: np.ndarray | None
+
+
+def as_picture(gray: np.ndarray, chroma: np.ndarray | None) -> Picture:
+    """An image of `read_image`, or a frame of a video, as a Picture."""
+    return Picture(as_unit(gray), chroma)
+
+
+def read_picture(path: str | Path) -> Picture:
+    """An image file as a Picture; InputError as `read_image`."""
+    return as_picture(*read_image(path))
+
+
+def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | None, names: str) -> tuple[int, int]:
+    """The size (H, W) that a pair is fused in.
+
+    Args:
+        size_a, size_b: (H, W) of the sources.
+        resize: "a", "b" or "max": that of A, of B, or of the one with more pixels; None: they must be equal.
+        names: what the pair is called in messages.
+
+    Raises:
+        InputError: unequal sizes without `resize`, or aspect ratios that differ by more than ASPECT.
+    """
+    if size_a == size_b:
+        return size_a
+    aspect_a, aspect_b = (width / height for height, width in (size_a, size_b))
+    if max(aspect_a, aspect_b) > (1 + ASPECT) * min(aspect_a, aspect_b):
+        raise InputError(
+            f"{names} have unequal shapes, {aspect_a:.3f} and {aspect_b:.3f} times as wide as high; cut them to the "
+            "same view first"
+        )
+    if resize is None:
+        sizes = " and ".join(f"{height} x {width}" for height, width in (size_a, size_b))
+        raise InputError(f"{names} have unequal sizes, {sizes} pixels; use --resize a, b or max")
+    largest = max(size_a, size_b, key=np.prod)
+    return {"a": size_a, "b": size_b, "max": largest}[resize]
+
+
+def resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture in another size (H, W): means of areas where it shrinks, cubic where it grows."""
+    if picture.gray.shape == size:
+        return picture
+    way = cv2.INTER_AREA if size[0] < picture.gray.shape[0] else cv2.INTER_CUBIC
+    gray, *chroma = (
+        cv2.resize(plane, size[::-1], interpolation=way)
+        for plane in (picture.gray, *(picture.chroma if picture.chroma is not None else ()))
+    )
+    return Picture(gray.clip(0, 1), np.stack(chroma) if chroma else None)
+
+
+def fit(a: Picture, b: Picture, resize: str | None, names: str) -> tuple[Picture, Picture]:
+    """A pair in one size; arguments and errors as of `common_size`."""
+    size = common_size(a.gray.shape, b.gray.shape, resize, names)
+    return resized(a, size), resized(b, size)
+
+
+def registered(b: Picture, alignment: Alignment | None) -> Picture:
+    """The picture of B as A sees it; as it is without an alignment, or where that did not improve it."""
+    if alignment is None or not alignment.improved:
+        return b
+    return Picture(*(None if part is None else warp(part, alignment.matrix) for part in b))
+
+
+def remark(alignment: Alignment) -> str:
+    """What an alignment did, for the user."""
+    correlation = f"correlation of edges {alignment.before:.3f} -> {alignment.after:.3f}"
+    if alignment.improved:
+        return f"B moved by {alignment.shift:.1f} pixels, {correlation}"
+    return f"warning: kept as it is, no alignment was found that is better ({correlation})"

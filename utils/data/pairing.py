@@ -1,0 +1,234 @@
+"""Which images of a user belong together: two images, two folders, one folder with both kinds, or a table of pairs."""
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.data.images import check_writable, list_images
+from utils.errors import InputError
+from utils.files import plain_name
+
+COLUMNS = ("a", "b", "name", "text_a", "text_b", "instruct")  # of a table of pairs; the first two are needed
+SHOWN = 10  # names in a message, and pairs that are printed
+# what tells the images of source A from those of source B in one folder, by task: IVF, MIF, MEF, MFF
+WORDS_A = {"ir", "tir", "lwir", "infrared", "thermal", "mri", "over", "near"}
+WORDS_B = {"vi", "vis", "visible", "rgb", "ct", "pet", "spect", "under", "far"}
+SEPARATORS = "_-. "
+
+
+class OwnPair(NamedTuple):
+    """A pair of a user.
+
+    Attributes:
+        name: of the pair, unique.
+        a, b: the images.
+        out: where the result goes.
+        text_a, text_b: what A and B show, or a file .txt with it; empty: not said.
+        instruct: what is wanted; empty: nothing.
+    """
+
+    name: str
+    a: Path
+    b: Path
+    out: Path
+    text_a: str = ""
+    text_b: str = ""
+    instruct: str = ""
+
+
+def find_pairs(a: str, b: str, out: Path) -> tuple[list[OwnPair], str]:
+    """The pairs of two images, two folders, or one folder given twice.
+
+    Args:
+        a, b: two images; two folders; or files with * for the name, "folder/*_ir.png". Images of equal names are
+            paired. So are those whose names differ by what all names of a side begin or end with: IR1 and VIS1. In one
+            folder a word tells which is which, see WORDS_A and WORDS_B: x_ir and x_vis.
+        out: an image for two images, else a folder.
+
+    Returns:
+        The pairs, and how they were found.
+
+    Raises:
+        InputError: one image and one folder, images without a partner, a result that would replace its source.
+    """
+    sides = [Path(side) for side in (a, b)]
+    many = [side.is_dir() or "*" in side.name for side in sides]
+    if many[0] != many[1]:
+        raise InputError(f"--a {a} and --b {b} must be two images or two folders")
+    how = ""
+    if not many[0]:
+        check_writable(out)
+        pairs = [OwnPair(sides[0].stem, *sides, out)]
+    else:
+        if sides[0].resolve() == sides[1].resolve():
+            found = split_folder(sides[0])
+            how = "paired by the words in their names"
+        else:
+            found = [list_images(s) if s.is_dir() else list_images(s.parent, s.name) for s in sides]
+        if found[0].keys() != found[1].keys():
+            how = "paired by their names, without what those of a side have in common"
+            matched = match_names(*(list(side) for side in found))
+            found = [{new or old: side[old] for new, old in names.items()} for side, names in zip(found, matched)]
+        check_partners(f"{a} and {b}" if a != b else a, *found)
+        pairs = [OwnPair(name, paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()]
+    check_targets(pairs)
+    if how:
+        shown = [f"  {pair.a.name} + {pair.b.name} -> {pair.out.name}" for pair in pairs[:SHOWN]]
+        more = [f"  ... and {len(pairs) - SHOWN} more, see --list"] if len(pairs) > SHOWN else []
+        how = "\n".join([f"{how}:", *shown, *more, ""])
+    return pairs, how
+
+
+def check_partners(where: str, found_a: dict[str, list[Path]], found_b: dict[str, list[Path]]) -> None:
+    """InputError if a name has not exactly one image on each side."""
+    alone = found_a.keys() ^ found_b.keys()
+    alone |= {name for found in (found_a, found_b) for name, paths in found.items() if len(paths) > 1}
+    if alone or not found_a:
+        files = [
+            path.name for found in (found_a, found_b) for name in sorted(found) if name in alone for path in found[name]
+        ]
+        raise InputError(
+            f"the images of {where} cannot be paired: each needs one partner of the same name, or of a name that "
+            "differs by what all of its side begin or end with (* is the name in a pattern). Without: "
+            f"{shortened(files) or 'no images at all'}. Otherwise list the pairs in a table, --pairs pairs.csv"
+        )
+
+
+def match_names(names_a: list[str], names_b: list[str]) -> list[dict[str, str]]:
+    """Pair names that differ by what all names of a side have in common: ["IR1", "IR2"] and ["VIS1", "VIS2"].
+
+    What is left of the names of both sides must be equal. There is at most one such pairing: any two ways to cut a
+    beginning and an end that all names have leave the names in the same relation.
+
+    Returns:
+        For each side {what is left: name}. If there is no such pairing, the one that leaves the fewest without a
+        partner.
+    """
+    if len(names_a) == len(names_b) == 1:
+        return [{names_a[0]: names[0]} for names in (names_a, names_b)]
+    whole, words, letters = r".+", r"[^\W\d_]+|\d+|[\W_]", r"\d+|\D"  # no number is cut: thermal_0001 is 0001, not 1
+    ways = [[dict(zip(cut(names, way), names)) for names in (names_a, names_b)] for way in (whole, words, letters)]
+    return min(ways, key=lambda sides: len(sides[0].keys() ^ sides[1].keys()))
+
+
+def cut(names: list[str], words: str) -> list[str]:
+    """What is left of names without the longest beginning and end that all of them have, in whole words.
+
+    Args:
+        words: a regular expression of a word.
+    """
+    parts = [re.findall(words, name) for name in names]
+    start = common_start(parts)
+    rest = [part[start:] for part in parts]
+    end = common_start([part[::-1] for part in rest])
+    return ["".join(part[: len(part) - end]) for part in rest]
+
+
+def common_start(parts: list[list[str]]) -> int:
+    """How many words at the beginning of all are the same."""
+    return sum(1 for _ in itertools.takewhile(lambda words: len(set(words)) == 1, zip(*parts)))
+
+
+def split_folder(folder: Path) -> list[dict[str, list[Path]]]:
+    """The images of A and of B in one folder, by their names without the word that tells which they are.
+
+    Raises:
+        InputError: an image with none of the words, or with several.
+    """
+    found: list[dict[str, list[Path]]] = [{}, {}]
+    unclear = []
+    for stem, paths in list_images(folder).items():
+        words = re.findall(r"[^\W\d_]+|[\W\d_]+", stem)
+        told = [
+            (i, side) for i, word in enumerate(words) for side in (0, 1) if word.lower() in (WORDS_A, WORDS_B)[side]
+        ]
+        if len(told) != 1:
+            unclear += [path.name for path in paths]
+            continue
+        ((i, side),) = told
+        before, after = "".join(words[:i]), "".join(words[i + 1 :])
+        name = (before.rstrip(SEPARATORS) + after).strip(SEPARATORS) or "fused"
+        found[side].setdefault(name, []).extend(paths)
+    if unclear:
+        raise InputError(
+            f"which images of {folder} are A and which B? Name them like x_ir and x_vis, or give patterns: "
+            f'--a "{folder}/*_a.png" --b "{folder}/*_b.png". Unclear: {shortened(unclear)}'
+        )
+    return found
+
+
+def read_table(path: Path, out: Path) -> list[OwnPair]:
+    """The pairs of a table, a CSV file with the columns COLUMNS; paths are relative to its folder.
+
+    Args:
+        path: the table. A name that is not given is that of the image of A.
+        out: the folder of the results.
+
+    Raises:
+        InputError: with a line for each mistake: another column, a missing file or value, a name given twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the table {path} ({getattr(error, 'strerror', 'not text')})") from error
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","  # as some spreadsheets write
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}, is not a row of a table ({error})") from error
+    (_, columns), *rows = lines or [(1, [])]
+    for column in columns:
+        if column not in COLUMNS:
+            raise InputError(f"{path} has a column '{column}'; the columns are {', '.join(COLUMNS)}")
+    if not {"a", "b"} <= set(columns) or len(set(columns)) < len(columns):
+        raise InputError(f"{path} must have the columns a and b, may have {', '.join(COLUMNS[2:])}, and each once")
+    if not rows:
+        raise InputError(f"{path} lists no pairs")
+    problems: list[str] = []
+    pairs: list[OwnPair] = []
+    named: dict[str, int] = {}
+    for line, values in rows:
+        row = dict(zip(columns, values))
+        images = [path.parent / row.get(side, "") for side in ("a", "b")]
+        wrong = [f"there is no {image}" for image in images if not image.is_file()]
+        if len(values) != len(columns):
+            wrong = [f"{len(values)} values for {len(columns)} columns"]
+        name = row.get("name") or images[0].stem
+        texts = [resolved(row.get(key, ""), path.parent) for key in ("text_a", "text_b")]
+        if not plain_name(name):
+            wrong.append(f"{name!r} is not a plain file name")
+        if bool(texts[0]) != bool(texts[1]):
+            wrong.append("only one of text_a and text_b")
+        if name in named:
+            wrong.append(f"the name '{name}' is that of line {named[name]}, too; give names in a column name")
+        named.setdefault(name, line)
+        problems += [f"{path}, line {line}: {problem}" for problem in wrong]
+        pairs.append(OwnPair(name, *images, out / f"{name}.png", *texts, row.get("instruct", "")))
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise InputError("\n".join([*problems[:SHOWN], *more]))
+    check_targets(pairs)
+    return pairs
+
+
+def resolved(text: str, folder: Path) -> str:
+    """A text of a table; the name of a file .txt is relative to the table's folder."""
+    return str(folder / text) if text.endswith(".txt") else text
+
+
+def check_targets(pairs: Iterable[OwnPair]) -> None:
+    """InputError if a result would replace a source."""
+    sources = {source.resolve() for pair in pairs for source in (pair.a, pair.b)}
+    for pair in pairs:
+        if pair.out.resolve() in sources:
+            raise InputError(f"--out would write over the source {pair.out}; choose another place")
+
+
+def shortened(names: list[str]) -> str:
+    """Some names with commas between, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
