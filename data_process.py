@@ -22,8 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from net import build_model
-from utils.config import Config, parse_args, pick_device, read_yaml
-from utils.data.align import MOTIONS
+from utils.config import MOTIONS, Config, parse_args, read_yaml
 from utils.data.arrange import arrange
 from utils.data.images import read_rgb
 from utils.data.make import make_sets, read_pair
@@ -32,7 +31,7 @@ from utils.errors import InputError, run_script
 from utils.files import find_file
 from utils.guides.describe import Item, describe
 from utils.guides.features import read_features, write_features
-from utils.process import set_up_process
+from utils.process import pick_device, set_up_process
 
 ORIGINALS = "configs/originals.yaml"
 COMMANDS = ("arrange", "describe", "encode")

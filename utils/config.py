@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from utils.errors import InputError, nearest, short_repr
 from utils.files import find_file
 
-if TYPE_CHECKING:
-    import torch
-
 INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
+RESIZE = ("a", "b", "max")  # the values of --resize, and of --align
+MOTIONS = ("translation", "affine", "homography")
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 
 
@@ -147,6 +146,15 @@ class Test:
 
 
 @dataclass
+class Video:
+    """How videos of a user are read and written; test.py --a ir.mp4 --b vis.mp4 --out fused.mp4."""
+
+    fps: PositiveFloat = 25.0  # frames a second of a folder of frames, which does not say
+    codec: str | None = None  # four letters, e.g. FFV1 (lossless); None: by the extension
+    batch_size: PositiveInt = 4  # frames at a time
+
+
+@dataclass
 class Config:
     """Everything a script needs to know."""
 
@@ -167,6 +175,7 @@ class Config:
     clip_input: Literal["image", "crop"] = "image"
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
+    video: Video = field(default_factory=Video)
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""
@@ -343,29 +352,3 @@ def parse_args(
     if args.words and words is None:
         raise InputError(f"'{args.words[0]}' is not of the form key=value, e.g. train.lr=1e-4")
     return load_config(args.config, args.overrides), args
-
-
-def pick_device(device: str) -> "torch.device":
-    """Choose the device to compute on.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
-
-    Returns:
-        The device.
-
-    Raises:
-        InputError: another kind of device, or one that this machine does not have.
-    """
-    import torch  # seconds to import, and the config alone does not need it
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda"):  # e.g. mps has no float64, which metrics take
-            raise InputError(f"device '{device}' must be cpu, cuda, cuda:<number> or auto")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' is not there; use device=cpu or device=auto") from error
-    return chosen

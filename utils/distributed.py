@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from utils.config import pick_device
 from utils.errors import InputError
+from utils.process import pick_device
 
 PATIENCE = timedelta(days=30)  # the first rank may be writing texts for a whole set while the others wait
 

@@ -1,9 +1,11 @@
-"""Settings of a whole process."""
+"""Settings of a whole process, and the device that it computes on."""
 
 import ctypes
 import sys
 
 import torch
+
+from utils.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # in malloc.h
 
@@ -28,3 +30,27 @@ def set_up_process(precision: str = "fp32") -> None:
     if mallopt:  # glibc; musl has none
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
+
+
+def pick_device(device: str) -> torch.device:
+    """Choose the device to compute on.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: another kind of device, or one that this machine does not have.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):  # e.g. mps has no float64, which metrics take
+            raise InputError(f"device '{device}' must be cpu, cuda, cuda:<number> or auto")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{device}' is not there; use device=cpu or device=auto") from error
+    return chosen

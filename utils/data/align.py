@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.config import MOTIONS
 from utils.errors import InputError, nearest
 from utils.opencv import cv2
 
-MOTIONS = ("translation", "affine", "homography")
 ECC_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)  # at most 40, while this much is gained
 FINEST = 640  # pixels of the longer side; larger images are scaled down to it
 SMALLEST = 24  # pixels of the shorter side, of any level

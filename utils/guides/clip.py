@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from net.provenance import GuideRecord
-from utils.config import pick_device
 from utils.errors import InputError
 from utils.guides.guide import Guidance, Guide
+from utils.process import pick_device
 
 if TYPE_CHECKING:
     from utils.config import Config

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.config import Config, pick_device
+from utils.config import Config
 from utils.errors import InputError
 from utils.files import short_digest, write_file
 from utils.guides.guide import GIVEN, check_feature
 from utils.guides.text import TextEncoder, encoder_name
+from utils.process import pick_device
 
 if TYPE_CHECKING:
     from utils.data.sources import Source
