@@ -5,8 +5,9 @@
     python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
     python test.py --a ir.png --b vis.png --out fused.png ckpt=models/IVF.safetensors        a pair of your own
     python test.py --a ir.png --b vis.png --out fused.png --text-a "..." --text-b "..." ckpt=models/IVF.safetensors
-    python test.py --a folder_a --b folder_b --out folder ckpt=models/IVF.safetensors        pairs of equal names
-    python test.py --a "folder/*_ir.png" --b "folder/*_vis.png" --out folder ckpt=models/IVF.safetensors
+    python test.py --a folder_a --b folder_b --out folder ckpt=models/IVF.safetensors        two folders, or one twice
+    python test.py --pairs pairs.csv --out folder ckpt=models/IVF.safetensors --list         what would be fused?
+    python test.py --a ir.mp4 --b vis.mp4 --out fused.mp4 ckpt=models/IVF_fast.safetensors   a video
     python test.py --a ir.png --b vis.png --out fused.png --instruct "Remove the noise from the thermal image."
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
@@ -29,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import INSTRUCTED, Config, parse_args
+from utils.config import INSTRUCTED, MOTIONS, RESIZE, Config, parse_args
 from utils.errors import InputError, run_script
 from utils.files import commit, find_newest, plain_name, to_json
 
@@ -49,9 +50,13 @@ PUBLISHED = "configs/paper_tables.yaml"
 ARGUMENTS = {
     "--compare": {"action": "store_true", "help": "add weight-free rules, published results, a picture"},
     "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
-    "--a": {"metavar": "PATH", "help": "image, folder or files of source A (IR, MRI, OVER, NEAR)"},
-    "--b": {"metavar": "PATH", "help": "image, folder or files of source B (VI, T, UNDER, FAR)"},
-    "--out": {"metavar": "PATH", "help": "fused image, or folder for them"},
+    "--a": {"metavar": "PATH", "help": "image, folder, files or video of source A (IR, MRI, OVER, NEAR)"},
+    "--b": {"metavar": "PATH", "help": "image, folder, files or video of source B (VI, T, UNDER, FAR)"},
+    "--pairs": {"metavar": "FILE", "help": "a table of pairs: a CSV with the columns a, b, and others if wanted"},
+    "--out": {"metavar": "PATH", "help": "fused image or video, or folder for images or frames"},
+    "--list": {"action": "store_true", "help": "show which pairs would be fused, and do nothing"},
+    "--resize": {"choices": RESIZE, "help": "bring a pair of unequal sizes to that of A, of B, or the larger"},
+    "--align": {"choices": MOTIONS, "help": "register B to A first"},
     "--text-a": {"metavar": "TEXT", "help": "what A shows: the text, a .txt, or a folder of <name>.txt"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
     "--instruct": {"metavar": "TEXT", "action": "append", "default": [], "help": "what is wanted; may be given often"},
@@ -71,15 +76,19 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)):
             raise SystemExit from None  # the processes of torchrun read the same words: the first says what is wrong
         raise
+    if args.list:
+        from utils.data.own import list_own
+
+        return list_own(args, config.video.fps)
     from utils import distributed
     from utils.process import set_up_process
 
     set_up_process(config.precision)
     _, _, device = distributed.start(config.device)
     with distributed.one_voice():
-        if not args.a:
+        if not args.own:
             return test_sets(config, args, device)
-        from utils.results.own_pairs import fuse_files
+        from utils.results.own_files import fuse_files
 
         config = replace(config, ckpt=find_checkpoint(config, None))
         fuse_files(open_model(config, args.overrides, device), config, args, device)
@@ -88,17 +97,17 @@ def main() -> None:
 def read_arguments() -> tuple[Config, Namespace]:
     """The command line; InputError for a mistake, also for arguments that do not go together."""
     config, args = parse_args(__doc__, arguments=ARGUMENTS, default=SAMPLE)
+    from utils.data.own import check_arguments
+
     config.test.compare |= args.compare
     given = any(word.startswith("ckpt=") for word in args.overrides)
-    if args.a and args.instruct and args.config == SAMPLE and not given:
+    args.own = check_arguments(args)
+    if args.own and args.instruct and args.config == SAMPLE and not given:
         config.ckpt = INSTRUCTED
-    own_pair = [args.a, args.b, args.out]
-    if any(own_pair) and not all(own_pair):
-        raise InputError("a pair of your own needs all of --a, --b and --out")
     for flag in ("text_study", "export", "report"):
         if args.instruct and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is without --instruct")
-        if any(own_pair) and getattr(args, flag):
+        if args.own and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is for test sets, not for a pair of --a and --b")
     if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
         raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
@@ -108,7 +117,7 @@ def read_arguments() -> tuple[Config, Namespace]:
         raise InputError("--text-study runs in one process: python test.py ... in place of torchrun")
     if args.report and args.text_study:
         raise InputError("--report shows test sets; the text study draws a picture of its own")
-    if not any(own_pair) and not config.data.test:
+    if not args.own and not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test], or a pair with --a, --b and --out")
     from utils.results.evaluate import check_metrics
 

@@ -111,7 +111,7 @@ def test_networks_fuse(name, how, copies):
         if "instruction" in batch:  # to obey one takes a look at values: test_an_instruction_takes_one_look
             batch["instruction"] = None
         (fused,) = fuse_pair([on_gpu(model)], batch, GPU, {})
-    assert fused.shape == SMALL and copies == [*BY_OPENCV.get(name, []), (1, *SMALL)]
+    assert fused.shape == SMALL and copies == [*BY_OPENCV.get(name, []), (1, 1, *SMALL)]
 
 
 @pytest.mark.parametrize("name", TRAINABLE)

@@ -298,7 +298,10 @@ def test_own_pairs(prepared, tmp_path):
 
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((20, 20), np.uint8))
     for words, message in (
-        (["--a", a, "--b", tmp_path / "small.png", "--out", tmp_path / "x.png"], "unequal sizes, 45 x 53 and 20 x 20"),
+        (
+            ["--a", a, "--b", tmp_path / "small.png", "--out", tmp_path / "x.png"],
+            "unequal shapes, 1.178 and 1.000 times as wide as high",
+        ),
         (["--a", a, "--b", b], "needs all of --a, --b and --out"),
         (["--a", a, "--b", b, "--out", tmp_path / "x"], "cannot write an image named"),
         (["--a", a, "--b", images / "VI", "--out", tmp_path / "x"], "must be two images or two folders"),

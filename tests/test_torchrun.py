@@ -90,7 +90,7 @@ def test_two_processes_share_pairs_of_ones_own(prepared, tmp_path):
     for side in ("a", "b"):
         (tmp_path / side).mkdir()
         for i in range(5):
-            height = 40 + (side == "a" and i in (1, 2))
+            height = 60 + (side == "a" and i in (1, 2))
             cv2.imwrite(str(tmp_path / side / f"{i}.png"), rng.integers(0, 256, (height, 50, 3), dtype=np.uint8))
     words = [*prepared, *MAX, "--a", tmp_path / "a", "--b", tmp_path / "b", "--out"]
     one = script("test.py", *words, tmp_path / "one", code=1)

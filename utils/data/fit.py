@@ -10,7 +10,6 @@ from utils.data.images import as_unit, read_image
 from utils.errors import InputError
 from utils.opencv import cv2
 
-RESIZE = ("a", "b", "max")  # the values of --resize
 ASPECT = 0.02  # aspect ratios that differ by more show different views
 
 

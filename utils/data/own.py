@@ -70,16 +70,16 @@ def list_own(args: Namespace, fps: float) -> None:
 
     Args:
         args: as of `find_own`, and resize.
-        fps: of frames in folders.
+        fps: video.fps.
 
     Raises:
         InputError: as the fusion would raise it, but for what only the network can say.
     """
     if is_video(args):
-        a, b = (open_frames(path, fps) for path in (args.a, args.b))
+        a, b = open_frames(args.a), open_frames(args.b)
         check_together(a, b)
         size = common_size(a.size, b.size, args.resize, f"{args.a} and {args.b}")
-        print(f"{args.a} + {args.b}: {a.count} frames of {size[0]} x {size[1]}, {a.fps:g} a second")
+        print(f"{args.a} + {args.b}: {a.count} frames of {size[0]} x {size[1]}, {a.fps or b.fps or fps:g} a second")
         return
     pairs, how = find_own(args)
     print(how, end="")

@@ -162,10 +162,7 @@ def open_frames(path: str | Path, fps: float | None = None) -> Frames:
 
 
 def check_together(a: Frames, b: Frames) -> None:
-    """InputError for unequal sizes, rates or counts; counts that are declared unequal are counted first."""
-    if a.size != b.size:
-        sizes = " and ".join("{} x {}".format(*frames.size) for frames in (a, b))
-        raise InputError(f"{a.path} and {b.path} have unequal sizes, {sizes} pixels; register them first")
+    """InputError for unequal rates or counts; counts that are declared unequal are counted first."""
     if a.fps and b.fps and abs(a.fps - b.fps) > ONE_RATE * a.fps:
         raise InputError(f"{a.path} has {a.fps:.6g} frames per second and {b.path} {b.fps:.6g}; convert one of them")
     if a.count != b.count:

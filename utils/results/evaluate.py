@@ -157,7 +157,6 @@ def fuse_dataset(
         yield batch, fuse_pair(models, batch, device, guidances, instructions)
 
 
-@torch.inference_mode()
 def fuse_pair(
     models: list[FusionNetwork],
     batch: dict,
@@ -165,23 +164,39 @@ def fuse_pair(
     guidances: Mapping[str, Guidance],
     instructions: Sequence[Tensor] = (),
 ) -> list[np.ndarray]:
-    """The fused image (H, W) float32 in [0, 1] of each network, of a batch of one pair.
+    """As `fuse_batch`, of a batch of one pair: the fused image (H, W) of each network and instruction."""
+    return list(fuse_batch(models, batch, device, guidances, instructions)[:, 0])
+
+
+@torch.inference_mode()
+def fuse_batch(
+    models: list[FusionNetwork],
+    batch: dict,
+    device: torch.device,
+    guidances: Mapping[str, Guidance],
+    instructions: Sequence[Tensor] = (),
+) -> np.ndarray:
+    """The fused images (networks, N, H, W) float32 in [0, 1] of a batch of N pairs.
 
     Args:
-        instructions: features (L, dim); the first network's result under each comes after those of the networks.
+        instructions: features (L, dim); the first network's results under each come after those of the networks.
 
     Raises:
         InputError: a network returns NaN, or there is not enough memory.
     """
     batch = to_device(batch, device, guidances)
-    height, width = batch["image_a"].shape[-2:]
-    what = f"fuse '{batch['name'][0]}' ({height} x {width} pixels)"
-    with enough_memory(what, "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu"):
+    count, _, height, width = batch["image_a"].shape
+    names = batch["name"][0] if count == 1 else f"{batch['name'][0]} ... {batch['name'][-1]}"
+    with enough_memory(
+        f"fuse '{names}' ({height} x {width} pixels)",
+        "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
+    ):
         calls = [model.arguments(batch) for model in models]
-        calls += [models[0].arguments(batch | {"instruction": each[None].to(device)}) for each in instructions]
+        asked = [each.to(device).expand(count, -1, -1) for each in instructions]
+        calls += [models[0].arguments(batch | {"instruction": each}) for each in asked]
         networks = [*models, *[models[0]] * len(instructions)]
-        fused = torch.stack([model(*call)[0, 0] for model, call in zip(networks, calls)])
-        fused = list(fused.numpy(force=True))  # in one transfer
+        fused = torch.stack([model(*call)[:, 0] for model, call in zip(networks, calls)])
+        fused = fused.numpy(force=True)  # in one transfer
     if not np.isfinite(fused).all():
-        raise InputError(f"the network returned NaN for '{batch['name'][0]}'; its weights are not usable")
+        raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")
     return fused

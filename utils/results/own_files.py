@@ -15,7 +15,7 @@ from net import FusionNetwork
 from utils import distributed
 from utils.config import Config
 from utils.data.align import align
-from utils.data.fit import Picture, as_picture, fit, read_picture, registered, remark
+from utils.data.fit import Picture, as_picture, common_size, fit, read_picture, registered, remark
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.own import OwnPair, find_own, is_video
 from utils.data.pairs import collate
@@ -143,23 +143,26 @@ def fuse_video(fuse: Fuser, args: Namespace) -> None:
     if distributed.place()[1] > 1:
         raise InputError("a video is fused by one process: python test.py ... in place of torchrun")
     video = fuse.config.video
-    a, b = (open_frames(path, video.fps) for path in (args.a, args.b))
+    a, b = open_frames(args.a), open_frames(args.b)
     check_together(a, b)
-    (pair,), _ = find_own(args)
-    features, alignment = fuse.features([pair]), None
+    names = f"{args.a} and {args.b}"
+    common_size(a.size, b.size, args.resize, names)
+    features, alignment = fuse.features(find_own(args)[0]), None
     with (
-        open_output(args.out, a.fps, video.codec) as write,
+        open_output(args.out, a.fps or b.fps or video.fps, video.codec) as write,
         closing(in_step(a, b)) as frames,
         tqdm(total=a.count, unit="frame") as bar,
     ):
         for batch in batched(frames, video.batch_size):
-            pictures = [fit(*(as_picture(*image) for image in pair), args.resize, f"{a.path} and {b.path}") for pair in batch]
+            pictures = [
+                fit(*(as_picture(*image) for image in pair), args.resize, f"{a.path} and {b.path}") for pair in batch
+            ]
             if args.align and alignment is None:
                 alignment = align(*(picture.gray for picture in pictures[0]), args.align)
                 bar.write(f"by the first frames: {remark(alignment)}")
             pictures = [(one, registered(two, alignment)) for one, two in pictures]
-            names = [f"frame {bar.n + i}" for i in range(1, len(pictures) + 1)]
-            for frame in fuse(names, pictures, features * len(pictures)):
+            numbers = [f"frame {bar.n + i}" for i in range(1, len(pictures) + 1)]
+            for frame in fuse(numbers, pictures, features * len(pictures)):
                 write(frame)
             bar.update(len(pictures))
     print(f"{bar.n} frames fused, 8 bit by {fuse.stretch}: {args.out}")
