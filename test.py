@@ -11,6 +11,7 @@
     python test.py --a ir.png --b vis.png --out fused.png --instruct "Remove the noise from the thermal image."
     python test.py --config configs/film_ivf.yaml --text-study         does the text matter?
     python test.py --config ... ckpt=... --export models/IVF.safetensors   test and write half-precision weights
+    python test.py ckpt=models/IVF.safetensors --export model.onnx     a program that needs no PyTorch; or a .pt2
     torchrun --nproc_per_node=4 test.py --config configs/film_ivf.yaml     four GPUs share the pairs of every set
 
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv, metrics.json, and
@@ -61,10 +62,7 @@ ARGUMENTS = {
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
     "--instruct": {"metavar": "TEXT", "action": "append", "default": [], "help": "what is wanted; may be given often"},
     "--text-study": {"action": "store_true", "help": "fuse with own and other texts: does it matter?"},
-    "--export": {
-        "metavar": "FILE",
-        "help": "write the weights in half precision, tested so: a .safetensors, or a folder to share",
-    },
+    "--export": {"metavar": "FILE", "help": "write weights, tested (.safetensors, folder), or a program (.onnx, .pt2)"},
     "--sentence": {"metavar": "TEXT", "default": "A red rose on a white table.", "help": "one of the other texts"},
 }
 
@@ -86,12 +84,16 @@ def main() -> None:
     set_up_process(config.precision)
     _, _, device = distributed.start(config.device)
     with distributed.one_voice():
-        if not args.own:
-            return test_sets(config, args, device)
+        from utils.results.export import CPU, export_program, is_program
         from utils.results.own_files import fuse_files
 
+        if not args.own and not is_program(args.export):
+            return test_sets(config, args, device)
         config = replace(config, ckpt=find_checkpoint(config, None))
-        fuse_files(open_model(config, args.overrides, device), config, args, device)
+        if args.own:
+            return fuse_files(open_model(config, args.overrides, device), config, args, device)
+        model = open_model(replace(config, precision="fp32", compile=False), args.overrides, CPU)
+        export_program(Path(args.export), model, config, args.instruct)
 
 
 def read_arguments() -> tuple[Config, Namespace]:
@@ -102,17 +104,17 @@ def read_arguments() -> tuple[Config, Namespace]:
     config.test.compare |= args.compare
     given = any(word.startswith("ckpt=") for word in args.overrides)
     args.own = check_arguments(args)
-    if args.own and args.instruct and args.config == SAMPLE and not given:
+    if (args.own or args.export) and args.instruct and args.config == SAMPLE and not given:
         config.ckpt = INSTRUCTED
-    for flag in ("text_study", "export", "report"):
-        if args.instruct and getattr(args, flag):
+    for flag in ("text_study", "report", "export"):
+        if args.instruct and getattr(args, flag) and flag != "export":
             raise InputError(f"--{flag.replace('_', '-')} is without --instruct")
         if args.own and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is for test sets, not for a pair of --a and --b")
-    if args.export and (args.text_study or "{task}" in (config.ckpt or "{task}")):
-        raise InputError("--export tests one checkpoint on its sets; give ckpt=..., and no --text-study")
-    if args.export and Path(args.export).suffix in (".pth", ".pt", ".bin", ".ckpt", ".onnx"):
-        raise InputError(f"--export writes a .safetensors, or a folder, not {args.export}")
+    if args.export:
+        from utils.results.export import check_export
+
+        check_export(config, args)
     if args.text_study and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--text-study runs in one process: python test.py ... in place of torchrun")
     if args.report and args.text_study:
@@ -149,8 +151,6 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         if note:
             print(f"note: {note}")
         opened[name] = replace(used, test=replace(config.test, metrics=fitting)), model
-    if args.export:
-        check_export(Path(args.export))
     metrics, rows = {}, []
     report_folder = Path(config.test.output) / "report"
     new = new_report(report_folder, config, commit() or "not recorded") if args.report else nullcontext()
@@ -170,7 +170,9 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         write_image(path, stack_rows(rows))
         print(f"one pair of each set: {path}")
     if args.export:
-        export(Path(args.export), model, metrics)
+        from utils.results.export import export_weights
+
+        export_weights(Path(args.export), model, metrics)
 
 
 def find_checkpoint(config: Config, name: str | None) -> str | None:
@@ -347,27 +349,6 @@ def study_set(model: FusionNetwork, name: str, config: Config, device: torch.dev
         if "instruction" in model.inputs:
             instruction_study(model, dataset, name, guidances, config, device, staged)
     print(f"written: {folder}")
-
-
-def check_export(path: Path) -> None:
-    """InputError if a network cannot be exported to a place; better now than after the test."""
-    from net.hub import check_folder
-
-    if path.suffix != ".safetensors":
-        check_folder(path)
-
-
-def export(path: Path, model: FusionNetwork, metrics: dict[str, dict[str, float]]) -> None:
-    """Write the weights in half precision with what they were measured to do, as one file or as a folder."""
-    from net.checkpoint import save_weights
-    from net.hub import save_folder
-
-    checkpoint = model.checkpoint(replace(model.provenance, metrics=metrics))
-    if path.suffix == ".safetensors":
-        save_weights(path, checkpoint)
-    else:
-        save_folder(path, checkpoint, model.label)
-    print(f"weights in half precision, measured as above: {path}")
 
 
 if __name__ == "__main__":

@@ -14,19 +14,23 @@ from torch import Tensor, nn
 
 from net.base import FusionNetwork
 from net.registry import register
-from net.restormer import MixedPrecision, RestormerBlock, RowStriped, Strip, pointwise, recomputed
+from net.restormer import MixedPrecision, RestormerBlock, RowStriped, Strip, cut, pointwise, recomputed
 from utils.errors import InputError
 
 
 def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of (N, C, H, W) to `size` = (H, W); a map of that size is returned as it is."""
+    if torch.compiler.is_exporting():  # the size is not known yet
+        for dim, length in zip((-2, -1), size):
+            x = x.index_select(dim, nearest_index(x.shape[dim], length, x.device))
+        return x
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="nearest")
 
 
 def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
     """Which of `source` places each of `size` places takes in a nearest-neighbour resize, (size)."""
-    places = torch.arange(source, dtype=torch.float32, device=device)[None, None]
-    return F.interpolate(places, size=size, mode="nearest").flatten().long()
+    places = torch.arange(size, dtype=torch.float32, device=device)
+    return (places * (source / size)).long().clamp(max=source - 1)
 
 
 class TextGuidance(MixedPrecision):
@@ -58,7 +62,7 @@ class TextGuidance(MixedPrecision):
         # the mean over the text tokens that are there, so padding changes nothing
         mask = torch.ones_like(text[:, :, 0]) if text_mask is None else text_mask.to(text.dtype)
         share = (mask / mask.sum(dim=1, keepdim=True))[:, None, None]  # (N, 1, 1, L)
-        step = 1 if q.device.type == "cpu" else self.heads  # heads at a time
+        step = 1 if q.device.type == "cpu" and not torch.compiler.is_exporting() else self.heads  # heads at a time
         parts = zip((q * q.shape[-1] ** -0.5).split(step, dim=1), k.split(step, dim=1))
         weights = torch.cat([recomputed(self.mean_weights, *part, share) for part in parts], dim=1).squeeze(2)
         pooled = weights @ tokens  # (N, heads, D)
@@ -93,7 +97,7 @@ class Branch(RowStriped):
 
     def embed(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) -> (N, C, H, W), before the Restormer."""
-        return self.by_strips(lambda x, strip: self.act_in(self.conv_in(x))[:, :, strip.inner], x, halo=1)
+        return self.by_strips(lambda x, strip: cut(self.act_in(self.conv_in(x)), strip.inner), x, halo=1)
 
     def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Features (N, C, H, W), text (N, L, D) and its mask (N, L, True = a token; None: all are) -> (N, C, H, W)."""
@@ -148,18 +152,19 @@ class TextGuidedBranch(Branch):
         row = nearest_index(grid.shape[2], feature.shape[2], feature.device)  # of the gate, for each row of the image
 
         def merge_strip(feature: Tensor, strip: Strip) -> Tensor:
-            return self.merge(feature, gate.index_select(2, row[strip.seen]))[:, :, strip.inner]
+            return cut(self.merge(feature, gate.index_select(2, row[strip.seen])), strip.inner)
 
         return self.by_strips(merge_strip, feature, halo=self.halo)
 
     def resized_tokens(self, feature: Tensor) -> Tensor:
         """to_tokens and the resize to the grid, which commute: first the one that leaves less to do."""
         weight, bias = self.to_tokens.weight.flatten(1), self.to_tokens.bias[:, None]
-        if feature[0, 0].numel() > math.prod(self.token_grid):
+        shrink = torch.compiler.is_exporting() or feature[0, 0].numel() > math.prod(self.token_grid)
+        if shrink:
             feature = resize_nearest(feature, self.token_grid)
         # channel-major at once, as tokens are cut
-        x = torch.baddbmm(bias, weight.expand(len(feature), -1, -1), feature.flatten(2))
-        return resize_nearest(x.view(feature.shape), self.token_grid)
+        x = torch.baddbmm(bias, weight.expand(feature.shape[0], -1, -1), feature.flatten(2)).view(feature.shape)
+        return x if shrink else resize_nearest(x, self.token_grid)
 
     def merge(self, feature: Tensor, gate: Tensor) -> Tensor:
         """Features and gate of some rows, (N, C, h, W) each -> stage output (N, C, h, W)."""

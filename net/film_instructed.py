@@ -13,15 +13,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
 from net.registry import register
-from net.restormer import RowStriped, Strip
+from net.restormer import RowStriped, Strip, cut
 from utils.errors import InputError
 
 ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the less the nearer they are: one was chosen
+
+
+def with_size(x: Tensor, height: int, width: int) -> Tensor:
+    """A map (N, C, H, W) cut to `height` rows and `width` columns, or filled up with its last ones."""
+    for dim, size in ((2, height), (3, width)):
+        places = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
+        x = x.index_select(dim, places)
+    return x
 
 
 class Reader(nn.Module):
@@ -60,7 +67,7 @@ class Overview(RowStriped):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both images (N, 8, H/2, W/2) -> (N, width), from mean, deviation and maximum of features over the pixels."""
-        seen = [F.relu(self.conv(x[:, :, strip.seen]))[:, :, strip.inner] for strip in self.strips(x, halo=1)]
+        seen = [cut(F.relu(self.conv(cut(x, strip.seen))), strip.inner) for strip in self.strips(x, halo=1)]
         count = x.shape[2] * x.shape[3]
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
@@ -111,8 +118,8 @@ class Editor(RowStriped):
     def forward(self, images: Tensor) -> Tensor:
         """A and B (N, 2, H, W) in [0, 1] -> what to add to them (N, 2, H, W)."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate")
-        x = rearrange(padded, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
+        even = with_size(images, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2))
+        x = F.pixel_unshuffle(even, 2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
         centred = images - images.mean(dim=(2, 3), keepdim=True)
@@ -120,7 +127,7 @@ class Editor(RowStriped):
         parts = torch.cat([images, centred / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
-        change = rearrange(change, "n (c a b) h w -> n c (h a) (w b)", a=2, b=2)[:, :, :height, :width]
+        change = with_size(F.pixel_shuffle(change, 2), height, width)
         share, detail = change.chunk(2, dim=1)  # of the other source, and what is in none, for each pixel
         return mixture + share * (images.flip(1) - images) + detail
 
@@ -128,7 +135,7 @@ class Editor(RowStriped):
         x = self.conv_in(x)
         for block in self.blocks:
             x = block(x, overview)
-        return self.conv_out(x)[:, :, strip.inner]
+        return cut(self.conv_out(x), strip.inner)
 
 
 @register("film_instructed")
@@ -151,6 +158,7 @@ class FILMInstructed(FILMBlend):
 
     label = "FILM instructed"
     inputs = ("text", "text_mask", "instruction")
+    told: Tensor | None = None  # (1, K) the strengths for every pair, which `tell` sets; None: as the instruction says
 
     def __init__(
         self,
@@ -185,9 +193,9 @@ class FILMInstructed(FILMBlend):
         """
         if strengths is not None:
             return self.edit(image_a, image_b, strengths)
-        if instruction is None:
+        if instruction is None and self.told is None:
             return super().forward(image_a, image_b, text, text_mask)
-        strengths = self.strengths(instruction)
+        strengths = self.strengths(instruction) if self.told is None else self.told
         image_a, image_b = self.edit(image_a, image_b, strengths).clamp(0, 1).split(1, dim=1)
         fused = super().forward(image_a, image_b, text, text_mask)
         difference = (image_a - image_b).abs().mean(dim=(1, 2, 3))  # (N,)
@@ -197,14 +205,25 @@ class FILMInstructed(FILMBlend):
     def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
         """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""
         images = torch.cat([image_a, image_b], dim=1)
-        told = strengths.cpu()  # once, as each look at a GPU waits for it
+        if self.told is not None:
+            for strength, editor in zip(strengths[0], self.editors):
+                images = images + strength * editor(images.clamp(0, 1))
+            return images
+        on_cpu = strengths.cpu()  # once, as each look at a GPU waits for it
         for k, editor in enumerate(self.editors):
-            asked = told[:, k].nonzero()[:, 0].to(images.device, non_blocking=True)  # which images
+            asked = on_cpu[:, k].nonzero()[:, 0].to(images.device, non_blocking=True)  # which images
             # in training each editor takes part, if with no image: processes wait for the gradients of all
             if self.training or len(asked):
                 change = strengths[asked, k, None, None, None] * editor(images[asked].clamp(0, 1))
                 images = images.index_add(0, asked, change)
         return images
+
+    def tell(self, instruction: Tensor) -> None:
+        """Obey one text (L, instruction_dim) for every pair from now on; the editors that it asks for stay, in order."""
+        strengths = self.strengths(instruction[None])
+        asked = strengths[0].nonzero()[:, 0]
+        self.reader, self.editors = None, nn.ModuleList(self.editors[k] for k in asked)
+        self.told = strengths[:, asked]
 
     def strengths(self, instruction: Tensor) -> Tensor:
         """How strongly texts (N, L, instruction_dim) ask for each instruction (N, K): 0 or 1 where it is 3/4 sure."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from net.base import FusionNetwork
 from net.registry import register
-from net.restormer import RestormerBlock, RowStriped, Strip
+from net.restormer import RestormerBlock, RowStriped, Strip, cut
 from utils.errors import InputError
 
 
@@ -75,7 +75,7 @@ class InformationInjection(RowStriped):
         semantic = self.adapter(self.clip_weight * clip[:, 0] + (1 - self.clip_weight) * clip[:, 1])  # (N, C, 1, 1)
 
         def inject(x: Tensor, strip: Strip) -> Tensor:
-            return (x + self.sep(x) * semantic)[:, :, strip.inner]
+            return cut(x + self.sep(x) * semantic, strip.inner)
 
         return self.by_strips(inject, feature, halo=self.sep.reach)
 
@@ -104,7 +104,7 @@ class FeatureFusion(RowStriped):
         def fuse(a: Tensor, b: Tensor, strip: Strip) -> Tensor:
             fused = torch.cat([a * weight_a, b * weight_b], dim=1)
             texture = self.sawp(self.gradient(fused))  # (N, 1, h, W)
-            return (fused * (1 + texture))[:, :, strip.inner]
+            return cut(fused * (1 + texture), strip.inner)
 
         return self.by_strips(fuse, feature_a, feature_b, halo=self.sawp.reach + 1)
 
@@ -120,7 +120,7 @@ class FeatureDecoder(RowStriped):
 
     def forward(self, x: Tensor) -> Tensor:
         def reconstruct(x: Tensor, strip: Strip) -> Tensor:
-            return self.reconstruction(self.feature_layer(x))[:, :, strip.inner]
+            return cut(self.reconstruction(self.feature_layer(x)), strip.inner)
 
         return (torch.tanh(self.by_strips(reconstruct, self.restormer(x), halo=2)) + 1) / 2
 

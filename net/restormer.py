@@ -35,18 +35,23 @@ GROUP = 64  # hidden channels of the feed-forward network at a time, on the CPU
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution as a matrix product over the channels of every pixel, (N, C, H, W) -> (N, C', H, W)."""
+    """1x1 convolution, (N, C, H, W) -> (N, C', H, W), as a matrix product over the channels of every pixel.
+
+    What runs an exported network has its maps in another order, and its convolutions are faster.
+    """
+    if torch.compiler.is_exporting():
+        return F.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-
-
-def pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, HW, C), a view of a map that is channels last in memory."""
-    return rearrange(x, "n c h w -> n (h w) c")
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """3x3 convolution of every channel by itself, zero padding, (N, C, H, W) -> (N, C, H, W)."""
     return F.conv2d(x, weight, padding=1, groups=len(weight))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a map (N, C, H, W) that is channels last in memory: twice as fast if PyTorch is shown it so."""
+    return F.gelu(x) if torch.compiler.is_exporting() else F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Strip(NamedTuple):
@@ -57,7 +62,13 @@ class Strip(NamedTuple):
     inner: slice  # where the rows are within what is seen
 
 
-WHOLE = Strip(slice(None), slice(None), slice(None))
+ALL = slice(None)
+WHOLE = Strip(ALL, ALL, ALL)
+
+
+def cut(x: Tensor, rows: slice) -> Tensor:
+    """Some rows of x (N, C, H, W), a view; x as it is for ALL, so that nothing of it is in an exported network."""
+    return x if rows == ALL else x[:, :, rows]
 
 
 def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
@@ -86,8 +97,10 @@ class RowStriped(nn.Module):
     checkpointing = False  # a RestormerBlock keeps nothing inside for the backward pass, and computes it again
 
     def is_whole(self, x: Tensor) -> bool:
-        """True if x (N, C, H, W) is computed at once: where gradients are wanted, and on a GPU without a tile."""
-        return torch.is_grad_enabled() or (self.tile is None and x.device.type != "cpu")
+        """True if x (N, C, H, W) is computed at once: with gradients, for export, and on a GPU without a tile."""
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return True
+        return self.tile is None and x.device.type != "cpu"
 
     def strips(self, x: Tensor, halo: int) -> list[Strip]:
         """The `strips` of x (N, C, H, W); one of all rows where it is computed at once."""
@@ -106,7 +119,7 @@ class RowStriped(nn.Module):
         """
         out, parts = None, self.strips(maps[0], halo)
         for strip in parts:
-            part = function(*(x[:, :, strip.seen] for x in maps), strip)
+            part = function(*(cut(x, strip.seen) for x in maps), strip)
             if len(parts) == 1:
                 return part
             if out is None:
@@ -190,9 +203,9 @@ class MDTA(nn.Module):
 
     def sums(self, qk: Tensor) -> tuple[Tensor, Tensor]:
         """q k^T (N, C, C) and the squared norms of q and k (N, 2C), over the pixels of qk (N, 2C, h, W)."""
-        qk = pixels(qk)
-        q, k = qk.chunk(2, dim=-1)
-        return q.transpose(1, 2) @ k, qk.square().sum(dim=1)
+        qk = qk.flatten(2)
+        q, k = qk.chunk(2, dim=1)
+        return q @ k.transpose(1, 2), qk.square().sum(dim=2)
 
     def mixing(self, products: Tensor, squares: Tensor) -> Tensor:
         """Project(softmax(normalised q k^T * temperature)) as one matrix (N, C, C), from the `sums` of an image."""
@@ -207,7 +220,8 @@ class MDTA(nn.Module):
 
     def mix(self, v: Tensor, mixing: Tensor) -> Tensor:
         """Apply `mixing` (N, C, C) to values (N, C, h, W)."""
-        return rearrange(pixels(v) @ mixing.transpose(1, 2), "n (h w) c -> n c h w", h=v.shape[2])
+        mixed = v.flatten(2).transpose(1, 2) @ mixing.transpose(1, 2)  # (N, hW, C), channels last as v is
+        return mixed.transpose(1, 2).view(v.shape)
 
 
 class GDFN(MixedPrecision):
@@ -220,25 +234,24 @@ class GDFN(MixedPrecision):
         self.depthwise = nn.Conv2d(2 * self.hidden, 2 * self.hidden, 3, padding=1, groups=2 * self.hidden, bias=False)
         self.project = nn.Conv2d(self.hidden, channels, 1, bias=False)
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
         """The output on `rows` of x (N, C, H, W)."""
         if x.device.type != "cpu":
             with self.autocast(x):
-                a, b = self.expanded(x)[:, rows].chunk(2, dim=-1)
-                return F.linear(F.gelu(a) * b, self.project.weight.flatten(1)).to(x.dtype).permute(0, 3, 1, 2)
+                a, b = cut(self.expanded(x), rows).chunk(2, dim=1)
+                return pointwise(gelu(a) * b, self.project.weight).to(x.dtype)
         out = None
         for first in range(0, self.hidden, GROUP):
             last = min(first + GROUP, self.hidden)
             with self.autocast(x):
-                a, b = (self.expanded(x, slice(i + first, i + last))[:, rows] for i in (0, self.hidden))
-                part = F.linear(F.gelu(a) * b, self.project.weight.flatten(1)[:, first:last])
+                a, b = (cut(self.expanded(x, slice(i + first, i + last)), rows) for i in (0, self.hidden))
+                part = pointwise(gelu(a) * b, self.project.weight[:, first:last])
             out = part.to(x.dtype) if out is None else out.add_(part)
-        return out.permute(0, 3, 1, 2)
+        return out
 
     def expanded(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        """Some of the 2 * hidden channels before the gate, (N, H, W, channels): gelu is twice as fast so."""
-        wide = depthwise(pointwise(x, self.expand.weight[channels]), self.depthwise.weight[channels])
-        return wide.permute(0, 2, 3, 1)
+        """Some of the 2 * hidden channels before the gate, (N, channels, H, W)."""
+        return depthwise(pointwise(x, self.expand.weight[channels]), self.depthwise.weight[channels])
 
 
 def joined(maps: Iterable[Tensor]) -> Tensor:
@@ -283,7 +296,7 @@ class RestormerBlock(RowStriped):
         if self.is_whole(maps[0]):
             x = joined(maps)
             return then(recomputed(whole, x) if self.checkpointing else whole(x))
-        parts = [sums(joined(x[:, :, s.seen] for x in maps), s) for s in self.strips(maps[0], halo=1)]
+        parts = [sums(joined(cut(x, s.seen) for x in maps), s) for s in self.strips(maps[0], halo=1)]
         mixing = self.attention.mixing(*(torch.stack(part).sum(dim=0) for part in zip(*parts)))
         return self.by_strips(lambda *seen: then(local(mixing, joined(seen[:-1]), seen[-1])), *maps, halo=2)
 
@@ -300,9 +313,9 @@ class RestormerBlock(RowStriped):
 
     def sums(self, x: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
         """What the attention needs of the whole image, of a strip of x: a row around it counts."""
-        return self.attention.sums(self.attention.expand(self.norm1(x), self.attention.qk)[:, :, strip.inner])
+        return self.attention.sums(cut(self.attention.expand(self.norm1(x), self.attention.qk), strip.inner))
 
     def local(self, mixing: Tensor, x: Tensor, strip: Strip) -> Tensor:
         """The block's output on a strip of x, which needs no more than two rows around it."""
         x = x + self.attention.mix(self.attention.expand(self.norm1(x), self.attention.v), mixing)
-        return x[:, :, strip.inner] + self.feed_forward(self.norm2(x), strip.inner)
+        return cut(x, strip.inner) + self.feed_forward(self.norm2(x), strip.inner)

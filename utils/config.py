@@ -155,6 +155,13 @@ class Video:
 
 
 @dataclass
+class Export:
+    """What --export builds into an .onnx or .pt2; with text.use=default the checkpoint's default text."""
+
+    text: str | None = None  # a text to build in, so that the exported network takes none; None: the text is an input
+
+
+@dataclass
 class Config:
     """Everything a script needs to know."""
 
@@ -176,6 +183,7 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     video: Video = field(default_factory=Video)
+    export: Export = field(default_factory=Export)
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""
