@@ -1,18 +1,19 @@
 """A faster FILM blend: it sees images at half their size, with squares of 2 x 2 pixels as channels."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from net.film_blend import FILMBlend
 from net.registry import register
+from net.restormer import with_size
 
 
 @register("film_blend_half")
 class FILMBlendHalf(FILMBlend):
     """FILM blend whose features are a quarter as many (FFDNet, Zhang et al. 2018, section 3.1).
 
-    The blend itself is of all pixels: the decoder gives share and detail for each of the four of a square.
+    The blend itself is of all pixels: the decoder gives share and detail for each of the four of a square. The last row
+    and column count twice where H and W are odd.
     """
 
     label = "FILM blend half"
@@ -21,13 +22,6 @@ class FILMBlendHalf(FILMBlend):
 
     def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         height, width = image_a.shape[-2:]
-        squares = (F.pixel_unshuffle(even(image), 2) for image in (image_a, image_b))  # (N, 4, H/2, W/2) each
-        return F.pixel_shuffle(super().logits(*squares, text, text_mask), 2)[..., :height, :width]
-
-
-def even(image: Tensor) -> Tensor:
-    """(N, C, H, W) with the last row and column once more where H and W are odd."""
-    height, width = (
-        torch.arange(side + side % 2, device=image.device).clamp(max=side - 1) for side in image.shape[-2:]
-    )
-    return image.index_select(2, height).index_select(3, width)
+        even = (with_size(image, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2)) for image in (image_a, image_b))
+        squares = (F.pixel_unshuffle(image, 2) for image in even)  # (N, 4, H/2, W/2) each
+        return with_size(F.pixel_shuffle(super().logits(*squares, text, text_mask), 2), height, width)

@@ -17,18 +17,10 @@ from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
 from net.registry import register
-from net.restormer import RowStriped, Strip, cut
+from net.restormer import RowStriped, Strip, cut, with_size
 from utils.errors import InputError
 
 ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the less the nearer they are: one was chosen
-
-
-def with_size(x: Tensor, height: int, width: int) -> Tensor:
-    """A map (N, C, H, W) cut to `height` rows and `width` columns, or filled up with its last ones."""
-    for dim, size in ((2, height), (3, width)):
-        places = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
-        x = x.index_select(dim, places)
-    return x
 
 
 class Reader(nn.Module):
@@ -219,7 +211,7 @@ class FILMInstructed(FILMBlend):
         return images
 
     def tell(self, instruction: Tensor) -> None:
-        """Obey one text (L, instruction_dim) for every pair from now on; the editors that it asks for stay, in order."""
+        """Obey one text (L, instruction_dim) for every pair from now on; the editors that it asks for stay."""
         strengths = self.strengths(instruction[None])
         asked = strengths[0].nonzero()[:, 0]
         self.reader, self.editors = None, nn.ModuleList(self.editors[k] for k in asked)

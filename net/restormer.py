@@ -71,6 +71,14 @@ def cut(x: Tensor, rows: slice) -> Tensor:
     return x if rows == ALL else x[:, :, rows]
 
 
+def with_size(x: Tensor, height: int, width: int) -> Tensor:
+    """A map (N, C, H, W) cut to `height` rows and `width` columns, or filled up with its last ones."""
+    for dim, size in ((2, height), (3, width)):
+        places = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
+        x = x.index_select(dim, places)
+    return x
+
+
 def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
     """A map of `height` rows as strips of `rows` rows.
 
