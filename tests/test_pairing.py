@@ -209,7 +209,7 @@ def test_folders_are_fused_and_the_pairing_is_printed(tmp_path):
     output = script("test.py", *words, "--out", tmp_path / "out", code=1)
     assert output.count("unequal sizes, 12 x 16 and 24 x 32 pixels; use --resize") == 2
     output = script("test.py", *words, "--list", "--resize", "max")
-    assert "IR1.png + VIS1.png" in output and "24 x 32" in output and "nothing was fused" in output
+    assert re.search(r"1: \S+IR1.png \+ \S+VIS1.png -> fused/1.png, 24 x 32", output) and "nothing was fused" in output
     assert "cannot be fused" in script("test.py", *words, "--list", code=1)
     assert not (tmp_path / "out").exists()
     output = script("test.py", *words, "--out", tmp_path / "out", "--resize", "max")

@@ -82,7 +82,8 @@ def list_own(args: Namespace, fps: float) -> None:
         print(f"{args.a} + {args.b}: {a.count} frames of {size[0]} x {size[1]}, {a.fps or b.fps or fps:g} a second")
         return
     pairs, how = find_own(args)
-    print(how, end="")
+    if how:
+        print(how.partition("\n")[0])  # the pairs follow
     problems = []
     for pair in pairs:
         try:
