@@ -107,10 +107,10 @@ def read_arguments() -> tuple[Config, Namespace]:
     if (args.own or args.export) and args.instruct and args.config == SAMPLE and not given:
         config.ckpt = INSTRUCTED
     for flag in ("text_study", "report", "export"):
-        if args.instruct and getattr(args, flag) and flag != "export":
+        if flag != "export" and args.instruct and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is without --instruct")
         if args.own and getattr(args, flag):
-            raise InputError(f"--{flag.replace('_', '-')} is for test sets, not for a pair of --a and --b")
+            raise InputError(f"--{flag.replace('_', '-')} is not for files of your own; leave one of them out")
     if args.export:
         from utils.results.export import check_export
 

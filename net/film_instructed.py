@@ -211,7 +211,7 @@ class FILMInstructed(FILMBlend):
         return images
 
     def tell(self, instruction: Tensor) -> None:
-        """Obey one text (L, instruction_dim) for every pair from now on; the editors that it asks for stay."""
+        """Obey one text (L, instruction_dim) for every pair from now on; only the editors that it asks for stay."""
         strengths = self.strengths(instruction[None])
         asked = strengths[0].nonzero()[:, 0]
         self.reader, self.editors = None, nn.ModuleList(self.editors[k] for k in asked)

@@ -37,9 +37,9 @@ GROUP = 64  # hidden channels of the feed-forward network at a time, on the CPU
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """1x1 convolution, (N, C, H, W) -> (N, C', H, W), as a matrix product over the channels of every pixel.
 
-    What runs an exported network has its maps in another order, and its convolutions are faster.
+    ONNX Runtime has the channels of a map first in memory, and convolutions that are faster on it.
     """
-    if torch.compiler.is_exporting():
+    if torch.onnx.is_in_onnx_export():
         return F.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
@@ -51,7 +51,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU of a map (N, C, H, W) that is channels last in memory: twice as fast if PyTorch is shown it so."""
-    return F.gelu(x) if torch.compiler.is_exporting() else F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return F.gelu(x) if torch.onnx.is_in_onnx_export() else F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Strip(NamedTuple):
@@ -205,7 +205,7 @@ class MDTA(nn.Module):
         self.qkv_depthwise = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def expand(self, x: Tensor, part: slice = slice(None)) -> Tensor:
+    def expand(self, x: Tensor, part: slice = ALL) -> Tensor:
         """q, k and v of x (N, C, H, W), or `part` of their 3C channels: (N, 3C, H, W)."""
         return depthwise(pointwise(x, self.qkv.weight[part]), self.qkv_depthwise.weight[part])
 
@@ -257,7 +257,7 @@ class GDFN(MixedPrecision):
             out = part.to(x.dtype) if out is None else out.add_(part)
         return out
 
-    def expanded(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+    def expanded(self, x: Tensor, channels: slice = ALL) -> Tensor:
         """Some of the 2 * hidden channels before the gate, (N, channels, H, W)."""
         return depthwise(pointwise(x, self.expand.weight[channels]), self.depthwise.weight[channels])
 

@@ -1,13 +1,8 @@
 """Frames per second of the weights that ship, in PyTorch and ONNX Runtime: python -m tests.bench video."""
 
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from net import load_model, prepare
 from tests.toy import ROOT

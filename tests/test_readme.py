@@ -133,7 +133,7 @@ def test_every_config_is_explained():
 @pytest.mark.parametrize("page", ["docs/testing.md", "models/README.md"])
 def test_python_examples_run(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    examples = blocks(TEXTS[page], "python")
+    examples = [block for block in blocks(TEXTS[page], "python") if "model.onnx" not in block]  # tests/test_export.py
     assert examples
     for example in examples:
         exec(compile(example, page, "exec"), {})

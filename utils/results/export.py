@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from tqdm import tqdm
 
 from net import FusionNetwork
@@ -44,9 +44,9 @@ Shape = tuple[int | str, ...]
 FEATURES: dict[str, Shape] = {"text": (1, "L"), "clip": ("N", 2)}  # inputs beside the images: shapes without the width
 LEFT_OUT = ("text_mask", "instruction")  # a single text has no padding; an instruction is built in
 USE = (
-    "image_a is source A (IR, MRI, OVER, NEAR), image_b source B (VI, T, UNDER, FAR): gray or luma in [0, 1], registered, "
-    "of any size; fused is in [0, 1]. To 8 bit as test.py does it: test.stretch=clamp clamps, multiplies by 255 and "
-    "rounds; test.stretch=minmax stretches each image's own range to 0..255 and truncates."
+    "image_a is source A (IR, MRI, OVER, NEAR), image_b source B (VI, T, UNDER, FAR): gray or luma in [0, 1], "
+    "registered, 4 pixels a side or more; fused is in [0, 1]. To 8 bit, as test.py: test.stretch=clamp multiplies "
+    "by 255 and rounds; test.stretch=minmax, the default, stretches each image's own range to 0..255 and truncates."
 )
 
 
@@ -109,7 +109,8 @@ class Program(nn.Module):
 
     def __init__(self, model: FusionNetwork, constants: dict[str, Tensor]):
         super().__init__()
-        self.model, self.constants = copy.deepcopy(model).requires_grad_(False), constants
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.constants = {key: each for key, each in constants.items() if key != "instruction"}
         self.shapes: dict[str, Shape] = dict.fromkeys(("image_a", "image_b"), ("N", 1, "H", "W"))
         for key in model.inputs:
             if key in FEATURES and key not in constants:
@@ -127,7 +128,6 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = self.constants | dict(zip(self.shapes, inputs))
-        given.pop("instruction", None)
         return self.model(given["image_a"], given["image_b"], *(given.get(key) for key in self.model.inputs))
 
     def example(self, n: int, height: int, width: int, length: int) -> list[Tensor]:
@@ -136,41 +136,38 @@ class Program(nn.Module):
         shapes = {name: [sizes.get(d, d) for d in shape] for name, shape in self.shapes.items()}
         return [(torch.rand if "image" in name else torch.randn)(shape) for name, shape in shapes.items()]
 
-    def trace(self) -> ExportedProgram:
-        """The graph, for inputs of any size; nothing in it tells of this machine."""
+    def signature(self) -> dict[str, tuple]:
+        """Arguments to trace it with, and which of their sizes are free."""
         dims = {letter: Dim(letter, min=4 if letter in "HW" else 1) for letter in "NHWL"}
-        dynamic = tuple({i: dims[d] for i, d in enumerate(shape) if d in dims} for shape in self.shapes.values())
-        with torch.no_grad():
-            traced = torch.export.export(
-                self, tuple(self.example(2, 38, 54, 5)), dynamic_shapes=(dynamic,), strict=False
-            )
-        for node in traced.graph.nodes:
-            node.meta.pop("stack_trace", None)
-        return traced
+        free = tuple({i: dims[d] for i, d in enumerate(shape) if d in dims} for shape in self.shapes.values())
+        return {"args": tuple(self.example(2, 38, 54, length=5)), "dynamic_shapes": (free,)}
 
 
 Run = Callable[[list[np.ndarray]], np.ndarray]  # inputs of a written program -> fused
 
 
-def write_onnx(traced: ExportedProgram, names: list[str], metadata: dict[str, str]) -> tuple[bytes, Run]:
-    """A traced program as the content of an .onnx, and what runs it."""
+def write_onnx(program: Program, metadata: dict[str, str]) -> tuple[bytes, Run]:
+    """The content of an .onnx, and what runs it."""
     import onnx
     import onnxruntime
 
-    program = torch.onnx.export(
-        traced, dynamo=True, verbose=False, external_data=False, input_names=names, output_names=["fused"]
-    )
-    proto = program.model_proto
-    for part in (*proto.graph.node, *proto.graph.value_info):
-        del part.metadata_props[:]  # where it was traced
-    onnx.helper.set_model_props(proto, metadata)
-    content = proto.SerializeToString()
+    names = list(program.shapes)
+    written = torch.onnx.export(
+        program, **program.signature(), dynamo=True, verbose=False, input_names=names, output_names=["fused"]
+    ).model_proto
+    for part in (*written.graph.node, *written.graph.value_info):
+        del part.metadata_props[:]  # which lines of which files of this machine made it
+    onnx.helper.set_model_props(written, metadata)
+    content = written.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
 
 
-def write_pt2(traced: ExportedProgram, names: list[str], metadata: dict[str, str]) -> tuple[bytes, Run]:
-    """A traced program as the content of a .pt2, and what runs it."""
+def write_pt2(program: Program, metadata: dict[str, str]) -> tuple[bytes, Run]:
+    """The content of a .pt2, and what runs it."""
+    traced = torch.export.export(program, **program.signature(), strict=False)
+    for node in traced.graph.nodes:
+        node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()
     torch.export.save(traced, buffer, extra_files={METADATA: to_json(metadata, indent=1)})
     loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
@@ -195,7 +192,9 @@ def constant_features(model: FusionNetwork, config: Config, instruct: list[str])
     Raises:
         InputError: one that the network does not read, or text.use=default without a default text.
     """
-    constants = {"instruction": each[None] for each in encode_instructions(instruct, config, model, CPU)}
+    constants = {}
+    if instruct:
+        constants["instruction"] = encode_instructions(instruct, config, model, CPU)[0][None]
     text = config.export.text
     if "text" not in model.inputs:
         if text is not None:
@@ -259,17 +258,16 @@ def export_program(path: Path, model: FusionNetwork, config: Config, instruct: l
     program = Program(model, constants)
     metadata, names = describe(model, program, config, instruct), list(program.shapes)
     write = write_onnx if path.suffix == ".onnx" else write_pt2
-    with exclusive_lock(path), tqdm(total=2 + len(SIZES), desc="trace", unit="step", leave=False) as bar, quiet():
+    largest = 0.0
+    print(f"exporting {model.label}: a minute or two", flush=True)
+    with exclusive_lock(path), tqdm(total=1 + len(SIZES), desc="trace", unit="step", leave=False) as bar, quiet():
         try:
-            traced = program.trace()
-            bar.update()
-            bar.set_description(f"write {path.suffix}")
-            content, run = write(traced, names, metadata)
+            with torch.no_grad():
+                content, run = write(program, metadata)
         except Exception as error:  # a network with steps that depend on values or sizes raises many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{model.label} cannot be exported as {path.suffix} ({reason})") from error
         bar.update()
-        largest = 0.0
         for count, (n, *size) in enumerate(SIZES):
             bar.set_description("check {} x {}".format(*size))
             inputs = program.example(n, *size, length=5 + 3 * count)
@@ -279,8 +277,8 @@ def export_program(path: Path, model: FusionNetwork, config: Config, instruct: l
             difference = float(np.abs(run([each.numpy() for each in inputs]) - expected).max())
             if not difference <= TOLERANCE:
                 raise InputError(
-                    f"{path} is not written: at {size[0]} x {size[1]} pixels it differs from PyTorch by {difference:.1e}, "
-                    f"and {TOLERANCE:.0e} is the most"
+                    f"{path} is not written: at {size[0]} x {size[1]} pixels it differs from PyTorch by "
+                    f"{difference:.1e}, and {TOLERANCE:.0e} is the most"
                 )
             largest = max(largest, difference)
             bar.update()
