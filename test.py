@@ -68,16 +68,17 @@ ARGUMENTS = {
 
 
 def main() -> None:
+    first = not int(os.environ.get("RANK", 0))  # of the processes of torchrun, which read the same words
     try:
         config, args = read_arguments()
-    except InputError:
-        if int(os.environ.get("RANK", 0)):
-            raise SystemExit from None  # the processes of torchrun read the same words: the first says what is wrong
-        raise
-    if args.list:
-        from utils.data.own import list_own
+        if args.list:
+            from utils.data.own import list_own
 
-        return list_own(args, config.video.fps)
+            return list_own(args, config.video.fps) if first else None
+    except InputError:
+        if not first:
+            raise SystemExit from None  # the first says what is wrong
+        raise
     from utils import distributed
     from utils.process import set_up_process
 

@@ -217,7 +217,11 @@ TWICE = ["--instruct", "a", "--instruct", "b"]
         ("model.onnx", ["ckpt=null"], "--export writes one network; give ckpt=..."),
         ("model.pt2", ["ckpt=models/{task}.safetensors"], "--export writes one network; give ckpt=..."),
         ("model.onnx", ["ckpt=a.pth", "--text-study"], "and no --text-study"),
-        ("model.onnx", ["ckpt=a.pth", "--a", "a.png", "--b", "b.png", "--out", "f.png"], "is not for a pair of --a"),
+        (
+            "model.onnx",
+            ["ckpt=a.pth", "--a", "a.png", "--b", "b.png", "--out", "f.png"],
+            "is not for files of your own",
+        ),
         ("model.pt2", ["ckpt=a.pth", "--compare"], "tests no set; leave out --compare and --report"),
         ("model.pt2", ["ckpt=a.pth", "--report"], "tests no set; leave out --compare and --report"),
         ("model.onnx", ["ckpt=a.pth", *TWICE], "builds in one --instruct"),

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.toy import script
+from tests.toy import process, script
 from utils.data.video import open_frames
 
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
@@ -54,14 +54,15 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, a, out):
     assert "10 frames fused, 8 bit by clamp" in output
     frames = open_frames(tmp_path / out, 10.0)
     assert frames.fps == 10 and frames.count == 10
-    for (luma, chroma), one, two in zip(frames, gray, colour, strict=True):
+    fused = list(frames)
+    for (luma, chroma), one, two in zip(fused, gray, colour, strict=True):
         expected = (cv2.cvtColor(two, cv2.COLOR_BGR2GRAY) + one[..., 0].astype(float)) / 2
         np.testing.assert_allclose(luma, expected, atol=2)
         assert chroma is not None and np.ptp(chroma) > 50
     script("test.py", *words, *MEAN, "video.codec=FFV1", "video.batch_size=1", "video.fps=10")
-    again = [luma for luma, _ in open_frames(tmp_path / out, 10.0)]
-    assert len(again) == 10
-    assert "10 frames of 48 x 64, 10 a second" in script("test.py", *words, *MEAN, "--list", "video.fps=10")
+    for once, again in zip(fused, open_frames(tmp_path / out), strict=True):  # in batches or one by one
+        np.testing.assert_array_equal(once[0], again[0])
+    assert "10 frames of 48 x 64, 10 a second" in script("test.py", *words, *MEAN, "--list")
 
 
 def test_a_stretch_must_be_asked_for(tmp_path):
@@ -105,6 +106,39 @@ def test_a_video_that_does_not_fit_loses_nothing(tmp_path):
         assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("out", ["a.avi", "b.avi", "link.avi", "frames"])
+def test_a_video_is_not_written_over_its_source(tmp_path, out):
+    a, b = write(tmp_path / "a.avi", scene(3)), write(tmp_path / "b.avi", scene(3))
+    (tmp_path / "link.avi").symlink_to(a)
+    if out == "frames":
+        a = write(tmp_path / "frames", scene(3))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for more in ([], ["--list"]):
+        words = ["--a", a, "--b", b, "--out", tmp_path / out, *MEAN, *more]
+        assert "would write over the source" in script("test.py", *words, code=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_smaller_video_is_resized_and_aligned(tmp_path):
+    rng = np.random.default_rng(0)
+    wide = cv2.GaussianBlur(rng.uniform(0, 255, (140, 180)).astype(np.float32), (0, 0), 3)
+    wide = cv2.cvtColor(cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    a = write(tmp_path / "a.avi", [cv2.resize(wide[10:130, 10:170], (80, 60), interpolation=cv2.INTER_AREA)] * 3)
+    b = write(tmp_path / "b.avi", [255 - wide[14:134, 16:176]] * 3)
+    words = ["--a", a, "--b", b, "--out", tmp_path / "f.avi", "video.codec=FFV1", *MEAN]
+    output = script("test.py", *words, "--resize", "b", "--align", "translation")
+    assert re.search(r"by the first frames: B moved by 7\.\d pixels", output)
+    for frame in read(tmp_path / "f.avi"):
+        np.testing.assert_allclose(frame[12:-12, 12:-12], 127.5, atol=12)
+
+
+def test_a_video_is_fused_by_one_process(tmp_path):
+    a = write(tmp_path / "a.avi", scene(2))
+    words = ["--a", a, "--b", a, "--out", tmp_path / "f.avi", *MEAN]
+    output = process("-m", "torch.distributed.run", "--nproc_per_node=2", "test.py", *words, code=1)
+    assert output.count("error: a video is fused by one process") == 1 and not (tmp_path / "f.avi").exists()
+
+
 def test_align(tmp_path):
     """B is moved by (5, 3) pixels: with --align the result is what it would be without the move."""
     rng = np.random.default_rng(0)
@@ -118,4 +152,4 @@ def test_align(tmp_path):
     inner = cv2.imread(str(tmp_path / "f.png"), 0)[10:-10, 10:-10]
     np.testing.assert_allclose(inner, 127.5, atol=6)  # an image and its negative
     cv2.imwrite(str(tmp_path / "b.png"), rng.integers(0, 256, (120, 160), dtype=np.uint8))
-    assert "a: warning: kept as it is" in script("test.py", *words, "--align", "affine")
+    assert "a: warning: B is kept as it is" in script("test.py", *words, "--align", "affine")

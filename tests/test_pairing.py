@@ -43,6 +43,7 @@ def paired(a, b, out="out") -> dict[str, tuple[str, str]]:
         (["catir.png", "batir.png"], ["catvis.png", "batvis.png"], ["c", "b"]),
         (["FLIR_7_a.png", "FLIR_70_a.png"], ["v-7.png", "v-70.png"], ["7", "70"]),
         (["ir.png"], ["visible.png"], ["ir"]),
+        (["ir.png", "ir_2.png"], ["vis.png", "vis_2.png"], ["ir", "_2"]),
         (["x.png", "ir_x.png"], ["x.png", "ir_x.png"], ["x", "ir_x"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -131,8 +132,9 @@ def test_a_table_of_pairs(tmp_path):
     assert (first.text_a, first.text_b) == ("A man, walking.", str(tmp_path / "dark.txt")) and not first.instruct
     assert second.name == "1" and second.instruct == 'Say "heat",\nonly.' and second.out == tmp_path / "out" / "1.png"
 
-    path.write_text("\ufeffa;b\nim/1.png;im/2.png\n", encoding="utf-8")  # as spreadsheets write it
-    assert [pair.name for pair in read_table(path, tmp_path)] == ["1"]
+    for delimiter in ";\t":  # as spreadsheets write it
+        path.write_text("\ufeffA;b\r\nim/1.png;im/2.png\r\n;\r\n".replace(";", delimiter), encoding="utf-8")
+        assert [pair.name for pair in read_table(path, tmp_path)] == ["1"]
 
 
 MISTAKES = {
@@ -147,7 +149,10 @@ MISTAKES = {
     "a,b\n": r"lists no pairs",
     "a,b\nim/1.png\n": r"line 2: 1 values for 2 columns",
     "a,b\nim/1.png,im/2.png,im/3.png\n": r"line 2: 3 values for 2 columns",
-    "a,b\n,im/2.png\n": r"line 2: there is no",
+    "a,b\n,im/2.png\n": r"line 2: no image in column a",
+    "a,b\nim/1.png,im/2.png\nim/3.png,im/9.png\nIM/1.png,im/2.png\n": r"line 3: there is no .*9\.png",
+    "a,b,text_a,text_b\nim/1.png,im/2.png,x,no.txt\n": r"line 2: there is no .*no\.txt",
+    "a,b,name\nim/1.png,im/2.png,x\nim/1.png,im/3.png,X\n": r"line 3: the name 'X' is that of line 2",
     "a,b,text_a,text_b\nim/1.png,im/2.png,x,\n": r"line 2: only one of text_a and text_b",
     'a,b\n"im/1.png,im/2.png\n': r"line 2, is not a row of a table",
 }
@@ -169,9 +174,38 @@ def test_a_table_that_cannot_be_read(tmp_path):
 
 
 def test_no_source_is_written_over(tmp_path):
-    put(tmp_path, "1.png", "2.png")
-    with pytest.raises(InputError, match="would write over the source"):
-        read_table(table(tmp_path / "p.csv", ["a", "b"], ["1.png", "2.png"]), tmp_path)
+    folder = put(tmp_path / "p", "1.png", "2.png", "x_ir.png", "x_vis.png", "y_ir.png", "y_vis.png")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for words in (
+        ["--pairs", table(tmp_path / "p.csv", ["a", "b"], ["p/1.png", "p/2.png"]), "--out", folder],
+        ["--a", folder / "1.png", "--b", folder / "2.png", "--out", folder / "2.png"],
+        ["--a", f"{folder}/*_ir.png", "--b", f"{folder}/*_vis.png", "--out", folder],
+    ):
+        for more in ([], ["--list"]):
+            assert "--out would write over the source" in script("test.py", *words, *MEAN, *more, code=1)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("a, b", [("nofolder", "b"), ("a", "no.png"), ("x.png", "a")])
+def test_what_is_not_there_is_named(tmp_path, a, b):
+    put(tmp_path / "a", "1.png"), put(tmp_path / "b", "1.png")
+    with pytest.raises(InputError, match=r"there is no .*(nofolder|no\.png|x\.png)$"):
+        find_pairs(str(tmp_path / a), str(tmp_path / b), tmp_path / "out")
+
+
+def test_a_word_or_a_pattern_decides_alone(tmp_path):
+    """What the user's pattern, or a word in the names, leaves of a name is not cut again."""
+    folder = put(tmp_path / "both", "x_ir.png", "y_vis.png")
+    for sides in ((folder, folder), (f"{folder}/*_ir.png", f"{folder}/*_vis.png")):
+        with pytest.raises(InputError, match=r"Without: x_ir\.png, y_vis\.png"):
+            find_pairs(*map(str, sides), tmp_path / "out")
+
+
+def test_what_is_no_image_is_no_partner(tmp_path):
+    a, b = put(tmp_path / "a", "1.png"), put(tmp_path / "b", "1.png", "._1.png")
+    (a / "2.png").mkdir()
+    (a / "3.png").symlink_to(tmp_path / "nowhere.png")
+    assert paired(a, b) == {"1": ("1.png", "1.png")}
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -209,8 +243,9 @@ def test_folders_are_fused_and_the_pairing_is_printed(tmp_path):
     output = script("test.py", *words, "--out", tmp_path / "out", code=1)
     assert output.count("unequal sizes, 12 x 16 and 24 x 32 pixels; use --resize") == 2
     output = script("test.py", *words, "--list", "--resize", "max")
-    assert re.search(r"1: \S+IR1.png \+ \S+VIS1.png -> fused/1.png, 24 x 32", output) and "nothing was fused" in output
-    assert "cannot be fused" in script("test.py", *words, "--list", code=1)
+    assert re.search(r"1: \S+IR1.png \+ \S+VIS1.png -> fused/1.png: 24 x 32\n", output)
+    output = script("test.py", *words, "--list", code=1)
+    assert output.count("unequal sizes") == 2 and "2 of 2 cannot be fused" in output
     assert not (tmp_path / "out").exists()
     output = script("test.py", *words, "--out", tmp_path / "out", "--resize", "max")
     assert "IR2.png + VIS2.png -> 2.png" in output
@@ -227,7 +262,17 @@ def test_a_table_is_fused(tmp_path):
             cv2.imread(str(path), 0) for path in (tmp_path / a, tmp_path / b, tmp_path / f"out/{name}.png")
         )
         np.testing.assert_allclose(fused, (one.astype(float) + two) / 2, atol=3)
-    assert "2 pairs" in script("test.py", *words, "--list")
+    assert "2 would be fused" in script("test.py", *words, "--list")
+
+
+def test_a_bad_pair_does_not_stop_the_others(tmp_path):
+    put(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:-20])
+    rows = [["a", "b"], ["1.png", "2.png"], ["3.png", "2.png"], ["4.png", "2.png"]]
+    words = ["--pairs", table(tmp_path / "pairs.csv", *rows), *MEAN]
+    output = script("test.py", *words, "--out", tmp_path / "out", code=1)
+    assert "2 of 3 fused" in output and re.search(r"error: \S+3.png is ", output)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "4.png"]
 
 
 @pytest.mark.parametrize(

@@ -437,10 +437,14 @@ def test_an_empty_block_writes_nothing(tmp_path):
 
 def test_frames_replace_those_of_the_run_before(tmp_path):
     make(tmp_path / "out", 5)
-    (tmp_path / "out" / "notes.txt").write_text("kept")
+    others = ["frame_0001.png", "frame_notes.png", "notes.txt"]
+    for name in others:
+        (tmp_path / "out" / name).write_text("kept")
     make(tmp_path / "out", 3)
-    names = ["frame_000001.png", "frame_000002.png", "frame_000003.png", "notes.txt"]
+    names = ["frame_000001.png", "frame_000002.png", "frame_000003.png", *others]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in others:
+        (tmp_path / "out" / name).unlink()
     assert numbers(open_frames(tmp_path / "out")) == [0, 1, 2]
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file is a file; name a folder, or a video with one of .avi"):

@@ -83,7 +83,7 @@ def registered(b: Picture, alignment: Alignment | None) -> Picture:
 
 def remark(alignment: Alignment) -> str:
     """What an alignment did, for the user."""
-    correlation = f"correlation of edges {alignment.before:.3f} -> {alignment.after:.3f}"
     if alignment.improved:
-        return f"B moved by {alignment.shift:.1f} pixels, {correlation}"
-    return f"warning: kept as it is, no alignment was found that is better ({correlation})"
+        gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
+        return f"B moved by {alignment.shift:.1f} pixels, correlation of edges {gain}"
+    return f"warning: B is kept as it is, nothing is sure to fit better (correlation of edges {alignment.before:.3f})"

@@ -104,6 +104,8 @@ def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         stem = path.stem
+        if path.name.startswith(".") or not path.is_file():  # as macOS and editors leave beside an image
+            continue
         fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
         if fits and path.suffix.lower() in extensions:
             files.setdefault(stem[len(before) : len(stem) - len(after)], []).append(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.data.fit import common_size, read_picture
 from utils.data.pairing import OwnPair, find_pairs, read_table
-from utils.data.video import VIDEOS, check_together, open_frames
+from utils.data.video import VIDEOS, check_output, check_together, open_frames
 from utils.errors import InputError
 
 
@@ -43,26 +43,26 @@ def find_own(args: Namespace) -> tuple[list[OwnPair], str]:
         The pairs, and how they were found, in lines, where it was not by equal names.
 
     Raises:
-        InputError: as `find_pairs` and `read_table`; instructions of both the table and the command line.
+        InputError: as `find_pairs` and `read_table`; a result that would replace a source; instructions of both the
+            table and the command line.
     """
-    out, how = Path(args.out or "fused"), ""
+    one_image = not args.pairs and Path(args.a).is_file() and not is_video(args)
+    out, how = Path(args.out or ("fused.png" if one_image else "fused")), ""
     if args.pairs:
         pairs = read_table(Path(args.pairs), out)
     elif is_video(args):
         pairs = [OwnPair(out.stem, Path(args.a), Path(args.b), out)]
     else:
         pairs, how = find_pairs(args.a, args.b, out)
+    sources = {source.resolve() for pair in pairs for source in (pair.a, pair.b)}
+    for pair in pairs:
+        if pair.out.resolve() in sources:
+            raise InputError(f"--out would write over the source {pair.out}; choose another place")
     if args.instruct and any(pair.instruct for pair in pairs):
         raise InputError(f"{args.pairs} has instructions; leave out --instruct, or the column instruct")
-    instruct = args.instruct[0] if len(args.instruct) == 1 else ""
-    return [
-        pair._replace(
-            text_a=pair.text_a or args.text_a or "",
-            text_b=pair.text_b or args.text_b or "",
-            instruct=pair.instruct or instruct,
-        )
-        for pair in pairs
-    ], how
+    own = {"text_a": args.text_a or "", "text_b": args.text_b or ""}
+    own["instruct"] = args.instruct[0] if len(args.instruct) == 1 else ""
+    return [pair._replace(**{key: getattr(pair, key) or text for key, text in own.items()}) for pair in pairs], how
 
 
 def list_own(args: Namespace, fps: float) -> None:
@@ -75,26 +75,51 @@ def list_own(args: Namespace, fps: float) -> None:
     Raises:
         InputError: as the fusion would raise it, but for what only the network can say.
     """
-    if is_video(args):
-        a, b = open_frames(args.a), open_frames(args.b)
-        check_together(a, b)
-        size = common_size(a.size, b.size, args.resize, f"{args.a} and {args.b}")
-        print(f"{args.a} + {args.b}: {a.count} frames of {size[0]} x {size[1]}, {a.fps or b.fps or fps:g} a second")
-        return
     pairs, how = find_own(args)
     if how:
         print(how.partition("\n")[0])  # the pairs follow
-    problems = []
+    failed = 0
     for pair in pairs:
         try:
-            a, b = (read_picture(path).gray.shape for path in (pair.a, pair.b))
-            size = "{} x {}".format(*common_size(a, b, args.resize, f"{pair.a} and {pair.b}"))
+            said = describe(pair, args, fps)
         except InputError as error:
-            problems.append(str(error))
-            size = "cannot be fused"
-        said = [key for key in ("text_a", "instruct") if getattr(pair, key)]
-        texts = "".join(f", with {key.removesuffix('_a')}" for key in said)
-        print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}, {size}{texts}")
-    if problems:
-        raise InputError("\n".join(problems))
-    print(f"{len(pairs)} pairs; nothing was fused")
+            failed += 1
+            said = str(error)
+        print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
+    if failed:
+        raise InputError(f"{failed} of {len(pairs)} cannot be fused, as is said above")
+    print(f"{len(pairs)} would be fused")
+
+
+def describe(pair: OwnPair, args: Namespace, fps: float) -> str:
+    """What a pair is like, e.g. "480 x 640, with text"; arguments and errors as of `list_own`."""
+    frames = rate = ""
+    if is_video(args):
+        a, b = open_frames(pair.a), open_frames(pair.b)
+        check_together(a, b)
+        if args.out:
+            check_output(pair.out)
+        sizes, frames, rate = (a.size, b.size), f"{a.count} frames of ", f", {a.fps or b.fps or fps:g} a second"
+    else:
+        sizes = [read_picture(path).gray.shape for path in (pair.a, pair.b)]
+    height, width = common_size(*sizes, args.resize, "they")
+    texts = [read_text(text, pair.name) for text in (pair.text_a, pair.text_b) if text]
+    more = ", with text" * bool(texts) + ", with an instruction" * bool(pair.instruct)
+    return f"{frames}{height} x {width}{rate}{more}"
+
+
+def read_text(text: str, name: str) -> str:
+    """What an image of a pair shows, from a folder of <name>.txt, a .txt, or the text itself.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    path = Path(text)
+    if len(text) < 256 and path.is_dir():
+        path = path / f"{name}.txt"
+    elif path.suffix != ".txt":
+        return text
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text {path}") from error

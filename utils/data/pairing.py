@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,29 +52,33 @@ def find_pairs(a: str, b: str, out: Path) -> tuple[list[OwnPair], str]:
         The pairs, and how they were found.
 
     Raises:
-        InputError: one image and one folder, images without a partner, a result that would replace its source.
+        InputError: what is not there, one image and one folder, images without a partner, results beside their sources.
     """
     sides = [Path(side) for side in (a, b)]
+    for side in sides:
+        if "*" not in side.name and not side.exists():
+            raise InputError(f"there is no {side}")
     many = [side.is_dir() or "*" in side.name for side in sides]
     if many[0] != many[1]:
         raise InputError(f"--a {a} and --b {b} must be two images or two folders")
-    how = ""
     if not many[0]:
         check_writable(out)
-        pairs = [OwnPair(sides[0].stem, *sides, out)]
+        return [OwnPair(sides[0].stem, *sides, out)], ""
+    folders = [side if side.is_dir() else side.parent for side in sides]
+    if out.resolve() in [folder.resolve() for folder in folders]:
+        raise InputError(f"--out would write over the sources in {out}, or beside them; choose another place")
+    how = ""
+    if a == b and sides == folders:
+        found, how = split_folder(sides[0]), "paired by the words in their names"
     else:
-        if sides[0].resolve() == sides[1].resolve():
-            found = split_folder(sides[0])
-            how = "paired by the words in their names"
-        else:
-            found = [list_images(s) if s.is_dir() else list_images(s.parent, s.name) for s in sides]
-        if found[0].keys() != found[1].keys():
+        found = [list_images(s) if s.is_dir() else list_images(s.parent, s.name) for s in sides]
+        if sides == folders and found[0].keys() != found[1].keys():
             how = "paired by their names, without what those of a side have in common"
             matched = match_names(*(list(side) for side in found))
-            found = [{new or old: side[old] for new, old in names.items()} for side, names in zip(found, matched)]
-        check_partners(f"{a} and {b}" if a != b else a, *found)
-        pairs = [OwnPair(name, paths[0], found[1][name][0], out / f"{name}.png") for name, paths in found[0].items()]
-    check_targets(pairs)
+            found = [{new: side[old] for new, old in names.items()} for side, names in zip(found, matched)]
+    check_partners(a if a == b else f"{a} and {b}", *found)
+    names = {name: name or paths[0].stem for name, paths in found[0].items()}
+    pairs = [OwnPair(names[key], found[0][key][0], found[1][key][0], out / f"{names[key]}.png") for key in found[0]]
     if how:
         shown = [f"  {pair.a.name} + {pair.b.name} -> {pair.out.name}" for pair in pairs[:SHOWN]]
         more = [f"  ... and {len(pairs) - SHOWN} more, see --list"] if len(pairs) > SHOWN else []
@@ -174,14 +177,16 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the table {path} ({getattr(error, 'strerror', 'not text')})") from error
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","  # as some spreadsheets write
+        raise InputError(f"cannot read the table {path} ({getattr(error, 'strerror', 'not UTF-8')})") from error
+    head = text.partition("\n")[0]
+    delimiter = next((each for each in ";\t" if each in head), ",")  # as some spreadsheets write
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
+        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader if "".join(row).strip()]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}, is not a row of a table ({error})") from error
     (_, columns), *rows = lines or [(1, [])]
+    columns = [column.lower() for column in columns]
     for column in columns:
         if column not in COLUMNS:
             raise InputError(f"{path} has a column '{column}'; the columns are {', '.join(COLUMNS)}")
@@ -196,6 +201,7 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
         row = dict(zip(columns, values))
         images = [path.parent / row.get(side, "") for side in ("a", "b")]
         wrong = [f"there is no {image}" for image in images if not image.is_file()]
+        wrong = [f"no image in column {side}" for side in ("a", "b") if not row.get(side)] or wrong
         if len(values) != len(columns):
             wrong = [f"{len(values)} values for {len(columns)} columns"]
         name = row.get("name") or images[0].stem
@@ -204,29 +210,23 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
             wrong.append(f"{name!r} is not a plain file name")
         if bool(texts[0]) != bool(texts[1]):
             wrong.append("only one of text_a and text_b")
-        if name in named:
-            wrong.append(f"the name '{name}' is that of line {named[name]}, too; give names in a column name")
-        named.setdefault(name, line)
+        wrong += [f"there is no {text}" for text in texts if text.endswith(".txt") and not Path(text).is_file()]
+        if name.casefold() in named:  # one file on some systems
+            wrong.append(
+                f"the name '{name}' is that of line {named[name.casefold()]}, too; give names in a column name"
+            )
+        named.setdefault(name.casefold(), line)
         problems += [f"{path}, line {line}: {problem}" for problem in wrong]
         pairs.append(OwnPair(name, *images, out / f"{name}.png", *texts, row.get("instruct", "")))
     if problems:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise InputError("\n".join([*problems[:SHOWN], *more]))
-    check_targets(pairs)
     return pairs
 
 
 def resolved(text: str, folder: Path) -> str:
     """A text of a table; the name of a file .txt is relative to the table's folder."""
     return str(folder / text) if text.endswith(".txt") else text
-
-
-def check_targets(pairs: Iterable[OwnPair]) -> None:
-    """InputError if a result would replace a source."""
-    sources = {source.resolve() for pair in pairs for source in (pair.a, pair.b)}
-    for pair in pairs:
-        if pair.out.resolve() in sources:
-            raise InputError(f"--out would write over the source {pair.out}; choose another place")
 
 
 def shortened(names: list[str]) -> str:

@@ -186,8 +186,14 @@ def in_step(a: Frames, b: Frames) -> Iterator[tuple[Image, Image]]:
 
 def open_output(path: str | Path, fps: float, codec: str | None = None) -> AbstractContextManager[Write]:
     """`write_frames` for a folder and for a name without extension, else `write_video`."""
-    is_folder = Path(path).is_dir() or not Path(path).suffix
-    return write_frames(Path(path)) if is_folder else write_video(Path(path), fps, codec)
+    path = Path(path)
+    return write_frames(path) if path.is_dir() or not path.suffix else write_video(path, fps, codec)
+
+
+def check_output(path: Path) -> None:
+    """InputError for a name that is neither that of a folder nor of a video."""
+    if path.suffix.lower() not in {*VIDEOS, ""} and not path.is_dir():
+        raise InputError(f"cannot write a video named {path}; use one of {NAMES}, or a folder")
 
 
 @contextmanager
@@ -195,7 +201,8 @@ def write_frames(folder: Path) -> Iterator[Write]:
     """As `write_video`, but as frame_000001.png and so on; earlier ones of this name are replaced, other files kept."""
     if folder.is_file():
         raise InputError(f"{folder} is a file; name a folder, or a video with one of {NAMES}")
-    numbers, old = count(1), [path.name for path in folder.glob("frame_*.png")]
+    ours = re.compile(r"frame_\d{6}\.png")
+    numbers, old = count(1), [path.name for path in folder.glob("frame_*") if ours.fullmatch(path.name)]
     with atomic_folder(folder, outdated=old) as staged:
         yield lambda image: write_image(staged / f"frame_{next(numbers):06d}.png", image)
 
@@ -215,9 +222,8 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
     Raises:
         InputError: another extension, rate or codec; another run is writing `path`; no frames, or no space for them.
     """
+    check_output(path)
     path, extension = path.resolve(), path.suffix.lower()
-    if extension not in VIDEOS:
-        raise InputError(f"cannot write a video named {path}; use one of {NAMES}, or a folder")
     if not 0.1 <= fps <= 1000:
         raise InputError(f"cannot write a video of {fps} frames per second; give a rate from 0.1 to 1000")
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")

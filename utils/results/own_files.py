@@ -4,7 +4,6 @@ import itertools
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from utils.config import Config
 from utils.data.align import align
 from utils.data.fit import Picture, as_picture, common_size, fit, read_picture, registered, remark
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
-from utils.data.own import OwnPair, find_own, is_video
+from utils.data.own import OwnPair, find_own, is_video, read_text
 from utils.data.pairs import collate
 from utils.data.video import check_together, in_step, open_frames, open_output
 from utils.errors import InputError
@@ -127,9 +126,9 @@ def fuse_pairs(fuse: Fuser, args: Namespace) -> None:
         problems, remarks = problems | of_rank, remarks | said
     for number in sorted(remarks):
         print(remarks[number])
+    print(f"{len(pairs) - len(problems)} of {len(pairs)} fused, 8 bit by {fuse.stretch}: {args.out}")
     if problems:
         raise InputError("\n".join(problems[number] for number in sorted(problems)))
-    print(f"{len(pairs)} fused, 8 bit by {fuse.stretch}: {args.out}")
 
 
 def fuse_video(fuse: Fuser, args: Namespace) -> None:
@@ -143,11 +142,12 @@ def fuse_video(fuse: Fuser, args: Namespace) -> None:
     if distributed.place()[1] > 1:
         raise InputError("a video is fused by one process: python test.py ... in place of torchrun")
     video = fuse.config.video
+    pairs, _ = find_own(args)
     a, b = open_frames(args.a), open_frames(args.b)
     check_together(a, b)
     names = f"{args.a} and {args.b}"
     common_size(a.size, b.size, args.resize, names)
-    features, alignment = fuse.features(find_own(args)[0]), None
+    features, alignment = fuse.features(pairs), None
     with (
         open_output(args.out, a.fps or b.fps or video.fps, video.codec) as write,
         closing(in_step(a, b)) as frames,
@@ -217,16 +217,3 @@ def features_of_pairs(
             for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
                 features[i][kind] = torch.from_numpy(feature)
     return features
-
-
-def read_text(text: str, name: str) -> str:
-    """--text-a or --text-b for one pair: a folder of <name>.txt, a .txt, or the text itself."""
-    path = Path(text)
-    if len(text) < 256 and path.is_dir():
-        path = path / f"{name}.txt"
-    elif path.suffix != ".txt":
-        return text
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the text {path}") from error
