@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
@@ -111,7 +112,7 @@ class Editor(RowStriped):
         """A and B (N, 2, H, W) in [0, 1] -> what to add to them (N, 2, H, W)."""
         height, width = images.shape[-2:]
         even = with_size(images, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2))
-        x = F.pixel_unshuffle(even, 2)  # (N, 8, H/2, W/2)
+        x = rearrange(even, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
         centred = images - images.mean(dim=(2, 3), keepdim=True)
@@ -119,7 +120,8 @@ class Editor(RowStriped):
         parts = torch.cat([images, centred / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
         change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
-        change = with_size(F.pixel_shuffle(change, 2), height, width)
+        change = rearrange(change, "n (c a b) h w -> n c h a w b", a=2, b=2).contiguous()  # or it cannot be exported
+        change = with_size(change.flatten(4).flatten(2, 3), height, width)
         share, detail = change.chunk(2, dim=1)  # of the other source, and what is in none, for each pixel
         return mixture + share * (images.flip(1) - images) + detail
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.published import translate
 from tests import literal
+from tests.bench_video import bench_video
 from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
 from utils.process import set_up_process
@@ -287,7 +288,7 @@ def main() -> None:
         "loader": lambda args: bench_loader(),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*cases, []], help="all if none is named")
+    parser.add_argument("cases", nargs="*", choices=[*cases, "video", []], help="all if none is named")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours; literal is fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
@@ -301,8 +302,11 @@ def main() -> None:
     print(f"{'':<22}{'seconds':>18}{'':>8}{'MiB':>18}{'':>8}{'largest':>11}")
     columns = f"{'ours':>9}{'literal':>9}{'ratio':>8}"
     print(f"{'case':<22}{columns}{columns}{'difference':>11}")
-    for name in args.cases or cases:
-        print(row(name, *cases[name](args)), flush=True)
+    for name in args.cases or [*cases, "video"]:
+        if name == "video":
+            bench_video(args.device)
+        else:
+            print(row(name, *cases[name](args)), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import sys
 
 import cv2
@@ -15,6 +16,7 @@ from net import NETWORKS, build_model, load_model
 from net.base import FusionNetwork
 from net.checkpoint import save_weights
 from net.film import nearest_index
+from net.film_blend import FILMBlend
 from net.provenance import GuideRecord, Provenance
 from tests.test_readme import TEXTS, blocks
 from tests.test_text import bert  # noqa: F401
@@ -28,6 +30,7 @@ SIZES = [(1, 4, 5), (2, 37, 53), (1, 64, 96), (3, 90, 21)]  # N, H, W
 TINY = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 12))
 OPTIONS = {
     "film": TINY,
+    "film_blend_half": TINY,
     "film_instructed": TINY | dict(instruction_dim=12, instructions=2, editor_channels=4, editor_blocks=2),
     "mgfusion": dict(clip_dim=12, channels=8, heads=2, blocks=1),
 }
@@ -36,7 +39,7 @@ OPTIONS = {
 def save(path, name: str, encoder: str | None = None) -> str:
     """A network of tiny sizes as a checkpoint, with default features; it always obeys its first instruction."""
     torch.manual_seed(0)
-    model = build_model(name, **OPTIONS[name])
+    model = build_model(name, **OPTIONS.get(name, {}))
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -51,6 +54,12 @@ def save(path, name: str, encoder: str | None = None) -> str:
     }
     save_weights(path, model.checkpoint(Provenance(guides, commit="abc")))
     return f"ckpt={path}"
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch) -> None:
+    """PyTorch tells pytest of every step of a trace, which takes a third of the time."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "handlers", [])
 
 
 def draw(n: int, height: int, width: int) -> list[torch.Tensor]:
@@ -125,9 +134,10 @@ def load_pt2(path) -> tuple[torch.nn.Module, dict[str, str]]:
     return torch.export.load(path, extra_files=extra).module(), json.loads(extra["metadata.json"])
 
 
-def test_a_pt2_takes_text_of_any_length(tmp_path):
+@pytest.mark.parametrize("name", ["film", "film_blend_half"])
+def test_a_pt2_takes_text_of_any_length(tmp_path, name):
     path = tmp_path / "model.pt2"
-    script("test.py", save(tmp_path / "w.safetensors", "film"), "--export", path)
+    script("test.py", save(tmp_path / "w.safetensors", name), "--export", path)
     assert not any(str(place).encode() in path.read_bytes() for place in (ROOT, tmp_path, sys.prefix))
     model = load_model(tmp_path / "w.safetensors")
     program, metadata = load_pt2(path)
@@ -139,9 +149,46 @@ def test_a_pt2_takes_text_of_any_length(tmp_path):
     assert np.array_equal(default_of(metadata, "text")[0], model.provenance.guides["text"].default)
 
 
-def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert):  # noqa: F811
-    """And without --instruct a network that reads instructions is the plain fusion."""
-    ckpt, path = save(tmp_path / "w.safetensors", "film_instructed", bert), tmp_path / "model.pt2"
+class Simple(FusionNetwork):
+    """A network that is traced at once; it reads text."""
+
+    inputs = ("text", "text_mask")
+
+    def __init__(self, text_dim: int = 12):
+        super().__init__()
+        self.share = torch.nn.Linear(text_dim, 1)
+
+    def forward(self, image_a, image_b, text, text_mask=None):
+        return torch.lerp(image_a, image_b, self.share(text.mean(dim=1)).sigmoid()[..., None, None])
+
+
+class Branching(Simple):
+    """What it does depends on the images."""
+
+    def forward(self, image_a, image_b, text, text_mask=None):
+        return super().forward(image_a, image_b, text) if image_a.mean() > 0.5 else image_b
+
+
+class Deep(Simple):
+    """Another input."""
+
+    inputs = ("depth",)
+
+
+@pytest.fixture
+def simple(monkeypatch):
+    """A function that saves one of the networks above, and returns ckpt=..."""
+
+    def save_simple(path, network: type[FusionNetwork], encoder: str | None = None) -> str:
+        monkeypatch.setitem(NETWORKS, network.__name__, network)
+        monkeypatch.setattr(network, "name", network.__name__)
+        return save(path, network.__name__, encoder)
+
+    return save_simple
+
+
+def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert, simple):  # noqa: F811
+    ckpt, path = simple(tmp_path / "w.safetensors", Simple, bert), tmp_path / "model.pt2"
     output = script("test.py", ckpt, "--export", path, "export.text=the dark road", f"text.path={bert}")
     assert "inputs: image_a, image_b; built in: text" in output
     model = load_model(tmp_path / "w.safetensors")
@@ -149,7 +196,7 @@ def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert):  # noq
     text = torch.from_numpy(TextEncoder("auto", bert).encode(["the dark road"])[0])[None]
     for n, *size in SIZES:
         images = draw(n, *size)
-        np.testing.assert_allclose(fuse(program, *images), fuse(model, *images, text.expand(n, -1, -1)), atol=1e-5)
+        np.testing.assert_allclose(fuse(program, *images), fuse(model, *images, text.expand(n, -1, -1)), atol=1e-6)
     assert metadata["built_in_text"] == "the dark road" and "default_text" not in metadata
 
 
@@ -163,8 +210,14 @@ def test_the_default_text_can_be_built_in(tmp_path):
         constant_features(model, load_config(None, ["text.use=default", "export.text=a road"]), [])
 
 
-def test_a_wrong_program_is_not_written(tmp_path, monkeypatch):
-    ckpt, path = save(tmp_path / "w.safetensors", "mgfusion"), tmp_path / "model.pt2"
+def test_a_network_that_reads_instructions_is_the_plain_fusion_without_one(tmp_path):
+    save(tmp_path / "w.safetensors", "film_instructed")
+    model, inputs = load_model(tmp_path / "w.safetensors"), [*draw(1, 20, 30), torch.randn(1, 4, 12)]
+    assert np.array_equal(fuse(Program(model, {}), *inputs), fuse(FILMBlend.forward, model, *inputs))
+
+
+def test_a_wrong_program_is_not_written(tmp_path, monkeypatch, simple):
+    ckpt, path = simple(tmp_path / "w.safetensors", Simple), tmp_path / "model.pt2"
     path.write_bytes(b"the old one")
     plain = Program.forward
     monkeypatch.setattr(Program, "forward", lambda self, *inputs: plain(self, *inputs) + 2e-4)
@@ -173,31 +226,11 @@ def test_a_wrong_program_is_not_written(tmp_path, monkeypatch):
     assert path.read_bytes() == b"the old one" and len(list(tmp_path.iterdir())) == 2
 
 
-class Branching(FusionNetwork):
-    """What it does depends on the images."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, image_a, image_b):
-        return self.gain * (image_a if image_a.mean() > 0.5 else image_b)
-
-
-class Deep(Branching):
-    """Another input."""
-
-    inputs = ("depth",)
-
-
 @pytest.mark.parametrize(
     ("network", "message"), [(Branching, "cannot be exported as .pt2 ("), (Deep, "takes the input 'depth'")]
 )
-def test_a_network_that_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch, network, message):
-    monkeypatch.setitem(NETWORKS, "odd", network)
-    monkeypatch.setattr(network, "name", "odd")
-    save_weights(tmp_path / "w.safetensors", build_model("odd").checkpoint())
-    output = script("test.py", f"ckpt={tmp_path}/w.safetensors", "--export", tmp_path / "model.pt2", code=1)
+def test_a_network_that_cannot_be_exported_is_one_sentence(tmp_path, simple, network, message):
+    output = script("test.py", simple(tmp_path / "w.safetensors", network), "--export", tmp_path / "m.pt2", code=1)
     assert message in output and "Traceback" not in output and len(list(tmp_path.iterdir())) == 1
 
 
