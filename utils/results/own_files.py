@@ -154,9 +154,7 @@ def fuse_video(fuse: Fuser, args: Namespace) -> None:
         tqdm(total=a.count, unit="frame") as bar,
     ):
         for batch in batched(frames, video.batch_size):
-            pictures = [
-                fit(*(as_picture(*image) for image in pair), args.resize, f"{a.path} and {b.path}") for pair in batch
-            ]
+            pictures = [fit(as_picture(*one), as_picture(*two), args.resize, names) for one, two in batch]
             if args.align and alignment is None:
                 alignment = align(*(picture.gray for picture in pictures[0]), args.align)
                 bar.write(f"by the first frames: {remark(alignment)}")
