@@ -204,7 +204,6 @@ def test_a_word_or_a_pattern_decides_alone(tmp_path):
 def test_what_is_no_image_is_no_partner(tmp_path):
     a, b = put(tmp_path / "a", "1.png"), put(tmp_path / "b", "1.png", "._1.png")
     (a / "2.png").mkdir()
-    (a / "3.png").symlink_to(tmp_path / "nowhere.png")
     assert paired(a, b) == {"1": ("1.png", "1.png")}
 
 

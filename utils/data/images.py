@@ -104,7 +104,7 @@ def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         stem = path.stem
-        if path.name.startswith(".") or not path.is_file():  # as macOS and editors leave beside an image
+        if path.name.startswith(".") or path.is_dir():  # macOS leaves files ._x.png beside images
             continue
         fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
         if fits and path.suffix.lower() in extensions:
