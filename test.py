@@ -85,14 +85,15 @@ def main() -> None:
     set_up_process(config.precision)
     _, _, device = distributed.start(config.device)
     with distributed.one_voice():
-        from utils.results.export import CPU, export_program, is_program
-        from utils.results.own_files import fuse_files
-
-        if not args.own and not is_program(args.export):
+        if not args.own and not args.program:
             return test_sets(config, args, device)
         config = replace(config, ckpt=find_checkpoint(config, None))
         if args.own:
+            from utils.results.own_files import fuse_files
+
             return fuse_files(open_model(config, args.overrides, device), config, args, device)
+        from utils.results.export import CPU, export_program
+
         model = open_model(replace(config, precision="fp32", compile=False), args.overrides, CPU)
         export_program(Path(args.export), model, config, args.instruct)
 
@@ -112,10 +113,11 @@ def read_arguments() -> tuple[Config, Namespace]:
             raise InputError(f"--{flag.replace('_', '-')} is without --instruct")
         if args.own and getattr(args, flag):
             raise InputError(f"--{flag.replace('_', '-')} is not for files of your own; leave one of them out")
+    args.program = False
     if args.export:
         from utils.results.export import check_export
 
-        check_export(config, args)
+        args.program = check_export(config, args)
     if args.text_study and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--text-study runs in one process: python test.py ... in place of torchrun")
     if args.report and args.text_study:

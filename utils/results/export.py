@@ -50,14 +50,14 @@ USE = (
 )
 
 
-def is_program(path: str | None) -> bool:
-    """Whether --export asks for a program, and not for weights."""
-    return path is not None and Path(path).suffix in PROGRAMS
+def check_export(config: Config, args: Namespace) -> bool:
+    """Whether --export asks for a program, and not for weights.
 
-
-def check_export(config: Config, args: Namespace) -> None:
-    """InputError if what the command line asks --export for cannot be; better now than after a test."""
-    path, program = Path(args.export), is_program(args.export)
+    Raises:
+        InputError: what the command line asks for cannot be; better now than after a test.
+    """
+    path = Path(args.export)
+    program = path.suffix in PROGRAMS
     if args.text_study or "{task}" in (config.ckpt or "{task}"):
         what = "writes one network" if program else "tests one checkpoint on its sets"
         raise InputError(f"--export {what}; give ckpt=..., and no --text-study")
@@ -69,7 +69,7 @@ def check_export(config: Config, args: Namespace) -> None:
             raise InputError(f"{what} is built into an .onnx or .pt2, and {path} will hold the weights alone")
         if path.suffix != ".safetensors":
             check_folder(path)
-        return
+        return False
     if args.compare or args.report:
         raise InputError(f"--export {path} tests no set; leave out --compare and --report")
     if len(args.instruct) > 1:
@@ -81,6 +81,7 @@ def check_export(config: Config, args: Namespace) -> None:
             f"--export {path} needs the packages {', '.join(PACKAGES[:-1])} and {PACKAGES[-1]}: "
             f"pip install {' '.join(PACKAGES)}"
         )
+    return True
 
 
 def export_weights(path: Path, model: FusionNetwork, metrics: dict[str, dict[str, float]]) -> None:
