@@ -4,7 +4,7 @@ import difflib
 import reprlib
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -39,6 +39,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def shortened(names: Sequence[str], most: int = 10) -> str:
+    """What a message says of many names.
+
+    Args:
+        names: all of them.
+        most: how many are said.
+
+    Returns:
+        The first ones with commas between, and how many more there are.
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory")

@@ -44,6 +44,10 @@ class Alignment(NamedTuple):
     shift: float
     improved: bool
 
+    def apply(self, *images: np.ndarray | None) -> list[np.ndarray | None]:
+        """Images of B as A sees them, by `warp`; as they are where the alignment did not improve. None stays None."""
+        return [warp(image, self.matrix) if self.improved and image is not None else image for image in images]
+
 
 def align(image_a: np.ndarray, image_b: np.ndarray, motion: str) -> Alignment:
     """Register B to A, if it is moved by less than a tenth of the image, and rotated by a few degrees.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.align import Alignment, warp
+from utils.data.align import Alignment
 from utils.data.images import as_unit, read_image
 from utils.errors import InputError
 from utils.opencv import cv2
@@ -72,13 +72,6 @@ def fit(a: Picture, b: Picture, resize: str | None, names: str) -> tuple[Picture
     """A pair in one size; arguments and errors as of `common_size`."""
     size = common_size(a.gray.shape, b.gray.shape, resize, names)
     return resized(a, size), resized(b, size)
-
-
-def registered(b: Picture, alignment: Alignment | None) -> Picture:
-    """The picture of B as A sees it; as it is without an alignment, or where that did not improve it."""
-    if alignment is None or not alignment.improved:
-        return b
-    return Picture(*(None if part is None else warp(part, alignment.matrix) for part in b))
 
 
 def remark(alignment: Alignment) -> str:

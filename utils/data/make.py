@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from net.provenance import GuideRecord
 from utils.config import Config, Data
-from utils.data.align import Alignment, align, warp
+from utils.data.align import Alignment, align
 from utils.data.h5 import CHECKSUM, crc32, h5_path, shape_attributes
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_split
 from utils.data.workers import Workers
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.files import exclusive_lock, os_error_as_input_error, replace_durably
 from utils.guides import guides_of
 from utils.guides.guide import FeatureMaker
@@ -26,7 +26,6 @@ from utils.opencv import cv2
 from utils.targets import COMPUTED_MAPS
 
 RESERVE = 1 << 20  # bytes of room for HDF5's own structures
-NAMED = 5  # pairs in a message
 GZIP = 4  # level of compression, HDF5's own default
 
 
@@ -126,8 +125,7 @@ def describe_alignments(alignments: Mapping[str, Alignment]) -> str:
     kept = [name for name, found in alignments.items() if not found.improved]
     moved = f"B was moved to A in {len(shifts)} of {len(alignments)} pairs"
     moved += f", by {np.median(shifts):.1f} pixels in the median" if shifts else ""
-    more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
-    return moved + (f"; kept as they are: {', '.join(kept[:NAMED])}{more}" if kept else "")
+    return moved + (f"; kept as they are: {shortened(kept, 5)}" if kept else "")
 
 
 def make_features(makers: Mapping[str, FeatureMaker], name: str, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -225,9 +223,8 @@ def read_pair(
     if problems:
         raise InputError("\n".join(problems))
     alignment = align(as_unit(pair["imageA"]), as_unit(pair["imageB"]), motion) if motion else None
-    if alignment and alignment.improved:
-        pair["imageB"] = warp(pair["imageB"], alignment.matrix)
-        chromas[1] = None if chromas[1] is None else warp(chromas[1], alignment.matrix)
+    if alignment:
+        pair["imageB"], chromas[1] = alignment.apply(pair["imageB"], chromas[1])
     chroma = merge_chroma(chromas)
     return (pair if chroma is None else pair | {"chroma": chroma}), alignment
 

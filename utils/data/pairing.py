@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.data.images import check_writable, list_images
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.files import plain_name
 
 COLUMNS = ("a", "b", "name", "text_a", "text_b", "instruct")  # of a table of pairs; the first two are needed
@@ -227,8 +227,3 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
 def resolved(text: str, folder: Path) -> str:
     """A text of a table; the name of a file .txt is relative to the table's folder."""
     return str(folder / text) if text.endswith(".txt") else text
-
-
-def shortened(names: list[str]) -> str:
-    """Some names with commas between, and how many more there are."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

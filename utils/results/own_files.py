@@ -14,7 +14,7 @@ from net import FusionNetwork
 from utils import distributed
 from utils.config import Config
 from utils.data.align import align
-from utils.data.fit import Picture, as_picture, common_size, fit, read_picture, registered, remark
+from utils.data.fit import Picture, as_picture, common_size, fit, read_picture, remark
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.own import OwnPair, find_own, is_video, read_text
 from utils.data.pairs import collate
@@ -117,7 +117,7 @@ def fuse_pairs(fuse: Fuser, args: Namespace) -> None:
             a, b = fit(read_picture(pair.a), read_picture(pair.b), args.resize, f"{pair.a} and {pair.b}")
             if args.align:
                 alignment = align(a.gray, b.gray, args.align)
-                b, remarks[number] = registered(b, alignment), f"{pair.name}: {remark(alignment)}"
+                b, remarks[number] = Picture(*alignment.apply(*b)), f"{pair.name}: {remark(alignment)}"
             (result,) = fuse([pair.name], [(a, b)], [own])
             write_image(pair.out, result)
         except InputError as error:
@@ -158,7 +158,8 @@ def fuse_video(fuse: Fuser, args: Namespace) -> None:
             if args.align and alignment is None:
                 alignment = align(*(picture.gray for picture in pictures[0]), args.align)
                 bar.write(f"by the first frames: {remark(alignment)}")
-            pictures = [(one, registered(two, alignment)) for one, two in pictures]
+            if alignment:
+                pictures = [(one, Picture(*alignment.apply(*two))) for one, two in pictures]
             numbers = [f"frame {bar.n + i}" for i in range(1, len(pictures) + 1)]
             for frame in fuse(numbers, pictures, features * len(pictures)):
                 write(frame)
@@ -170,7 +171,6 @@ def fuse_video(fuse: Fuser, args: Namespace) -> None:
 
 def batched(pairs: Iterator, size: int) -> Iterator[list]:
     """Lists of `size` items, the last perhaps shorter."""
-    pairs = iter(pairs)
     while batch := list(itertools.islice(pairs, size)):
         yield batch
 
