@@ -5,7 +5,7 @@ from torch import Tensor
 
 from net.film_blend import FILMBlend
 from net.registry import register
-from net.restormer import with_size
+from net.restormer import even, with_size
 
 
 @register("film_blend_half")
@@ -22,6 +22,5 @@ class FILMBlendHalf(FILMBlend):
 
     def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         height, width = image_a.shape[-2:]
-        even = (with_size(image, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2)) for image in (image_a, image_b))
-        squares = (F.pixel_unshuffle(image, 2) for image in even)  # (N, 4, H/2, W/2) each
+        squares = (F.pixel_unshuffle(even(image), 2) for image in (image_a, image_b))  # (N, 4, H/2, W/2) each
         return with_size(F.pixel_shuffle(super().logits(*squares, text, text_mask), 2), height, width)

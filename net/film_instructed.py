@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from net.film_blend import FILMBlend
 from net.registry import register
-from net.restormer import RowStriped, Strip, cut, with_size
+from net.restormer import RowStriped, Strip, cut, even, with_size
 from utils.errors import InputError
 
 ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the less the nearer they are: one was chosen
@@ -111,8 +111,7 @@ class Editor(RowStriped):
     def forward(self, images: Tensor) -> Tensor:
         """A and B (N, 2, H, W) in [0, 1] -> what to add to them (N, 2, H, W)."""
         height, width = images.shape[-2:]
-        even = with_size(images, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2))
-        x = rearrange(even, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
+        x = rearrange(even(images), "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)  # (N, 8, H/2, W/2)
         overview = self.overview(x)
         weights, offset = self.mix(overview).split([8, 2], dim=1)
         centred = images - images.mean(dim=(2, 3), keepdim=True)

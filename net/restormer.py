@@ -79,6 +79,12 @@ def with_size(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
+def even(x: Tensor) -> Tensor:
+    """A map (N, C, H, W) with its last row and column twice where H and W are odd."""
+    height, width = x.shape[-2:]
+    return with_size(x, 2 * ((height + 1) // 2), 2 * ((width + 1) // 2))
+
+
 def strips(height: int, rows: int, halo: int) -> Iterator[Strip]:
     """A map of `height` rows as strips of `rows` rows.
 

@@ -25,7 +25,7 @@ from utils.guides.clip import ClipEncoder
 from utils.guides.guide import Guidance
 from utils.loss import INTENSITIES, LOSSES, build_loss
 from utils.metrics import INFRARED_ONLY, METRICS
-from utils.results.evaluate import Evaluator, fuse_pair, to_device
+from utils.results.evaluate import Evaluator, fuse_batch, to_device
 
 GPU, META = torch.device("cuda"), torch.device("meta")
 SMALL, LARGE = (16, 20), (48, 56)  # `visual_information` and the metric VIFF take 41 pixels or more
@@ -110,7 +110,7 @@ def test_networks_fuse(name, how, copies):
         batch = example(model, SMALL, n=1) | {"name": ["a"]}
         if "instruction" in batch:  # to obey one takes a look at values: test_an_instruction_takes_one_look
             batch["instruction"] = None
-        (fused,) = fuse_pair([on_gpu(model)], batch, GPU, {})
+        ((fused,),) = fuse_batch([on_gpu(model)], batch, GPU, {})
     assert fused.shape == SMALL and copies == [*BY_OPENCV.get(name, []), (1, 1, *SMALL)]
 
 
@@ -136,10 +136,10 @@ def test_a_tensor_left_on_the_cpu_is_seen(left_behind, copies, monkeypatch):
     with FakeGPU():
         batch = example(build("mean"), SMALL, n=1) | {"name": ["a"]}
         kernel, offset = torch.ones(1, 1, 3, 3, device=GPU), torch.ones(SMALL, device=GPU)
-        fuse_pair([build("mean")], batch, GPU, {})
+        fuse_batch([build("mean")], batch, GPU, {})
         kernel, offset = (x.cpu() if name == left_behind else x for name, x in (("kernel", kernel), ("offset", offset)))
         with pytest.raises(RuntimeError, match="device"):
-            fuse_pair([build("mean")], batch, GPU, {})
+            fuse_batch([build("mean")], batch, GPU, {})
 
 
 def loss_terms(options: dict, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

@@ -67,6 +67,7 @@ def test_two_folders(tmp_path, side_a, side_b, names):
         (["img10.png", "img11.png"], ["img0.png", "img1.png"], "img10.png, img11.png, img0.png, img1.png"),
         (["x.png", "x.jpg", "y.png"], ["x.png", "y.png"], "x.jpg, x.png, x.png"),
         (["1.png"], [], "1.png"),
+        (["1.png"], ["1.png", "2.png"], "2.png"),
         ([], [], "no images at all"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) and value else "",

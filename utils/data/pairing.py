@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,9 @@ def match_names(names_a: list[str], names_b: list[str]) -> list[dict[str, str]]:
     """
     if len(names_a) == len(names_b) == 1:
         return [{names_a[0]: names[0]} for names in (names_a, names_b)]
-    whole, words, letters = r".+", r"[^\W\d_]+|\d+|[\W_]", r"\d+|\D"  # no number is cut: thermal_0001 is 0001, not 1
-    ways = [[dict(zip(cut(names, way), names)) for names in (names_a, names_b)] for way in (whole, words, letters)]
+    words, letters = r"[^\W\d_]+|\d+|[\W_]", r"\d+|\D"  # no number is cut: thermal_0001 is 0001, not 1
+    cuts = (list, partial(cut, words=words), partial(cut, words=letters))  # names as they are, and shorter and shorter
+    ways = [[dict(zip(way(names), names)) for names in (names_a, names_b)] for way in cuts]
     return min(ways, key=lambda sides: len(sides[0].keys() ^ sides[1].keys()))
 
 

@@ -146,7 +146,7 @@ def fuse_dataset(
     Args:
         guidances: of `open_guides` for this set.
         share: (rank, ranks) takes every ranks-th pair, for several processes.
-        instructions: as for `fuse_pair`.
+        instructions: as for `fuse_batch`.
 
     Raises:
         InputError: a damaged sample, a network that returns NaN.
@@ -154,18 +154,7 @@ def fuse_dataset(
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     pinned = device.type == "cuda"
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
-        yield batch, fuse_pair(models, batch, device, guidances, instructions)
-
-
-def fuse_pair(
-    models: list[FusionNetwork],
-    batch: dict,
-    device: torch.device,
-    guidances: Mapping[str, Guidance],
-    instructions: Sequence[Tensor] = (),
-) -> list[np.ndarray]:
-    """As `fuse_batch`, of a batch of one pair: the fused image (H, W) of each network and instruction."""
-    return list(fuse_batch(models, batch, device, guidances, instructions)[:, 0])
+        yield batch, list(fuse_batch(models, batch, device, guidances, instructions)[:, 0])
 
 
 @torch.inference_mode()

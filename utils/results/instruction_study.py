@@ -25,7 +25,7 @@ from utils.guides.guide import Guidance
 from utils.guides.instruction import UNRELATED, Instruction, encode_instructions, read_instructions
 from utils.metrics import METRICS
 from utils.opencv import cv2
-from utils.results.evaluate import fuse_pair
+from utils.results.evaluate import fuse_batch
 from utils.results.study import psnr
 from utils.targets import warm_map
 
@@ -95,7 +95,7 @@ class Trial:
         parts = (*sources, told.numpy(force=True) if told.any() else np.zeros(1))
         key = tuple(short_digest(part.tobytes()) for part in parts)
         if key not in self.known:
-            self.known[key] = fuse_pair([self.model], self.batch | changed, self.device, self.guidances)[0]
+            self.known[key] = fuse_batch([self.model], self.batch | changed, self.device, self.guidances)[0, 0]
         return self.known[key]
 
     def degrade(self, *names: str) -> dict[str, np.ndarray]:

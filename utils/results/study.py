@@ -19,7 +19,7 @@ from utils.guides import GUIDES
 from utils.guides.guide import Guidance
 from utils.guides.text import TextEncoder
 from utils.opencv import cv2
-from utils.results.evaluate import Evaluator, average_all, fuse_pair, sources_8bit
+from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
 from utils.results.table import PICTURE_PAIRS, arrow, left_out_lines, write_results
 
 OWN = "own text"
@@ -69,7 +69,7 @@ def text_study(
         name, sources, fused = batch["name"][0], sources_8bit(batch), {}
         for label, text in (texts | for_all).items():
             batch |= GUIDES["text"].collate([text])
-            (fused[label],) = fuse_pair([model], batch, device, guidances)
+            fused[label] = fuse_batch([model], batch, device, guidances)[0, 0]
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
             evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
         own = fused.pop(OWN)
