@@ -19,6 +19,7 @@ from utils.data.instruct import DEGRADATIONS, InstructionDraw, vary, wanted_sour
 from utils.errors import InputError
 from utils.guides.instruction import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
 from utils.loss import build_loss
+from utils.results.evaluate import fuse_batch
 from utils.results.instruction_study import levels
 
 SHIPPED = ROOT / "configs" / "instructions.yaml"
@@ -37,6 +38,20 @@ def obeying_network(**options) -> torch.nn.Module:
         for parameter in (editor.mix.weight, editor.conv_out.weight):
             torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def test_pairs_of_a_batch_obey_as_one_by_one():
+    model, features = obeying_network(), [torch.randn(n, 12) for n in (3, 5)]
+    torch.nn.init.constant_(model.reader.output.bias, 9.0)  # it reads that everything is asked for
+    images = torch.rand(2, 3, 1, 24, 30)
+    batches = [
+        {"name": ["x"] * len(a), "image_a": a, "image_b": b, "text": torch.ones(len(a), 2, 12), "text_mask": None}
+        | {"instruction": torch.zeros(len(a), 1, 12)}
+        for a, b in (images, *zip(*(image.split(1) for image in images)))
+    ]
+    together, *alone = (fuse_batch([model], batch, torch.device("cpu"), {}, features) for batch in batches)
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-5)
+    assert together.shape == (3, 3, 24, 30) and np.abs(together[0] - together[1]).max() > 0.01
 
 
 # --- the file of sentences ----------------------------------------------------------------------------
