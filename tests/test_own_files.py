@@ -65,6 +65,29 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, a, out):
     assert "10 frames of 48 x 64, 10 a second" in script("test.py", *words, *MEAN, "--list")
 
 
+def test_two_folders_of_frames_become_a_video(tmp_path):
+    a, b = write(tmp_path / "a", scene(3)), write(tmp_path / "b", scene(3))
+    words = ["--a", a, "--b", b, "--out", tmp_path / "f.mkv", *MEAN]
+    assert "3 frames of 48 x 64, 12 a second" in script("test.py", *words, "--list", "video.fps=12")
+    script("test.py", *words, "video.fps=12")
+    assert (open_frames(tmp_path / "f.mkv").count, open_frames(tmp_path / "f.mkv").fps) == (3, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "f.png"], "cannot write a video named f.png"),
+        (["--out", "f.avi", "--text-a", "no.txt", "--text-b", "A street."], "cannot read the text no.txt"),
+    ],
+    ids=str,
+)
+def test_list_says_what_a_run_would_say(tmp_path, monkeypatch, words, message):
+    video = write(tmp_path / "a.avi", scene(2))
+    monkeypatch.chdir(tmp_path)
+    output = script("test.py", "--a", video, "--b", video, *words, *MEAN, "--list", code=1)
+    assert message in output and "1 of 1 cannot be fused" in output
+
+
 def test_a_stretch_must_be_asked_for(tmp_path):
     frames = [np.full((*SIZE, 3), 60 + i, np.uint8) for i in range(4)]
     for frame in frames:

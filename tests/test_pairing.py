@@ -180,7 +180,7 @@ def test_no_source_is_written_over(tmp_path):
     for words in (
         ["--pairs", table(tmp_path / "p.csv", ["a", "b"], ["p/1.png", "p/2.png"]), "--out", folder],
         ["--a", folder / "1.png", "--b", folder / "2.png", "--out", folder / "2.png"],
-        ["--a", f"{folder}/*_ir.png", "--b", f"{folder}/*_vis.png", "--out", folder],
+        ["--a", f"{folder}/*_ir.png", "--b", f"{folder}/*_vis.png", "--out", folder / ".." / "p"],
     ):
         for more in ([], ["--list"]):
             assert "--out would write over the source" in script("test.py", *words, *MEAN, *more, code=1)
