@@ -168,6 +168,7 @@ def results() -> dict[str, dict[str, list[str]]]:
 
 
 def test_results_are_those_of_the_weights_and_of_the_papers():
+    assert all("small, shipped" in rows for rows in results().values())
     for row, files in {"small, shipped": ("IVF", "MIF", "MEF", "MFF"), "fast, shipped": ("IVF_fast",)}.items():
         measured = {
             name.removesuffix("_test"): [f"{value:.2f}" for value in means.values()]

@@ -19,13 +19,7 @@ from utils.config import Config, load_config, read_yaml
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
 SHIPPED = sorted((ROOT / "models").glob("*.safetensors"))
-CONFIGS = {
-    "IVF": "film_ivf_small",
-    "IVF_fast": "film_ivf_fast",
-    "MIF": "film_mif_small",
-    "MEF": "film_mef_small",
-    "MFF": "film_mff_small",
-}
+CONFIGS = {"IVF": "film_ivf_small", "MIF": "film_mif_small", "MEF": "film_mef_small", "MFF": "film_mff_small"}
 CONFIGS |= {"MGFusion_IVF": "mgfusion_ivf_small", "IVF_instruct": "film_instruct_ivf", "IVF_fast": "film_ivf_fast"}
 
 
