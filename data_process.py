@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from net import build_model
+from utils.arrange import arrange
 from utils.config import MOTIONS, Config, parse_args, read_yaml
-from utils.data.arrange import arrange
 from utils.data.images import read_rgb
 from utils.data.make import make_sets, read_pair
 from utils.data.sources import Source, draw_splits, find_dataset, find_sources, read_split, simulate_sets
+from utils.describe.paragraphs import Item, describe
 from utils.errors import InputError, run_script
 from utils.files import find_file
-from utils.guides.describe import Item, describe
 from utils.guides.features import read_features, write_features
 from utils.process import pick_device, set_up_process
 

@@ -72,7 +72,7 @@ def main() -> None:
     try:
         config, args = read_arguments()
         if args.list:
-            from utils.data.own import list_own
+            from utils.own.files import list_own
 
             return list_own(args, config.video.fps) if first else None
     except InputError:
@@ -89,10 +89,10 @@ def main() -> None:
             return test_sets(config, args, device)
         config = replace(config, ckpt=find_checkpoint(config, None))
         if args.own:
-            from utils.results.own_files import fuse_files
+            from utils.own.fuse import fuse_files
 
             return fuse_files(open_model(config, args.overrides, device), config, args, device)
-        from utils.results.export import CPU, export_program
+        from utils.export import CPU, export_program
 
         model = open_model(replace(config, precision="fp32", compile=False), args.overrides, CPU)
         export_program(Path(args.export), model, config, args.instruct)
@@ -101,7 +101,7 @@ def main() -> None:
 def read_arguments() -> tuple[Config, Namespace]:
     """The command line; InputError for a mistake, also for arguments that do not go together."""
     config, args = parse_args(__doc__, arguments=ARGUMENTS, default=SAMPLE)
-    from utils.data.own import check_arguments
+    from utils.own.files import check_arguments
 
     config.test.compare |= args.compare
     given = any(word.startswith("ckpt=") for word in args.overrides)
@@ -115,7 +115,7 @@ def read_arguments() -> tuple[Config, Namespace]:
             raise InputError(f"--{flag.replace('_', '-')} is not for files of your own; leave one of them out")
     args.program = False
     if args.export:
-        from utils.results.export import check_export
+        from utils.export import check_export
 
         args.program = check_export(config, args)
     if args.text_study and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -173,7 +173,7 @@ def test_sets(config: Config, args: Namespace, device: torch.device) -> None:
         write_image(path, stack_rows(rows))
         print(f"one pair of each set: {path}")
     if args.export:
-        from utils.results.export import export_weights
+        from utils.export import export_weights
 
         export_weights(Path(args.export), model, metrics)
 
@@ -269,7 +269,7 @@ def test_set(
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import describe_guidance, label_with_remarks, open_guides
-    from utils.guides.instruction import encode_instructions
+    from utils.instruct.guide import encode_instructions
     from utils.results.evaluate import average_all
     from utils.results.fuse_set import fuse_set
     from utils.results.table import format_table, left_out_lines, published_rows, write_results
@@ -326,14 +326,14 @@ def test_set(
 
 
 def study_set(model: FusionNetwork, name: str, config: Config, device: torch.device, sentence: str) -> None:
-    """The text study on one set; see utils/results/study.py."""
+    """The text study on one set; see utils/studies/text.py."""
     from utils.data.h5 import check_shape, h5_path
     from utils.data.pairs import PairDataset
     from utils.files import atomic_folder
     from utils.guides import open_guides
     from utils.guides.text import open_text_encoder
-    from utils.results.instruction_study import instruction_study
-    from utils.results.study import text_study
+    from utils.instruct.study import instruction_study
+    from utils.studies.text import text_study
 
     if "text" not in model.inputs:
         raise InputError(f"{model.label} reads no text; --text-study needs a network that does")

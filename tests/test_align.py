@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.alignment import distance, random_warp
 from tests.toy import CONFIG, make_pairs, script
+from tools.alignment import distance, random_warp
 from utils.data.align import MOTIONS, align, edges, refine, warp
 from utils.data.images import as_unit, read_image
 from utils.errors import InputError

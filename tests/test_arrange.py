@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.toy import ROOT
+from utils import arrange
+from utils.arrange import arrange
 from utils.config import read_yaml
-from utils.data import arrange as module
-from utils.data.arrange import arrange
 from utils.data.images import list_images, read_image
 from utils.errors import InputError
 

@@ -23,8 +23,8 @@ from tests.test_text import bert  # noqa: F401
 from tests.toy import ROOT, script
 from utils.config import load_config
 from utils.errors import InputError
+from utils.export import PACKAGES, Program, constant_features
 from utils.guides.text import TextEncoder
-from utils.results.export import PACKAGES, Program, constant_features
 
 SIZES = [(1, 4, 5), (2, 37, 53), (1, 64, 96), (3, 90, 21)]  # N, H, W
 TINY = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 12))

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu` without a GPU: the rehearsal on the CPU, and what becomes of a check that fails."""
+"""`python -m tools.gpu` without a GPU: the rehearsal on the CPU, and what becomes of a check that fails."""
 
 import json
 import math
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from net import NETWORKS
-from tests import gpu, gpu_checks
-from tests.gpu import SECTIONS
-from tests.gpu_checks import Machine, aim, at_most, told
 from tests.toy import process
+from tools import gpu, gpu_checks
+from tools.gpu import SECTIONS
+from tools.gpu_checks import Machine, aim, at_most, told
 from utils.metrics import METRICS
 
 EVERY_SECTION = ["device", "networks", "training", "metrics", "ceilings", "bench", "recipe", "memory", "files"]
@@ -41,7 +41,7 @@ def test_it_is_skipped_without_cuda(tmp_path, monkeypatch, capsys):
 
 
 def test_it_needs_nothing_that_only_the_tests_need():
-    assert process("-c", "import sys; sys.modules['pytest'] = None; import tests.gpu; print('there')") == "there\n"
+    assert process("-c", "import sys; sys.modules['pytest'] = None; import tools.gpu; print('there')") == "there\n"
 
 
 def test_rehearsal(rehearse):

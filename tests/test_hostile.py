@@ -263,7 +263,7 @@ def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, kind, 
     ids=repr,
 )
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
-    """Found by tests/fuzz.py: PyTorch's reader raises IndexError and others."""
+    """Found by tools/fuzz.py: PyTorch's reader raises IndexError and others."""
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=rf"{name} (is not a checkpoint|holds no 'model')"):
@@ -271,7 +271,7 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
 
 
 def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
-    """Found by tests/fuzz.py: NumPy's reader of headers raises tokenize.TokenError."""
+    """Found by tools/fuzz.py: NumPy's reader of headers raises tokenize.TokenError."""
     feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "a1.npy"
     stored = io.BytesIO()
     np.save(stored, np.zeros((3, 12), np.float32))
@@ -293,7 +293,7 @@ def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
     ],
 )
 def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
-    """Found by tests/fuzz.py: PyYAML raises ValueError and RecursionError."""
+    """Found by tools/fuzz.py: PyYAML raises ValueError and RecursionError."""
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
         load_config(tmp_path / "c.yaml", [])
@@ -357,7 +357,7 @@ def test_a_damaged_run_is_not_resumed(prepared, tmp_path):
 
 @pytest.mark.parametrize("group", ["imageA", "imageB", "text", "chroma"])
 def test_a_flipped_bit_of_an_h5_is_noticed(toy, tmp_path, group):
-    """Found by tests/fuzz.py: a pixel was another one, and nobody said so."""
+    """Found by tools/fuzz.py: a pixel was another one, and nobody said so."""
     script("data_process.py", *CONFIG, *toy, "Toy_test")
     path = tmp_path / "h5" / "Toy_test.h5"
     with h5py.File(path) as file:
@@ -372,7 +372,7 @@ def test_a_flipped_bit_of_an_h5_is_noticed(toy, tmp_path, group):
 
 
 def test_a_flipped_bit_of_weights_is_noticed(prepared, tmp_path):
-    """Found by tests/fuzz.py, as above."""
+    """Found by tools/fuzz.py, as above."""
     script("train.py", *prepared, "train.epochs=1")
     (last,) = (tmp_path / "exp").glob("*/model/last.pth")
     script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "w.safetensors")

@@ -15,12 +15,12 @@ from net.film_instructed import Editor
 from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
 from tests.toy import CONFIG, FAST, ROOT, process, script
-from utils.data.instruct import DEGRADATIONS, InstructionDraw, vary, wanted_sources
 from utils.errors import InputError
-from utils.guides.instruction import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
+from utils.instruct.guide import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
+from utils.instruct.samples import DEGRADATIONS, InstructionDraw, vary, wanted_sources
+from utils.instruct.study import levels
 from utils.loss import build_loss
 from utils.results.evaluate import fuse_batch
-from utils.results.instruction_study import levels
 
 SHIPPED = ROOT / "configs" / "instructions.yaml"
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=[8, 8])
@@ -194,7 +194,7 @@ def test_other_cameras(clean):
 
 
 def test_draws(draw, clean, monkeypatch):
-    monkeypatch.setattr("utils.data.instruct.VARIED", 0)
+    monkeypatch.setattr("utils.instruct.samples.VARIED", 0)
     maps = {key: value[None] for key, value in clean.items()}
     counts = np.zeros(3, int)
     for seed in range(200):

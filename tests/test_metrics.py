@@ -10,7 +10,7 @@ import torch
 from scipy.signal import convolve2d
 
 from tests import literal
-from tests.bench import bench_metrics
+from tools.bench import bench_metrics
 from utils import targets as warm_targets
 from utils.data.images import read_image
 from utils.errors import InputError

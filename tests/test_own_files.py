@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.toy import process, script
-from utils.data.video import open_frames
+from utils.own.video import open_frames
 
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
 SIZE = (48, 64)

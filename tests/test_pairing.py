@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.toy import script
-from utils.data.fit import Picture, common_size, fit
-from utils.data.pairing import find_pairs, match_names, read_table, split_folder
 from utils.errors import InputError
+from utils.own.fit import Picture, common_size, fit
+from utils.own.pairing import find_pairs, match_names, read_table, split_folder
 
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
 

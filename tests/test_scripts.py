@@ -17,8 +17,8 @@ import yaml
 from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
-from tests import dark_pairs
 from tests.toy import CONFIG, SHARED, make_pairs, process, script
+from tools import dark_pairs
 from utils.errors import InputError, run_script
 from utils.results.table import PAPER_HEADER, format_table
 

@@ -17,7 +17,7 @@ from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides.guide import Guidance, check_feature
 from utils.guides.text import MINILM, TextEncoder, encoder_name
-from utils.results.study import change_from, p_values, text_study, variants
+from utils.studies.text import change_from, p_values, text_study, variants
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
@@ -262,7 +262,7 @@ def test_p_values_are_signed_rank_tests_corrected_by_holm():
 def test_gradients_along_the_text_path(toy):
     script("data_process.py", *CONFIG, *toy, "Toy_test")
     words = [*toy, "net.name=film", *TINY_NET]
-    output = script("tests.text_gradients", *words)
+    output = script("tools.text_gradients", *words)
     rows = {row[:32].strip(): row[32:].split() for row in output.splitlines() if row.endswith("%")}
     guidance = "stages.guidance"
     path = ["text_projection", *(f"{guidance}.in_proj {part}" for part in ("query", "key", "value"))]
@@ -270,7 +270,7 @@ def test_gradients_along_the_text_path(toy):
     model = build_model("film", text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=[8, 8])
     assert sum(int(row[0]) for row in rows.values()) == sum(p.numel() for p in model.parameters())
     assert 0 < float(rows[path[1]][1]) < float(rows["all convolutions"][1])
-    assert "network that reads text" in script("tests.text_gradients", *toy, "net={name: max}", code=1)
+    assert "network that reads text" in script("tools.text_gradients", *toy, "net={name: max}", code=1)
 
 
 def test_every_pair_gets_the_text_of_another():

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 
 from tests.toy import ROOT, process
-from utils.data import video
 from utils.data.images import colorize, write_image
-from utils.data.video import AHEAD, CODECS, check_together, in_step, open_frames, open_output
 from utils.errors import InputError
 from utils.files import exclusive_lock
 from utils.opencv import cv2
+from utils.own import video
+from utils.own.video import AHEAD, CODECS, check_together, in_step, open_frames, open_output
 
 FRAMES = 30
 LIMITED = (  # a file cannot become longer, as on a full disk
-    "import resource, sys, numpy as np; from pathlib import Path; from utils.data.video import open_output;"
+    "import resource, sys, numpy as np; from pathlib import Path; from utils.own.video import open_output;"
     "from utils.errors import run_script; frames = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), 'uint8');"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
     "def main():\n"
@@ -349,7 +349,7 @@ def test_damaged_videos_print_nothing(copy, tmp_path):
         path = copy(extension, f"a{extension}")
         overwrite(path, path.stat().st_size // 3, np.random.default_rng(0).bytes(200))
     code = (
-        f"from utils.data.video import open_frames\nfor x in {list(CODECS)}:\n    list(open_frames('{tmp_path}/a' + x))"
+        f"from utils.own.video import open_frames\nfor x in {list(CODECS)}:\n    list(open_frames('{tmp_path}/a' + x))"
     )
     assert process("-c", code) == ""
 
@@ -372,7 +372,7 @@ def test_a_block_that_fails_leaves_the_old_output(tmp_path, name):
 def test_a_kill_leaves_the_old_output(tmp_path, name):
     old = content(make(tmp_path / name, 5))
     code = (
-        "import sys, time, numpy as np; from utils.data.video import open_output\n"
+        "import sys, time, numpy as np; from utils.own.video import open_output\n"
         "with open_output(sys.argv[1], 25) as write:\n"
         "    for _ in range(200): write(np.random.default_rng(0).integers(0, 256, (48, 64, 3), 'uint8'))\n"
         "    print('written', flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Small generated pairs, and how to run the scripts on them; all of it without pytest, for tests/gpu.py."""
+"""Small generated pairs, and how to run the scripts on them; all of it without pytest, for tools/gpu.py."""
 
 import contextlib
 import importlib

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from net.provenance import GuideRecord
 from utils.data.h5 import PairFile, attribute, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
-from utils.data.instruct import InstructionDraw
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides import GUIDES, guides_of
-from utils.guides.instruction import Sentences
+from utils.instruct.guide import Sentences
+from utils.instruct.samples import InstructionDraw
 from utils.targets import COMPUTED_MAPS
 
 

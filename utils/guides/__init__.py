@@ -12,8 +12,8 @@ import torch
 from utils.errors import InputError, nearest
 from utils.guides.clip import ClipGuide
 from utils.guides.guide import Guidance, Guide
-from utils.guides.instruction import InstructionGuide
 from utils.guides.text import TextGuide
+from utils.instruct.guide import InstructionGuide
 
 if TYPE_CHECKING:
     from net import FusionNetwork

@@ -1,4 +1,4 @@
-"""Frames per second of the weights that ship, in PyTorch and in ONNX Runtime: python -m tests.bench video.
+"""Frames per second of the weights that ship, in PyTorch and in ONNX Runtime: python -m tools.bench video.
 
 All forms of one size are called in turn, so that they meet the same disturbances. A frame is one pair: the network
 alone, with its default text, in batches of one; reading and writing a video comes on top.
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from net import load_model, prepare
 from tests.toy import ROOT
 from utils.config import load_config
-from utils.results.export import export_program
+from utils.export import export_program
 
 WEIGHTS = ("IVF", "IVF_fast")  # MIF, MEF and MFF have the sizes of IVF
 SIZES = ((256, 320), (480, 640), (720, 1280))

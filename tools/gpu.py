@@ -1,8 +1,8 @@
 """Everything worth knowing about a CUDA machine, in one run of under eight minutes.
 
-    python -m tests.gpu                             every section: the table, and gpu.json
-    python -m tests.gpu networks bench              some of them
-    python -m tests.gpu --minutes 20 --out h100.json
+    python -m tools.gpu                             every section: the table, and gpu.json
+    python -m tools.gpu networks bench              some of them
+    python -m tools.gpu --minutes 20 --out h100.json
 
 A row is one number, with its limit if it has one: ok or FAIL. Speed and memory have an aim in place of a limit, and
 ok says that it is reached. A check that raises an error is a row that fails. The file has the same rows, and is
@@ -24,8 +24,9 @@ from unittest import mock
 import torch
 
 from net import NETWORKS, FusionNetwork, build_model, restormer
-from tests import bench, gpu_checks, gpu_speed, literal
-from tests.gpu_checks import Check, Machine, Row, free_memory
+from tests import literal
+from tools import bench, gpu_checks, gpu_speed
+from tools.gpu_checks import Check, Machine, Row, free_memory
 from utils.files import to_json, write_file
 from utils.process import set_up_process
 

@@ -18,10 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.config import Describe
+from utils.describe import models
+from utils.describe.endpoint import Endpoint
 from utils.errors import InputError
 from utils.files import find_file, short_digest, to_json, write_file
-from utils.guides import models
-from utils.guides.endpoint import Endpoint
 
 PARTS = ("caption", "dense", "segments", "paragraph")  # keys of the JSON, in the order they are made
 FIELDS = ("modality", "width", "height", "caption", "dense", "segments")  # what a template may name

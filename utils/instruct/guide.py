@@ -2,7 +2,7 @@
 
 They are apart from the paragraphs that describe a pair, since a wish is not found again among a hundred words of
 description. The feature of an instruction is the tokens of its sentences, (L, dim); one token of zeros asks for
-nothing. A pair has none of its own: training draws instructions (utils/data/instruct.py), and a user gives them.
+nothing. A pair has none of its own: training draws instructions (utils/instruct/samples.py), and a user gives them.
 """
 
 import io
@@ -41,7 +41,7 @@ class Instruction:
     """An entry of configs/instructions.yaml.
 
     Attributes:
-        want: a key of WANTED in utils/data/instruct.py; empty for what asks for nothing.
+        want: a key of WANTED in utils/instruct/samples.py; empty for what asks for nothing.
         degrade: a key of DEGRADATIONS there, for an instruction that undoes it.
         weight: of the loss of a sample that it is given for.
         train, test: its sentences.

@@ -1,7 +1,7 @@
 """The darkest infrared-visible test pairs, side by side: do people that the infrared image shows survive at night?
 
-    python -m tests.dark_pairs models/IVF.safetensors
-    python -m tests.dark_pairs before.safetensors models/IVF.safetensors data.h5=/my/h5 test.output=out
+    python -m tools.dark_pairs models/IVF.safetensors
+    python -m tools.dark_pairs before.safetensors models/IVF.safetensors data.h5=/my/h5 test.output=out
 
 For each of the six darkest pairs of a set, a picture at full size: A, B, fused by each of the weights, and by the
 rules max and two-scale, above each the metric TC: <test.output>/dark_pairs/<set>_<name>.png. It takes key=value as

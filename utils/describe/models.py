@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.describe.endpoint import Endpoint, NoAnswer
 from utils.errors import InputError
-from utils.guides.endpoint import Endpoint, NoAnswer
 
 MOST_SEGMENTS = 10  # of an image; the prompt would become too long with more
 

@@ -1,6 +1,6 @@
-"""What tests/gpu.py checks, section by section, and what its measurements in tests/gpu_speed.py share with that.
+"""What tools/gpu.py checks, section by section, and what its measurements in tools/gpu_speed.py share with that.
 
-A section is a function that lists its checks, `(title, function)`, and does nothing else: tests/gpu.py calls the
+A section is a function that lists its checks, `(title, function)`, and does nothing else: tools/gpu.py calls the
 functions. A check returns its rows, and may raise what it likes.
 """
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
-from tests.bench import interleave, pictures, synchronize
 from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
+from tools.bench import interleave, pictures, synchronize
 from utils.files import commit
 from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss

@@ -1,7 +1,7 @@
 """How well utils/data/align.py registers infrared and visible images: known warps of B, found again.
 
-    python -m tests.alignment
-    python -m tests.alignment --root /my/VLFDataset --sets RoadScene_train
+    python -m tools.alignment
+    python -m tools.alignment --root /my/VLFDataset --sets RoadScene_train
 
 B of every pair is warped by a random transform and registered to A by a motion. The error of a pair is the distance
 between the true and the found place, the median over a grid of pixels. The published pairs are not perfectly

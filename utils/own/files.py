@@ -3,10 +3,10 @@
 from argparse import Namespace
 from pathlib import Path
 
-from utils.data.fit import common_size, read_picture
-from utils.data.pairing import OwnPair, find_pairs, read_table
-from utils.data.video import VIDEOS, check_output, check_together, open_frames
 from utils.errors import InputError
+from utils.own.fit import common_size, read_picture
+from utils.own.pairing import OwnPair, find_pairs, read_table
+from utils.own.video import VIDEOS, check_output, check_together, open_frames
 
 
 def check_arguments(args: Namespace) -> bool:

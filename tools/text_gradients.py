@@ -1,7 +1,7 @@
 """Can a network learn to read? The gradients along its text path, beside its convolutions and Adam's eps.
 
-    python -m tests.text_gradients net.name=film                         the published sizes with fresh weights
-    python -m tests.text_gradients models/MEF.safetensors "data.test=[SICE_test]"
+    python -m tools.text_gradients net.name=film                         the published sizes with fresh weights
+    python -m tools.text_gradients models/MEF.safetensors "data.test=[SICE_test]"
 
 It takes key=value as test.py does, and the first pairs of each set in data.test. The loss is that of a checkpoint's
 training, else the published one. Adam divides a gradient by its usual size plus eps: far below eps little moves.

@@ -1,7 +1,7 @@
 """Which sentences a network reads right, and what it reads in the others.
 
-    python -m tests.reading models/IVF_instruct.safetensors
-    python -m tests.reading exp/<run>/model/last.pth text.instructions=mine.yaml
+    python -m tools.reading models/IVF_instruct.safetensors
+    python -m tools.reading exp/<run>/model/last.pth text.instructions=mine.yaml
 
 The sentences are those that were kept for testing. One is read right if the instructions that the network finds in it,
 those of a strength over 1/2, are the one that was meant, or none for a sentence that asks for nothing.
@@ -14,14 +14,14 @@ import torch
 from net import load_model
 from utils.config import load_config
 from utils.errors import InputError, run_script
-from utils.guides.instruction import UNRELATED, encode_instructions, read_instructions
+from utils.instruct.guide import UNRELATED, encode_instructions, read_instructions
 
 
 @torch.inference_mode()
 def main() -> None:
     paths = [word for word in sys.argv[1:] if "=" not in word]
     if len(paths) != 1:
-        raise InputError("give one checkpoint, e.g. python -m tests.reading models/IVF_instruct.safetensors")
+        raise InputError("give one checkpoint, e.g. python -m tools.reading models/IVF_instruct.safetensors")
     model = load_model(paths[0])
     if not hasattr(model, "strengths"):
         raise InputError(f"{model.label} reads no instructions; give weights of film_instructed")

@@ -1,6 +1,6 @@
 """Make tests/sample again: twelve small pairs of the four tasks, from images that scikit-image carries.
 
-    python -m tests.make_sample
+    python -m tools.make_sample
 
 - MFF: real depth. The motorcycle stereo pair's left image, blurred by its distance from the plane in
   focus with the pair's disparity map, farther layers behind nearer ones; the sharp image is the truth.

@@ -18,15 +18,15 @@ from tqdm import tqdm
 from net import FusionNetwork
 from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
-from utils.data.instruct import DEGRADATIONS, check_instructions, wanted_sources
 from utils.data.pairs import PairDataset, collate
 from utils.files import short_digest, to_json, write_file
 from utils.guides.guide import Guidance
-from utils.guides.instruction import UNRELATED, Instruction, encode_instructions, read_instructions
+from utils.instruct.guide import UNRELATED, Instruction, encode_instructions, read_instructions
+from utils.instruct.samples import DEGRADATIONS, check_instructions, wanted_sources
 from utils.metrics import METRICS
 from utils.opencv import cv2
 from utils.results.evaluate import fuse_batch
-from utils.results.study import psnr
+from utils.studies.text import psnr
 from utils.targets import warm_map
 
 SPOKEN = 3  # sentences of an instruction that a pair is tested with; the next pair gets the next ones

@@ -31,8 +31,8 @@ from utils.config import Config
 from utils.errors import InputError
 from utils.files import exclusive_lock, to_json, write_file
 from utils.guides import GUIDES
-from utils.guides.instruction import encode_instructions
 from utils.guides.text import open_text_encoder
+from utils.instruct.guide import encode_instructions
 
 PROGRAMS = (".onnx", ".pt2")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what it takes to write and check an .onnx

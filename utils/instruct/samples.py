@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, nearest
-from utils.guides.instruction import UNRELATED, Instruction, Sentences
+from utils.instruct.guide import UNRELATED, Instruction, Sentences
 from utils.opencv import cv2
 from utils.targets import TARGET
 

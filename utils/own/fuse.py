@@ -14,16 +14,16 @@ from net import FusionNetwork
 from utils import distributed
 from utils.config import Config
 from utils.data.align import align
-from utils.data.fit import Picture, as_picture, common_size, fit, read_picture, remark
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
-from utils.data.own import OwnPair, find_own, is_video, read_text
 from utils.data.pairs import collate
-from utils.data.video import check_together, in_step, open_frames, open_output
 from utils.errors import InputError
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guide import Guidance
-from utils.guides.instruction import NOTHING, encode_instructions
 from utils.guides.text import open_text_encoder
+from utils.instruct.guide import NOTHING, encode_instructions
+from utils.own.files import OwnPair, find_own, is_video, read_text
+from utils.own.fit import Picture, as_picture, common_size, fit, read_picture, remark
+from utils.own.video import check_together, in_step, open_frames, open_output
 from utils.results.evaluate import fuse_batch
 
 
@@ -79,7 +79,7 @@ class Fuser:
 
         Args:
             names: of the pairs, for messages.
-            pictures: A and B of each, as `utils.data.fit.fit` gives them.
+            pictures: A and B of each, as `utils.own.fit.fit` gives them.
             features: of each, as `features` gives them.
 
         Returns:

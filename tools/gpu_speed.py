@@ -1,4 +1,4 @@
-"""What tests/gpu.py measures of a machine, section by section; as tests/gpu_checks.py, whose helpers it uses."""
+"""What tools/gpu.py measures of a machine, section by section; as tools/gpu_checks.py, whose helpers it uses."""
 
 import json
 import math
@@ -16,7 +16,9 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from net import build_model, prepare
-from tests.bench import (
+from tests.literal import LiteralFILM
+from tests.toy import FAST, ROOT
+from tools.bench import (
     FILM,
     SHIPPED,
     SIX,
@@ -28,7 +30,7 @@ from tests.bench import (
     interleave,
     pictures,
 )
-from tests.gpu_checks import (
+from tools.gpu_checks import (
     STEPS,
     VARIANTS,
     Check,
@@ -52,8 +54,6 @@ from tests.gpu_checks import (
     training_step,
     weights,
 )
-from tests.literal import LiteralFILM
-from tests.toy import FAST, ROOT
 from utils.config import load_config
 from utils.data.images import read_image
 from utils.loss import build_loss
@@ -93,7 +93,7 @@ def ceilings(m: Machine) -> Iterator[Check]:
     yield "copy to the device", partial(copy_rate, m, "host")
 
 
-# --- the cases of tests/bench.py against the literal form ---------------------------------------------
+# --- the cases of tools/bench.py against the literal form ---------------------------------------------
 
 
 def cases(m: Machine) -> dict[str, dict]:
@@ -148,7 +148,7 @@ def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> l
 
 
 def other_case(function: Callable[..., tuple[float, ...]], names: tuple[str, str], *args, **options) -> list[Row]:
-    """A case of tests/bench.py that is not FILM against its literal form; `names` of what is timed."""
+    """A case of tools/bench.py that is not FILM against its literal form; `names` of what is timed."""
     ours, theirs, difference = function(*args, **options)
     rows = [told(name, 1000 * time, "ms") for name, time in zip(names, (ours, theirs))]
     return rows if math.isnan(difference) else [*rows, at_most("difference", difference, 1e-6, "relative")]

@@ -1,6 +1,6 @@
 """Random damage to every kind of file that the scripts read.
 
-    python -m tests.fuzz 1000 [seed]
+    python -m tools.fuzz 1000 [seed]
 
 Each mutation (bit flips, truncation, garbage, a doubled part, another kind of file) is one run of a script. It must
 end well, or in one sentence that names the file (or the key, in YAML); never in a traceback, a hang, or above 4 GiB.

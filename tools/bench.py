@@ -1,8 +1,8 @@
 """Our code against the literal form, interleaved in one process.
 
-    python -m tests.bench                                   every case
-    python -m tests.bench inference-288x384 metrics         some of them
-    python -m tests.bench --device cuda --precision bf16 --compile
+    python -m tools.bench                                   every case
+    python -m tools.bench inference-288x384 metrics         some of them
+    python -m tools.bench --device cuda --precision bf16 --compile
 
 A row is a case: median seconds of both forms and their ratio, the most memory that each takes beyond
 what holds its weights and inputs (of a fresh process on the CPU; of tensors on a GPU) and their ratio,
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from net import build_model, prepare
 from net.published import translate
 from tests import literal
-from tests.bench_video import bench_video
+from tools.bench_video import bench_video
 from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
 from utils.process import set_up_process
@@ -134,7 +134,7 @@ def bench_small(name: str, args) -> tuple[float, ...]:
 
 def peak_memory(name: str, form: str, args) -> int:
     """Bytes that one call takes beyond weights and inputs, in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench", name, "--peak", form, "--device", args.device]
+    command = [sys.executable, "-m", "tools.bench", name, "--peak", form, "--device", args.device]
     command += ["--precision", args.precision, *(["--compile"] * args.compile)]
     command += ["--checkpointing"] * args.checkpointing
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])

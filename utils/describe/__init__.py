@@ -1,0 +1,1 @@
+"""Models that write a paragraph on every image (FILM, section 3.1)."""

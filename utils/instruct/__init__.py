@@ -1,0 +1,1 @@
+"""Instructions: sentences that say what is wanted of a fusion."""

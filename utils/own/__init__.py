@@ -1,0 +1,1 @@
+"""Pictures and videos of one's own: which belong together, one size, aligned, fused."""

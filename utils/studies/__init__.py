@@ -1,0 +1,1 @@
+"""Studies: what a network does under conditions that no table shows."""
