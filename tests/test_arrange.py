@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+import utils.arrange as module
 from tests.toy import ROOT
-from utils import arrange
 from utils.arrange import arrange
 from utils.config import read_yaml
 from utils.data.images import list_images, read_image

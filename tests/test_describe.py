@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tests.toy import ROOT, make_pairs, script
-from utils.describe import endpoint, models
+from utils.describe import endpoint
+from utils.describe import models as guide_models
 from utils.describe import paragraphs as describe
 
 TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
