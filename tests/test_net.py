@@ -61,12 +61,12 @@ def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def reference(shared):
-    return np.load(shared / "reference" / "film_forward.npz")
+def vectors(reference):
+    return np.load(reference / "film_forward.npz")
 
 
-def case(reference, k: int, dtype=torch.float32) -> list[torch.Tensor]:
-    return [torch.from_numpy(reference[f"case{k}_{key}"]).to(dtype) for key in ("imageA", "imageB", "text")]
+def case(vectors, k: int, dtype=torch.float32) -> list[torch.Tensor]:
+    return [torch.from_numpy(vectors[f"case{k}_{key}"]).to(dtype) for key in ("imageA", "imageB", "text")]
 
 
 def show(what: str, ours: torch.Tensor, expected: np.ndarray) -> None:
@@ -76,25 +76,25 @@ def show(what: str, ours: torch.Tensor, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("mode", ["no gradients", "gradients", "checkpointing", "tile"])
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_published_layout_gives_published_numbers(shared, reference, k, mode):
-    model = load_model(shared / "reference" / "film_official_layout.pth")
+def test_published_layout_gives_published_numbers(published, vectors, k, mode):
+    model = load_model(published)
     prepare(model, tile=7 if mode == "tile" else None, checkpointing=mode == "checkpointing")
     with torch.set_grad_enabled(mode in ("gradients", "checkpointing")):
-        fused = model(*case(reference, k)).detach()
-    show(f"float32, case {k}", fused, reference[f"case{k}_fused"])
-    torch.testing.assert_close(fused, torch.from_numpy(reference[f"case{k}_fused"]), atol=1e-4, rtol=0)
+        fused = model(*case(vectors, k)).detach()
+    show(f"float32, case {k}", fused, vectors[f"case{k}_fused"])
+    torch.testing.assert_close(fused, torch.from_numpy(vectors[f"case{k}_fused"]), atol=1e-4, rtol=0)
 
 
-def test_published_numbers_in_float64(shared, reference):
-    model = load_model(shared / "reference" / "film_official_layout.pth").double()
+def test_published_numbers_in_float64(published, vectors):
+    model = load_model(published).double()
     with torch.no_grad():
-        fused = model(*case(reference, 0, torch.float64))
-    show("float64, case 0", fused, reference["case0_fused_float64"])
-    torch.testing.assert_close(fused, torch.from_numpy(reference["case0_fused_float64"]), atol=1e-6, rtol=0)
+        fused = model(*case(vectors, 0, torch.float64))
+    show("float64, case 0", fused, vectors["case0_fused_float64"])
+    torch.testing.assert_close(fused, torch.from_numpy(vectors["case0_fused_float64"]), atol=1e-6, rtol=0)
 
 
-def test_every_published_name_has_one_of_ours(shared):
-    published = json.loads((shared / "reference" / "film_official_keys.json").read_text())
+def test_every_published_name_has_one_of_ours(reference):
+    published = json.loads((reference / "film_official_keys.json").read_text())
     ours = {name: tensor.numel() for name, tensor in build_model("film").state_dict().items()}
     assert {our_name(name): int(np.prod(shape)) for name, shape in published} == ours
     assert len(published) == len(ours) == 189
@@ -261,13 +261,21 @@ def test_without_a_compiler_there_is_a_sentence(monkeypatch):
         prepare(build_model("film", **SMALL), compile=True)
 
 
-def test_literal_oracle_is_the_published_network(shared, reference):
-    checkpoint = torch.load(shared / "reference" / "film_official_layout.pth", weights_only=True)["model"]
+def test_literal_oracle_is_the_published_network(published, vectors):
+    checkpoint = torch.load(published, weights_only=True)["model"]
     literal = LiteralFILM()
     literal.load_state_dict({name.removeprefix("module."): tensor for name, tensor in checkpoint.items()})
     with torch.no_grad():
-        fused = literal(*case(reference, 0))
-    torch.testing.assert_close(fused, torch.from_numpy(reference["case0_fused"]), atol=1e-5, rtol=0)
+        fused = literal(*case(vectors, 0))
+    torch.testing.assert_close(fused, torch.from_numpy(vectors["case0_fused"]), atol=1e-5, rtol=0)
+
+
+def test_reference_weights_are_made_again_bit_for_bit(published, shared):
+    ours, theirs = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (published, shared / "reference" / "film_official_layout.pth")
+    )
+    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -484,19 +492,19 @@ def test_checkpoint_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
 
 
-def test_bad_checkpoints_are_refused(tmp_path, shared):
+def test_bad_checkpoints_are_refused(tmp_path, published):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "mark"), "w"))
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "noise.pth").write_bytes(b"not a checkpoint")
-    whole = (shared / "reference" / "film_official_layout.pth").read_bytes()
+    whole = published.read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     torch.save({"weights": 1}, tmp_path / "other.pth")
-    published = torch.load(shared / "reference" / "film_official_layout.pth", weights_only=True)
-    torch.save({"model": published["model"] | {"module.extra.weight": torch.ones(1)}}, tmp_path / "extra.pth")
-    short = dict(published["model"])
+    checkpoint = torch.load(published, weights_only=True)
+    torch.save({"model": checkpoint["model"] | {"module.extra.weight": torch.ones(1)}}, tmp_path / "extra.pth")
+    short = dict(checkpoint["model"])
     short.pop("module.conv2.bias")
     torch.save({"model": short}, tmp_path / "short.pth")
     for name in ("missing", "evil", "noise", "cut", "other", "extra", "short"):
