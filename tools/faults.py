@@ -99,7 +99,7 @@ def data_process(root: Path, count: int, rng: np.random.Generator) -> str:
             assert content(target) == expected
         there, half = there + target.exists(), half + make.half_written()
         assert not target.exists() or content(target) == expected
-        assert {path for path in target.parent.glob("*.h5")} <= {target}
+        assert set(target.parent.glob("*.h5")) <= {target}
     make.finish()
     assert content(target) == expected and not make.half_written()
     return f"{count} kills, {half} in a write; {there} times the H5 was there, and whole; it is right in the end"
