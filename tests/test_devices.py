@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from net import NETWORKS, FusionNetwork, build_model, prepare
+from net import NETWORKS, FusionNetwork, build_model, configure_compute
 from tests.test_net import SIZES, example
 from utils import targets
 from utils.guides.clip import ClipEncoder
@@ -99,7 +99,7 @@ BY_OPENCV = {"mertens": [(1, 2, *SMALL)]}  # a rule that OpenCV computes: what g
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_networks_fuse(name, how, copies):
     model = build(name).eval()
-    prepare(model, **how)
+    configure_compute(**how)
     with FakeGPU():
         batch = example(model, SMALL, n=1) | {"name": ["a"]}
         if "instruction" in batch:  # to obey one takes a look at values: test_no_training_step_waits
@@ -240,7 +240,7 @@ LOOKS = {"film_instructed": ["copy to the CPU"]}
 def test_no_training_step_waits(name, how, waits):
     """The step of train.py, between two of its log lines."""
     model = build(name).to(META)
-    prepare(model, **how)
+    configure_compute(**how)
     criterion = build_loss({"name": "instructed"} if name == "film_instructed" else {})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)  # as on a GPU
     batch = example(model, SMALL, n=2) | loss_batch(SMALL)
@@ -249,7 +249,7 @@ def test_no_training_step_waits(name, how, waits):
         batch |= {"strengths": torch.rand(2, INSTRUCTIONS), "practice": practice}
     with waits:
         batch = to_device(batch, META, {})
-        terms = criterion(model(*model.arguments(batch)), **batch, **model.readings(batch))
+        terms = criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch))
         terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()

@@ -349,3 +349,17 @@ def commit(folder: Path = ROOT) -> str | None:
         The full hash, with "-dirty" if files that git tracks are changed; None without a repository or git.
     """
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what the block writes there becomes `path` at its end, or nothing does."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os_error_as_input_error(path):
+        make_folder(path.parent)
+        try:
+            yield temporary
+            replace_durably(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
