@@ -21,7 +21,7 @@ from net import NETWORKS, FusionNetwork, build_model, configure_compute
 from tests.test_net import SIZES, example
 from utils import targets
 from utils.guides.clip import ClipEncoder
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.loss import INTENSITIES, LOSSES, build_loss
 from utils.metrics import INFRARED_ONLY, METRICS
 from utils.results.evaluate import Evaluator, fuse_batch, to_device
