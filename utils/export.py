@@ -31,6 +31,7 @@ from net import FusionNetwork
 from net.checkpoint import halved, last_part, save_weights
 from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
 from utils.config import Config, parse_args
+from utils.data.features import features_of
 from utils.errors import InputError, run_script
 from utils.files import to_json, write_file
 from utils.guides import open_guides
@@ -47,7 +48,6 @@ SIZES = ((1, 64, 96), (2, 37, 53), (1, 480, 640))  # (N, H, W) that a program is
 TOLERANCE = 1e-4  # how far a pixel in [0, 1] may be from PyTorch's
 CPU = torch.device("cpu")
 Shape = tuple[int | str, ...]
-FEATURES: dict[str, Shape] = {"text": (1, "L"), "clip": ("N", 2)}  # inputs beside the images: shapes without the width
 USE = (
     "image_a is source A (IR, MRI, OVER, NEAR), image_b source B (VI, T, UNDER, FAR): gray or luma in [0, 1], "
     "registered, 4 pixels a side or more; fused is in [0, 1]. To 8 bit, as test.py: test.stretch=clamp multiplies "
@@ -101,7 +101,7 @@ class Program(nn.Module):
         shapes: of its inputs by name, images first; N, H, W and L are free.
 
     Raises:
-        InputError: an input of unknown shape, an instruction that asks for nothing.
+        InputError: an input that no guide gives, an instruction that asks for nothing.
     """
 
     def __init__(self, model: FusionNetwork, text: Tensor | None = None, instruction: Tensor | None = None):
@@ -110,12 +110,9 @@ class Program(nn.Module):
         self.network, self.text = network.requires_grad_(False), text
         self.inputs = [key for key in model.inputs if key != "instruction"]
         self.shapes: dict[str, Shape] = dict.fromkeys(("image_a", "image_b"), ("N", 1, "H", "W"))
-        for key in self.inputs:
-            if key == "text_mask" or (key == "text" and text is not None):  # a single text has no padding
-                continue
-            if key not in FEATURES:
-                raise InputError(f"{model.label} takes the input '{key}', which an export does not know")
-            self.shapes[key] = (*FEATURES[key], model.options[f"{key}_dim"])
+        for name, _, rows, _ in features_of(self.inputs):  # one text for all pairs, which needs no mask
+            if name != "text" or text is None:
+                self.shapes[name] = (*(("N", rows) if rows else (1, "L")), model.options[f"{name}_dim"])
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.PReLU) and child.weight.numel() == 1:  # faster with a number than with a tensor

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from net import FusionNetwork
 from test import open_sets
 from utils.config import Config, parse_args
+from utils.data.features import collate_features
 from utils.data.h5 import check_shape, h5_path
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, run_script
 from utils.files import atomic_folder
-from utils.guides import GUIDES, open_guides
-from utils.guides.guide import Guidance
+from utils.guides import open_guides
+from utils.guides.guidance import Guidance
 from utils.guides.text import TextEncoder, open_text_encoder
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
@@ -101,7 +102,7 @@ def text_study(
     for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
         name, sources, fused = batch["name"][0], sources_8bit(batch), {}
         for label, text in (texts | for_all).items():
-            batch |= GUIDES["text"].collate([text])
+            batch |= collate_features("text", [text])
             fused[label] = fuse_batch([model], batch, device, guidances)[0, 0]
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
             evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
