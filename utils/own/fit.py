@@ -10,6 +10,7 @@ from utils.data.images import as_unit, read_image
 from utils.errors import InputError
 from utils.opencv import cv2
 
+RESIZE = ("a", "b", "max")  # the size of A, of B, or of the one with more pixels
 ASPECT = 0.02  # aspect ratios that differ by more show different views
 
 
@@ -35,7 +36,7 @@ def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | 
 
     Args:
         size_a, size_b: (H, W) of the sources.
-        resize: "a", "b" or "max": that of A, of B, or of the one with more pixels; None: they must be equal.
+        resize: one of RESIZE; None: they must be equal.
         names: what the pair is called in messages.
 
     Raises:

@@ -1,64 +1,52 @@
 """Fuse a user's own files: pairs of images, and videos."""
 
+import csv
+import io
 import itertools
-from argparse import Namespace
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from net import FusionNetwork
-from utils import distributed
+from net import FusionNetwork, build_model
 from utils.config import Config
 from utils.data.align import align
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
-from utils.guides import describe_guidance, open_guides
+from utils.files import write_file
+from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.guide import Guidance
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
-from utils.own.files import OwnPair, find_own, is_video, read_text
 from utils.own.fit import Picture, as_picture, common_size, fit, read_picture, remark
-from utils.own.video import check_together, in_step, open_frames, open_output
-from utils.results.evaluate import fuse_batch
-
-
-def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: torch.device) -> None:
-    """Fuse what a user names, a video or pairs of images; results have colour where a source has.
-
-    Args:
-        args: of the command line: a, b, pairs, out, resize, align, text_a, text_b, instruct, overrides.
-
-    Raises:
-        InputError: of pairs with a line for each that could not be fused; the others are done.
-    """
-    fuse = Fuser(model, config, args, device)
-    fuse_video(fuse, args) if is_video(args) else fuse_pairs(fuse, args)
+from utils.own.job import Job, read_text
+from utils.own.pairing import OwnPair
+from utils.own.video import check_rates, in_step, open_frames, open_output
+from utils.results.evaluate import Evaluator, average_all, fuse_batch
+from utils.results.table import format_table, left_out_lines
 
 
 class Fuser:
-    """From two pictures to the result in 8 bit: a network and all that the command line says of it.
+    """From two pictures to their results: the network, the rules and instructions to compare it with, the guides.
 
     Attributes:
-        stretch: test.stretch; of a video "clamp" if the command line does not name another, as a stretch of each
-            frame to its own range flickers.
-        asked: the instructions to compare, if there are several.
+        labels: of the results.
     """
 
-    def __init__(self, model: FusionNetwork, config: Config, args: Namespace, device: torch.device):
+    def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
         self.model, self.config, self.device = model, config, device
         self.guidances = open_guides(config, model, [], device)
-        self.asked = args.instruct if len(args.instruct) > 1 else []
-        self.instructions = encode_instructions(self.asked, config, model, device)
-        chosen = not is_video(args) or any(word.startswith("test.stretch=") for word in args.overrides)
-        self.stretch = config.test.stretch if chosen else "clamp"
+        self.rules = [build_model(rule).to(device).eval() for rule in job.rules if rule != model.name]
+        self.asked = encode_instructions(job.instructions, config, model, device)
+        first = NOTHING if self.asked else label_with_remarks(model, self.guidances)
+        self.labels = [first, *(rule.label for rule in self.rules), *job.instructions]
 
     def features(self, pairs: Sequence[OwnPair]) -> list[dict[str, Tensor]]:
-        """What guides each pair beside its images, but for what is computed from them.
+        """The features that guide each pair, but for those that are computed from its images.
 
         Raises:
             InputError: as `features_of_pairs`; an instruction for a network that reads none.
@@ -74,99 +62,123 @@ class Fuser:
 
     def __call__(
         self, names: Sequence[str], pictures: Sequence[tuple[Picture, Picture]], features: Sequence[dict[str, Tensor]]
-    ) -> list[np.ndarray]:
-        """Fuse pairs of equal size.
+    ) -> np.ndarray:
+        """Fuse N pairs of equal size: (labels, N, H, W) float32 in [0, 1].
 
         Args:
             names: of the pairs, for messages.
             pictures: A and B of each, as `utils.own.fit.fit` gives them.
             features: of each, as `features` gives them.
-
-        Returns:
-            For each pair (H, W) uint8, or BGR (H, W, 3) where a source has colour; under several instructions a
-            picture with a column for each source, for the result without any, and for each.
         """
         samples = [
             {"name": name, "image_a": torch.from_numpy(a.gray)[None], "image_b": torch.from_numpy(b.gray)[None]} | own
             for name, (a, b), own in zip(names, pictures, features)
         ]
-        fused = fuse_batch([self.model], collate(samples), self.device, self.guidances, self.instructions)
-        return [self.picture(a, b, fused[:, i]) for i, (a, b) in enumerate(pictures)]
-
-    def picture(self, a: Picture, b: Picture, fused: np.ndarray) -> np.ndarray:
-        """The picture of a pair and its fused images (results, H, W) in [0, 1]."""
-        chroma = merge_chroma([a.chroma, b.chroma])
-        results = [to_8bit(each, self.stretch) for each in fused]
-        results = [each if chroma is None else colorize(each, chroma) for each in results]
-        if not self.asked:
-            return results[0]
-        sources = [to_8bit(source.gray, "clamp") for source in (a, b)]
-        return side_by_side([*sources, *results], ["A", "B", NOTHING, *self.asked])
+        batch = collate(samples)
+        fused = [fuse_batch([self.model, *self.rules], batch, self.device, self.guidances)]
+        for asked in self.asked:
+            asked = {"instruction": asked.expand(len(names), -1, -1)}
+            fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
+        return np.concatenate(fused)
 
 
-def fuse_pairs(fuse: Fuser, args: Namespace) -> None:
-    """Fuse all pairs of images, shared by the processes."""
-    pairs, how = find_own(args)
-    print(how, end="")
-    features = fuse.features(pairs)
-    rank, ranks = distributed.place()
-    share = list(enumerate(zip(pairs, features)))[rank::ranks]
-    problems, remarks = {}, {}
-    for number, (pair, own) in tqdm(share, unit="pair", disable=rank > 0 or len(share) < 2):
+def fuse_pairs(fuser: Fuser, job: Job) -> None:
+    """Fuse all pairs of images, and measure the results where it is asked for.
+
+    Raises:
+        InputError: a line for each pair that could not be fused; the others are done.
+    """
+    if job.how:
+        print(job.how)
+    features, problems = fuser.features(job.pairs), []
+    evaluators = [Evaluator(job.metrics, fuser.device) for _ in fuser.labels]
+    bar = tqdm(list(zip(job.pairs, features)), unit="pair", disable=len(job.pairs) < 2)
+    for pair, own in bar:
         try:
-            a, b = fit(read_picture(pair.a), read_picture(pair.b), args.resize, f"{pair.a} and {pair.b}")
-            if args.align:
-                alignment = align(a.gray, b.gray, args.align)
-                b, remarks[number] = Picture(*alignment.apply(*b)), f"{pair.name}: {remark(alignment)}"
-            (result,) = fuse([pair.name], [(a, b)], [own])
-            write_image(pair.out, result)
+            a, b = fit(read_picture(pair.a), read_picture(pair.b), job.resize, f"{pair.a} and {pair.b}")
+            if job.align:
+                alignment = align(a.gray, b.gray, job.align)
+                b = Picture(*alignment.apply(*b))
+                bar.write(f"{pair.name}: {remark(alignment)}")
+            fused = [to_8bit(each, job.stretch) for each in fuser([pair.name], [(a, b)], [own])[:, 0]]
+            save(pair, (a, b), fused, fuser.labels)
+            for evaluator, each in zip(evaluators if job.metrics else (), fused):
+                evaluator.add(pair.name, each, to_8bit(a.gray, "clamp"), to_8bit(b.gray, "clamp"))
         except InputError as error:
-            problems[number] = str(error)
-    for of_rank, said in distributed.exchange((problems, remarks)):
-        problems, remarks = problems | of_rank, remarks | said
-    for number in sorted(remarks):
-        print(remarks[number])
-    print(f"{len(pairs) - len(problems)} of {len(pairs)} fused, 8 bit by {fuse.stretch}: {args.out}")
+            problems.append(str(error))
+    done = len(job.pairs) - len(problems)
+    if job.metrics and done:
+        tell(dict(zip(fuser.labels, (evaluator.results() for evaluator in evaluators))), job)
+    print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
-        raise InputError("\n".join(problems[number] for number in sorted(problems)))
+        raise InputError("\n".join(problems))
 
 
-def fuse_video(fuse: Fuser, args: Namespace) -> None:
+def save(pair: OwnPair, sources: tuple[Picture, Picture], fused: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+    """Write the result of a pair, (H, W) uint8, in colour where a source is; several as a picture, and one by one."""
+    chroma = merge_chroma([source.chroma for source in sources])
+    results = [each if chroma is None else colorize(each, chroma) for each in fused]
+    if len(results) == 1:
+        return write_image(pair.out, results[0])
+    columns = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in sources]
+    write_image(pair.out, side_by_side([*columns, *results], ["A", "B", *labels]))
+    for number, (result, label) in enumerate(zip(results, labels)):
+        words = re.sub(r"\W+", "_", label).strip("_").lower()[:60]
+        write_image(pair.columns / f"{number}_{words}{pair.out.suffix}", result)
+
+
+def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
+    """Print the means of {label: {image: {metric: value}}}, and write all values to `job.table`."""
+    means, left_out = average_all(per_image)
+    print("\n".join([format_table(str(job.out), job.metrics, means), *left_out_lines(left_out)]))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["network", "image", *job.metrics, "stretch"])
+    for label, images in per_image.items():
+        rows.writerows([label, name, *row.values(), job.stretch] for name, row in images.items())
+    write_file(job.table, text.getvalue())
+    print(f"of each image: {job.table}")
+
+
+def fuse_video(fuser: Fuser, job: Job) -> None:
     """Fuse a video, or a folder of frames, frame by frame.
 
     With --align B is registered by the first frames: the cameras of a rig do not move against each other.
 
     Raises:
-        InputError: sources that do not go together; or that frames cannot be decoded, after the others are written.
+        InputError: sources that do not go together; or one that ends before the other, after the result is written.
     """
-    if distributed.place()[1] > 1:
-        raise InputError("a video is fused by one process: python test.py ... in place of torchrun")
-    video = fuse.config.video
-    pairs, _ = find_own(args)
-    a, b = open_frames(args.a), open_frames(args.b)
-    check_together(a, b)
-    names = f"{args.a} and {args.b}"
-    common_size(a.size, b.size, args.resize, names)
-    features, alignment = fuse.features(pairs), None
+    (pair,), video = job.pairs, fuser.config.video
+    a, b = open_frames(pair.a), open_frames(pair.b)
+    check_rates(a, b)
+    names = f"{pair.a} and {pair.b}"
+    common_size(a.size, b.size, job.resize, names)
+    features, alignment = fuser.features(job.pairs), None
     with (
-        open_output(args.out, a.fps or b.fps or video.fps, video.codec) as write,
-        closing(in_step(a, b)) as frames,
-        tqdm(total=a.count, unit="frame") as bar,
+        open_output(job.out, a.fps or b.fps or job.fps, video.codec) as write,
+        tqdm(total=min(a.count, b.count), unit="frame") as bar,
     ):
-        for batch in batched(frames, video.batch_size):
-            pictures = [fit(as_picture(*one), as_picture(*two), args.resize, names) for one, two in batch]
-            if args.align and alignment is None:
-                alignment = align(*(picture.gray for picture in pictures[0]), args.align)
+        for batch in batched(in_step(a, b), video.batch_size):
+            pictures = [fit(as_picture(*one), as_picture(*two), job.resize, names) for one, two in batch]
+            if job.align and alignment is None:
+                alignment = align(*(picture.gray for picture in pictures[0]), job.align)
                 bar.write(f"by the first frames: {remark(alignment)}")
             if alignment:
                 pictures = [(one, Picture(*alignment.apply(*two))) for one, two in pictures]
             numbers = [f"frame {bar.n + i}" for i in range(1, len(pictures) + 1)]
-            for frame in fuse(numbers, pictures, features * len(pictures)):
-                write(frame)
+            fused = fuser(numbers, pictures, features * len(pictures))[0]
+            for each, sources in zip(fused, pictures):
+                chroma = merge_chroma([source.chroma for source in sources])
+                image = to_8bit(each, job.stretch)
+                write(image if chroma is None else colorize(image, chroma))
             bar.update(len(pictures))
-    print(f"{bar.n} frames fused, 8 bit by {fuse.stretch}: {args.out}")
-    if notes := [*a.notes(), *b.notes()]:
-        raise InputError("\n".join(notes))
+    print(f"{bar.n} frames fused, 8 bit by {job.stretch}: {job.out}")
+    if a.read != b.read:
+        short, other = sorted((a, b), key=lambda frames: frames.read)
+        raise InputError(
+            f"{short.path} ends after {bar.n} frames and {other.path} goes on: {job.out} has no more; cut them to the "
+            "same moments if they are out of step"
+        )
 
 
 def batched(pairs: Iterator, size: int) -> Iterator[list]:
@@ -187,8 +199,10 @@ def features_of_pairs(
     A pair without text of its own gets the default feature of the checkpoint.
 
     Raises:
-        InputError: a guide without a default feature, text for a network that was trained without.
+        InputError: a guide without a default feature, text for a network that reads none or was trained without.
     """
+    if "text" not in guidances and any(pair.text_a for pair in pairs):
+        raise InputError(f"{model.label} reads no text; leave it out, or give other weights with ckpt=...")
     features: list[dict[str, Tensor]] = [{} for _ in pairs]
     for kind, guidance in guidances.items():
         if guidance.encoder:
@@ -200,7 +214,7 @@ def features_of_pairs(
         if default is None and len(described) < len(pairs):
             default = guidance.record and guidance.record.default
             if default is None and kind == "text":
-                raise InputError(f"{config.ckpt} has no default text; describe the pair with --text-a and --text-b")
+                raise InputError(f"{config.ckpt} has no default text; describe the pair with --text, or --text-a and --text-b")
             if default is None:
                 raise InputError(f"{config.ckpt} has no default {kind}")
             count = f" for {len(pairs) - len(described)} of {len(pairs)} pairs" if described else ""
