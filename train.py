@@ -7,7 +7,7 @@
 
 A run writes exp/<time>_<name>/: code/ (this script, the network's files, git commit and diff), model/
 (last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
-curves.png, TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over
+TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over
 all processes, and the loss is a mean over images, so neither the number of processes nor train.accumulate
 changes the training. Exceptions are batch normalisation (MGFusion) on CPUs, where every process and part has
 the statistics of its own pairs, and the L2 term of the loss, which is off.
@@ -174,8 +174,6 @@ def train_network(config: Config, closing: ExitStack) -> None:
             # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
             for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:
                 save_checkpoint(folder.path / "model" / name, checkpoint)
-            if kept or epoch == train.epochs:
-                folder.draw_curves()
 
     if main_process:
         log.info(f"trained in {time.monotonic() - started:.0f} s; weights in {folder.path / 'model'}")
