@@ -1,7 +1,7 @@
 """Fuse pictures and videos of your own.
 
     python fuse.py ir.png vis.png -o fused.png                           a pair
-    python fuse.py ir_folder vis_folder -o fused                         folders; --list shows the pairs, and does nothing
+    python fuse.py ir_folder vis_folder -o fused                         folders; with --list nothing is done
     python fuse.py "pairs/*_ir.png" "pairs/*_vis.png" -o fused           patterns: * is the name of a pair
     python fuse.py pairs.csv -o fused                                    a table with the columns a and b
     python fuse.py ir.mp4 vis.mp4 -o fused.mp4 ckpt=models/IVF_fast.safetensors
@@ -16,17 +16,17 @@ Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its ow
 """
 
 from test import BASELINES, RULES, find_checkpoint, open_model
-
 from utils.config import parse_args
 from utils.data.align import MOTIONS
 from utils.errors import run_script
 from utils.instruct.guide import INSTRUCTED
 from utils.own.fit import RESIZE
-from utils.own.fuse import Fuser, fuse_pairs, fuse_video
-from utils.own.job import list_job, read_job
+from utils.own.fuse import Fuser, fuse_pairs, fuse_video, list_pairs
+from utils.own.job import read_job
 from utils.process import pick_device, set_up_process
 
 DEFAULTS = "configs/fuse.yaml"
+WEIGHTS = "models/{task}.safetensors"  # as DEFAULTS has it
 SOURCES = "two images, folders, patterns or videos, or a table of pairs; and keys of the config, e.g. device=cpu"
 ARGUMENTS = {
     "-o": {"metavar": "PATH", "dest": "out", "help": "fused image or video, or a folder; else fused.png, or fused"},
@@ -47,15 +47,18 @@ def main() -> None:
     config, args = parse_args(__doc__, SOURCES, ARGUMENTS, DEFAULTS)
     job = read_job(args, config, BASELINES.get(args.task, RULES))
     if args.list:
-        return list_job(job)
+        return list_pairs(job)
     instructed = job.instructions or any(pair.instruct for pair in job.pairs)
-    if instructed and args.task == "IVF" and args.config == DEFAULTS and "ckpt" not in job.given:
+    if instructed and args.task == "IVF" and config.ckpt == WEIGHTS:
         config.ckpt = INSTRUCTED
     config.ckpt = find_checkpoint(config.ckpt, args.task)
     set_up_process(config.precision)
     device = pick_device(config.device)
     fuser = Fuser(open_model(config, args.overrides, device), config, job, device)
-    fuse_video(fuser, job) if job.is_video else fuse_pairs(fuser, job)
+    if job.is_video:
+        fuse_video(fuser, job, config.video.codec, config.video.batch_size)
+    else:
+        fuse_pairs(fuser, job)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from utils.data.images import list_images, read_image, split_color, write_image
 from utils.errors import InputError
 from utils.files import atomic_folder, os_error_as_input_error, whole_file
 from utils.opencv import cv2
+from utils.own.fit import common_size
 
 CODECS = {".avi": "MJPG", ".mkv": "FFV1", ".mov": "mp4v", ".mp4": "mp4v"}  # that are written; FFV1 loses nothing
 VIDEOS = set(CODECS)
@@ -91,10 +92,12 @@ def decode_video(path: Path) -> Iterator[Image]:
         yield split_color(frame)
 
 
-def check_rates(a: Frames, b: Frames) -> None:
-    """InputError for unequal frames per second."""
-    if a.fps and b.fps and abs(a.fps - b.fps) > ONE_RATE * a.fps:
-        raise InputError(f"{a.path} has {a.fps:.6g} frames per second and {b.path} {b.fps:.6g}; convert one of them")
+def open_both(a: Path, b: Path, resize: str | None, fps: float) -> tuple[Frames, Frames, float, tuple[int, int]]:
+    """Two videos or folders, their rate and common size; `fps`: of folders. InputError if they do not go together."""
+    one, two = open_frames(a), open_frames(b)
+    if one.fps and two.fps and abs(one.fps - two.fps) > ONE_RATE * one.fps:
+        raise InputError(f"{a} has {one.fps:.6g} frames per second and {b} {two.fps:.6g}; convert one of them")
+    return one, two, one.fps or two.fps or fps, common_size(one.size, two.size, resize, f"{a} and {b}")
 
 
 def in_step(a: Frames, b: Frames) -> Iterator[tuple[Image, Image]]:
@@ -153,7 +156,9 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
                 code = cv2.VideoWriter_fourcc(*(codec if len(codec) == 4 else "????"))
                 if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, image.shape[1::-1]):
                     advice = f"use {CODECS[path.suffix.lower()]}, or FFV1 in a .mkv, and see that there is space"
-                    raise InputError(f"cannot write {path} with the codec {codec!r} at {fps:g} frames a second; {advice}")
+                    raise InputError(
+                        f"cannot write {path} with the codec {codec!r} at {fps:g} frames a second; {advice}"
+                    )
             writer.write(image)
             written += 1
 
