@@ -29,6 +29,8 @@ from utils.own.video import in_step, open_both, open_output
 from utils.results.evaluate import Evaluator, average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines
 
+SIDES = ("image_a", "image_b")  # keys of a batch
+
 
 class Fuser:
     """From two pictures to their results: the network, its guides, and what the job compares it with.
@@ -70,10 +72,6 @@ class Fuser:
             asked = {"instruction": asked.expand(len(names), -1, -1)}
             fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
         return np.concatenate(fused)
-
-
-SIDES = ("image_a", "image_b")
-
 
 def features_of_pairs(
     model: FusionNetwork,

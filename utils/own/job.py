@@ -105,14 +105,14 @@ def find_sources(words: list[str], out: str | None, is_video: bool) -> tuple[lis
     if is_video:
         path = Path(out or f"fused{a.suffix or b.suffix}")
         check_output(path)
-    elif a.is_file() and b.is_file():
+        return [OwnPair(path.stem, a, b, path)], path
+    if a.is_file() and b.is_file():
         path = Path(out or "fused.png")
         path = path / f"{a.stem}.png" if path.is_dir() or not path.suffix else path
         check_writable(path)
-    else:
-        folder = folder_of_results(out)
-        return find_pairs(a, b, folder), folder
-    return [OwnPair(path.stem, a, b, path)], path
+        return [OwnPair(a.stem, a, b, path)], path
+    folder = folder_of_results(out)
+    return find_pairs(a, b, folder), folder
 
 
 def folder_of_results(out: str | None) -> Path:
