@@ -103,11 +103,11 @@ class Stage(nn.Module):
 class LiteralFILM(nn.Module):
     """The published network, value projection over all tokens and resizes that do nothing included."""
 
-    def __init__(self):
+    def __init__(self, grid=(288, 384)):
         super().__init__()
         self.text_process = nn.Module()
         self.text_process.conv = nn.Conv1d(768, 256, 1)
-        self.restormerca1, self.restormerca2, self.restormerca3 = Stage(1), Stage(32), Stage(32)
+        self.restormerca1, self.restormerca2, self.restormerca3 = (Stage(n, grid=grid) for n in (1, 32, 32))
         self.restormer1, self.restormer2, self.restormer3 = Restormer(64), Restormer(32), Restormer(32)
         self.conv1, self.conv2 = nn.Conv2d(64, 32, 1), nn.Conv2d(32, 1, 1)
 

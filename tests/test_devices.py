@@ -222,12 +222,12 @@ def test_a_wait_is_seen(operation: Callable, seen: str | None, waits):
 def test_no_loss_waits(options, waits):
     """Late in a training, when all terms count."""
     criterion = build_loss(options)
-    criterion.progress = 0.9
     batch = to_device(loss_batch(LARGE), META, {})
     images = 2 if options.get("name") == "instructed" else 1  # both sources as edited
     fused = torch.rand(2, images, *LARGE, device=META, requires_grad=True)
     with waits:
-        criterion(fused, **batch, reading=torch.rand(2, 3, INSTRUCTIONS, device=META))["total"].backward()
+        reading = torch.rand(2, 3, INSTRUCTIONS, device=META)
+        criterion(fused, **batch, reading=reading, progress=0.9)["total"].backward()
     assert fused.grad.shape == fused.shape and waits.seen == []
 
 
@@ -249,7 +249,7 @@ def test_no_training_step_waits(name, how, waits):
         batch |= {"strengths": torch.rand(2, INSTRUCTIONS), "practice": practice}
     with waits:
         batch = to_device(batch, META, {})
-        terms = criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch))
+        terms = criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch), progress=0.5)
         terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()

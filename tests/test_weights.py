@@ -77,7 +77,7 @@ def test_damaged_weights_are_one_sentence(tmp_path, content):
 def test_export_measures_what_it_writes(prepared, tmp_path):
     script("train.py", *prepared, "train.epochs=1")
     last = only_run(tmp_path) / "model" / "last.pth"
-    script("test.py", *prepared, f"ckpt={last}", "--export", tmp_path / "w.safetensors")
+    script("utils.export", tmp_path / "w.safetensors", *prepared, f"ckpt={last}")
     measured = read_checkpoint(tmp_path / "w.safetensors")["metrics"]["Toy_test"]
     script("test.py", *prepared, f"ckpt={tmp_path}/w.safetensors")
     summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
