@@ -362,7 +362,7 @@ def test_a_server_that_never_answers_fails_image_by_image(pairs, tmp_path, serve
         (None, ["describe.url=localhost:8000/v1"], "is no address"),
         (None, ["describe.url=http://me:very-secret@localhost/v1"], "describe.url holds a password"),
         ("leak", [], "gave no answer (status 400 xxx"),
-        (None, ["describe.price=[1]"], "describe.price must be [in, out]"),
+        (None, ["describe.price=[1]"], "describe.price in the command line must be [in, out]"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
         (None, ["describe.template=configs/none.txt"], "cannot read the template"),
         (None, ["describe.template=configs/prompt_parts.txt"], "unknown field {caption}"),
