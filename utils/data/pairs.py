@@ -27,8 +27,8 @@ class PairDataset(Dataset):
 
     A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features of `inputs` that are
     stored, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with
-    `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left out;
-    `utils.guides.open_guides` says whether a network can do without.
+    `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left
+    out; `utils.guides.open_guides` says whether a network can do without.
 
     Args:
         paths: H5 files.
