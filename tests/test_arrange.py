@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import utils.arrange as module
-from tests.toy import ROOT
+from tests.toy import ROOT, script
 from utils.arrange import arrange
 from utils.config import read_yaml
 from utils.data.images import list_images, read_image
+from utils.data.sources import Source
 from utils.errors import InputError
 
 ROWS = read_yaml(ROOT / "configs" / "datasets.yaml")
@@ -33,25 +34,12 @@ PAIRS = {
         "all": {
             "lake": ("Athena_images/lake/IR_lake_g.bmp", "Athena_images/lake/VIS_lake_r.bmp"),
             "bunker": ("Athena_images/bunker/IR_bunker_g.bmp", "Athena_images/bunker/bunker_r.bmp"),
-            "airplane_in_trees": (
-                "Athena_images/airplane_in_trees/ir.bmp",
-                "Athena_images/airplane_in_trees/vis.bmp",
-            ),
-            "APC_1_view_1": (
-                "Athena_images/APC_1/view_1/IR_fk_06_005.bmp",
-                "Athena_images/APC_1/view_1/VIS_fk_06_005.bmp",
-            ),
             "APC_2_view_1": (
                 "Athena_images/APC_2/view_1/2_fk_ge_03_005.bmp",
                 "Athena_images/APC_2/view_1/1_fk_ge_03_005.bmp",
             ),
             "wall": ("DHV_images/wall/IR_163rad.bmp", "DHV_images/wall/VIS_163dhvR.BMP"),
             "Bosnia": ("Triclobs_images/Bosnia/LWIR_B.bmp", "Triclobs_images/Bosnia/VIS_R.bmp"),
-            "barbed_wire_2": (
-                "Triclobs_images/barbed_wire_2/c_LWIR-MarnehNew_24RGB_1110.tif",
-                "Triclobs_images/barbed_wire_2/a_VIS-MarnehNew_24RGB_1110.tif",
-            ),
-            "Kaptein_01": ("Triclobs_images/Kaptein_01/IR01.bmp", "Triclobs_images/Kaptein_01/Vis01.bmp"),
             "Reek": ("Triclobs_images/Reek/Reek_IR.bmp", "Triclobs_images/Reek/Reek_Vis.bmp"),
             "tank": ("tank/LWIR.tif", "tank/Vis.tif"),
         }
@@ -78,23 +66,15 @@ PAIRS = {
     "Lytro": {"all": {f"lytro-{n}": (f"lytro-{n}-A.jpg", f"lytro-{n}-B.jpg") for n in ("01", "20")}},
 }
 
-# other files in the downloads, which are left out: file -> its mean gray value
+# other files in the downloads, which are left out
 BESIDE = {
-    "MSRS": {"detection/ir/1.png": 90, "train/Segmentation_labels/00001D.png": 90},
-    "LLVIP": {"Annotations/010001.png": 90},
-    "RoadScene": {"crop_HR_visible/FLIR_00006.jpg": 90},
-    "TNO": {
-        "Triclobs_images/Bosnia/NIR_G.bmp": 90,
-        "Triclobs_images/House/VIS.bmp": 90,
-        "Triclobs_images/Reek/Reek_II.bmp": 90,
-        "Triclobs_images/Kaptein_01/NIR01.bmp": 90,
-        "FEL_images/Tree_sequence/thermal/4900i.bmp": 90,
-        "DHV_images/Fire_sequence/part_1/dhv/DHV2.bmp": 90,
-    },
-    "Harvard": {"MyDatasets/CT-MRI/train/CT/3008.png": 90},
-    "SICE": {"Dataset_Part1/1/3.JPG": 90, "Dataset_Part1/Label/1.JPG": 90, "Dataset_Part2/Label/1.JPG": 90},
-    "RealMFF": {"Fusion/001_F.png": 90},
-    "Lytro": {"Triple Series/lytro-01-A.jpg": 90, "Triple Series/lytro-01-C.jpg": 90},
+    "MSRS": ["detection/ir/1.png", "train/Segmentation_labels/00001D.png"],
+    "RoadScene": ["crop_HR_visible/FLIR_00006.jpg"],
+    "TNO": ["Triclobs_images/Bosnia/NIR_G.bmp", "Triclobs_images/House/VIS.bmp", "DHV_images/Fire/part_1/dhv/DHV2.bmp"],
+    "Harvard": ["MyDatasets/CT-MRI/train/CT/3008.png"],
+    "SICE": ["Dataset_Part1/1/3.JPG", "Dataset_Part1/Label/1.JPG"],
+    "RealMFF": ["Fusion/001_F.png"],
+    "Lytro": ["Triple Series/lytro-01-A.jpg"],
 }
 BRIGHT, DARK = 180, 60  # of A and of B
 
@@ -111,8 +91,8 @@ def download_of(dataset: str, folder: Path) -> Path:
         for a, b in pairs.values():
             save(folder / a, BRIGHT)
             save(folder / b, DARK)
-    for name, mean in BESIDE.get(dataset, {}).items():
-        save(folder / name, mean)
+    for name in BESIDE.get(dataset, []):
+        save(folder / name, 90)
     (folder / "README.md").write_text("x")
     return folder
 
@@ -123,45 +103,36 @@ def state(root: Path) -> dict:
 
 
 def run(dataset: str, download: Path, root: Path, lists=()) -> list[str]:
-    return arrange(dataset, download, root, ROWS, ORIGINALS, lists)
+    return arrange(Source(dataset, "", root=root, **ROWS[dataset]), ORIGINALS[dataset], download, lists)
 
 
-def test_every_row_has_a_download_here():
-    assert set(ORIGINALS) == set(PAIRS)
-    assert set(ORIGINALS) <= set(ROWS)
-    assert {dataset: list(row) for dataset, row in ORIGINALS.items()} == {d: list(s) for d, s in PAIRS.items()}
-
-
-@pytest.mark.parametrize("inside", ["", "top", "two/levels"])
 @pytest.mark.parametrize("dataset", ORIGINALS)
-def test_arranges(dataset, inside, tmp_path):
-    folder = download_of(dataset, tmp_path / "download" / inside)
+def test_arranges(dataset, tmp_path):
+    folder = download_of(dataset, tmp_path / "download" / "two" / "levels")
     said = run(dataset, tmp_path / "download", tmp_path / "VLF")
     row = ROWS[dataset]
     base = tmp_path / "VLF" / "Image" / row["task"] / dataset
+    assert list(ORIGINALS[dataset]) == list(PAIRS[dataset]) and len(said) == len(PAIRS[dataset])
     for split, pairs in PAIRS[dataset].items():
         assert (base / f"{split}.txt").read_text().split("\n") == [*sorted(pairs), ""]
         assert f"{base / split}.txt: {len(pairs)} pairs" in said
-    assert len(said) == len(PAIRS[dataset])
     every = {name: pair for pairs in PAIRS[dataset].values() for name, pair in pairs.items()}
     for side, key in enumerate("ab"):
         images = list_images(base / row[key])
         assert set(images) == set(every)
         for name, (path,) in images.items():
-            assert path.is_symlink()
-            assert path.samefile(folder / every[name][side])
+            assert path.is_symlink() and path.samefile(folder / every[name][side])
             assert read_image(path)[0].shape == (24, 32)
     assert not list(base.rglob(".*"))
 
     before = state(tmp_path)
-    assert run(dataset, tmp_path / "download", tmp_path / "VLF") == said
+    assert run(dataset, folder, tmp_path / "VLF") == said  # also from the folder itself
     assert state(tmp_path) == before
 
 
 def test_the_order_of_exposures_is_by_brightness(tmp_path):
     for name, mean in {"a": 60, "b": 90, "c": 220, "d": 150}.items():
         save(tmp_path / "input" / "Lamp" / f"{name}.png", mean)
-    cv2.imwrite(str(tmp_path / "input" / "Lamp" / "white.png"), np.full((24, 32), 255, np.uint8))
     run("MEFB", tmp_path, tmp_path / "VLF")
     base = tmp_path / "VLF" / "Image" / "MEF" / "MEFB"
     assert [(base / side / "Lamp.png").resolve().name for side in ("OVER", "UNDER")] == ["c.png", "a.png"]
@@ -199,7 +170,7 @@ def test_splits_of_the_user(tmp_path):
     with pytest.raises(InputError, match="'7' of mine is not in .*\n.*'8' of mine"):
         run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
     (tmp_path / "mine.txt").write_text("# none\n")
-    with pytest.raises(InputError, match="lists no names"):
+    with pytest.raises(InputError, match="mine.txt is empty"):
         run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
 
 
@@ -232,8 +203,11 @@ def test_lists_all_problems_and_writes_nothing(tmp_path):
 
 
 def test_refuses_what_it_cannot_find(tmp_path):
-    with pytest.raises(InputError, match="no dataset 'MRSR'; did you mean 'MSRS'"):
-        run("MRSR", tmp_path, tmp_path / "VLF")
+    said = script("data_process.py", "arrange", "MRSR", tmp_path, f"data.root={tmp_path / 'VLF'}", code=1)
+    assert "no dataset 'MRSR'; did you mean 'MSRS'" in said
+    said = script("data_process.py", "arrange", "LLVIPFocus", tmp_path, f"data.root={tmp_path / 'VLF'}", code=1)
+    assert "configs/originals.yaml has no dataset 'LLVIPFocus'" in said
+    assert "takes a dataset and the folder of its download" in script("data_process.py", "arrange", "MSRS", code=1)
     with pytest.raises(InputError, match="has nothing like train/ir/<name>.png"):
         run("MSRS", tmp_path, tmp_path / "VLF")
     with pytest.raises(InputError, match="is no folder"):
@@ -265,19 +239,17 @@ def test_refuses_two_images_for_one_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row",
+    "group",
     [
         None,
-        {},
-        {"all": []},
-        {"all": {"a": "x/<name>.png"}},
-        {"all": {"a": "x/<name>.png", "b": 3}},
-        {"all": {"a": "x/<name>.png", "b": "y/*.png"}},
-        {"all": {"a": "x/<name>/<name>.png", "b": "y/<name>.png"}},
-        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "exposure": "z/*"}},
-        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"}},
+        [],
+        {"a": "x/<name>.png", "b": 3},
+        {"a": "x/<name>.png", "b": "y/*.png"},
+        {"a": "x/<name>/<name>.png", "b": "y/<name>.png"},
+        {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"},
     ],
 )
-def test_refuses_a_wrong_row(row, tmp_path):
+def test_refuses_a_wrong_row(group, tmp_path):
+    source = Source("MSRS", "", root=tmp_path / "VLF", **ROWS["MSRS"])
     with pytest.raises(InputError, match="the row MSRS of configs/originals.yaml must be"):
-        arrange("MSRS", tmp_path, tmp_path / "VLF", ROWS, {"MSRS": row})
+        arrange(source, {"all": group}, tmp_path)
