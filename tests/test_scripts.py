@@ -240,7 +240,7 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["net={name: mean}"], "net.name 'mean' has no weights to train"),
         (["net.name=mean"], "net.text_dim is not an option of 'mean'"),
         (["net.name=5"], "net.name must be the name of a network"),
-        (["net={1: 2}"], "a key of net in the command line must be str"),
+        (["net={1: 2}"], "net.name must be the name of a network"),
         (["test.metrics=[]"], "test.metrics in the command line must name metrics"),
         (["train.crop=64", "train.num_workers=2"], "error: 'a"),
         (["data.train=[]"], "data.train names no set"),
