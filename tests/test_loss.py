@@ -30,9 +30,9 @@ from utils.targets import warm_map
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_published_values(shared, k):
-    arrays = np.load(shared / "reference" / "film_loss.npz")
-    expected = json.loads((shared / "reference" / "film_loss.json").read_text())[f"case{k}"]
+def test_published_values(reference, k):
+    arrays = np.load(reference / "film_loss.npz")
+    expected = json.loads((reference / "film_loss.json").read_text())[f"case{k}"]
     fused, a, b = (torch.from_numpy(arrays[f"case{k}_{key}"]) for key in ("fused", "imageA", "imageB"))
     terms = FusionLoss()(fused, a, b)
     difference = terms["total"].item() / expected["fusion_total"] - 1

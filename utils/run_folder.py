@@ -24,9 +24,8 @@ from utils.config import Config
 from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
 from utils.files import commit, exclusive_lock, find_file, git, os_error_as_input_error, plain_name, to_json, write_file
-from utils.guides.guide import Guidance, same_encoder
+from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
-from utils.results.curves import draw_curves
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
 SAME_TO_RESUME = (
@@ -70,10 +69,6 @@ class RunFolder:
         for i, (name, row) in enumerate(zip(batch["name"], rows)):  # numbered: two sets may have images of one name
             row = side_by_side([to_8bit(image, "clamp") for image in row.numpy()], labels)
             write_image(folder / f"{number}_{i}_{name}.png", row)
-
-    def draw_curves(self) -> None:
-        """curves.png from metrics.jsonl."""
-        draw_curves(self.path / "metrics.jsonl", self.path / "curves.png")
 
     def close(self) -> None:
         self.writer.close()

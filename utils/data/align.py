@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.config import MOTIONS
 from utils.errors import InputError, nearest
 from utils.opencv import cv2
 
+MOTIONS = ("translation", "affine", "homography")
 ECC_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)  # at most 40, while this much is gained
 FINEST, SMALLEST = 640, 24  # pixels, of any level: the longer side at most, the shorter one at least
 KEPT = (4, 2, 1)  # so many of the best matrices leave a level; the last level is the finest

@@ -1,18 +1,17 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from net import FusionNetwork
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, METRICS
 
 
@@ -121,10 +120,9 @@ def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dic
 
 def average_all(per_image: dict[str, dict[str, dict[str, float]]]) -> tuple[dict[str, dict], dict[str, dict]]:
     """`average` of every network: {label: means} and {label: images left out}."""
-    averages = {label: average(results) for label, results in per_image.items()}
-    return {label: means for label, (means, _) in averages.items()}, {
-        label: out for label, (_, out) in averages.items()
-    }
+    averages = [average(results) for results in per_image.values()]
+    means, left_out = zip(*averages)
+    return dict(zip(per_image, means)), dict(zip(per_image, left_out))
 
 
 def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -139,14 +137,12 @@ def fuse_dataset(
     guidances: Mapping[str, Guidance],
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    instructions: Sequence[Tensor] = (),
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
     Args:
         guidances: of `open_guides` for this set.
         share: (rank, ranks) takes every ranks-th pair, for several processes.
-        instructions: as for `fuse_batch`.
 
     Raises:
         InputError: a damaged sample, a network that returns NaN.
@@ -154,21 +150,21 @@ def fuse_dataset(
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     pinned = device.type == "cuda"
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
-        yield batch, list(fuse_batch(models, batch, device, guidances, instructions)[:, 0])
+        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
 
 
 @torch.inference_mode()
 def fuse_batch(
-    models: list[FusionNetwork],
-    batch: dict,
-    device: torch.device,
-    guidances: Mapping[str, Guidance],
-    instructions: Sequence[Tensor] = (),
+    models: list[FusionNetwork], batch: dict, device: torch.device, guidances: Mapping[str, Guidance]
 ) -> np.ndarray:
-    """The fused images (networks, N, H, W) float32 in [0, 1] of a batch of N pairs.
+    """Fuse N pairs with every network.
 
     Args:
-        instructions: features (L, dim); the first network's results under each come after those of the networks.
+        batch: of `collate`.
+        guidances: of `open_guides`.
+
+    Returns:
+        (networks, N, H, W) float32 in [0, 1].
 
     Raises:
         InputError: a network returns NaN, or there is not enough memory.
@@ -180,11 +176,7 @@ def fuse_batch(
         f"fuse '{names}' ({height} x {width} pixels)",
         "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
     ):
-        calls = [model.arguments(batch) for model in models]
-        asked = [each.to(device).expand(count, -1, -1) for each in instructions]
-        calls += [models[0].arguments(batch | {"instruction": each}) for each in asked]
-        networks = [*models, *[models[0]] * len(instructions)]
-        fused = torch.stack([model(*call)[:, 0] for model, call in zip(networks, calls)])
+        fused = torch.stack([model(*model.forward_args(batch))[:, 0] for model in models])
         fused = fused.numpy(force=True)  # in one transfer
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")
