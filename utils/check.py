@@ -10,9 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from utils.errors import InputError, nearest, short_repr
 
 
-Name = str  # until its callers say so
-
-
 class Constraint(NamedTuple):
     """Annotates a kind: `Annotated[int, Constraint(lambda number: number > 0, "must be above 0")]`."""
 

@@ -20,9 +20,6 @@ from utils.check import Constraint, checked, keys_of
 from utils.errors import InputError, nearest, short_repr
 from utils.files import find_file
 
-INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
-RESIZE = ("a", "b", "max")  # the values of --resize, and of --align
-MOTIONS = ("translation", "affine", "homography")
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 
 POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
@@ -52,10 +49,7 @@ class Data:
     val: list[str] = field(default_factory=list)  # sets to validate on, whole images
     test: list[str] = field(default_factory=list)  # sets to test on, whole images
     resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
-    patch_size: PositiveInt | None = None  # training sets: cut into squares of this side, pixels
-    stride: PositiveInt | None = None  # step between patches, pixels; patch_size if not given
     num_workers: Workers = 2  # processes that read and encode large sets for the H5; 0: none but the main one
-    draw: Options = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
     simulate: Options = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
@@ -138,18 +132,11 @@ class Test:
 
 @dataclass
 class Video:
-    """How videos of a user are read and written; test.py --a ir.mp4 --b vis.mp4 --out fused.mp4."""
+    """How videos of a user are read and written; python fuse.py ir.mp4 vis.mp4 fused.mp4."""
 
     fps: PositiveFloat = 25.0  # frames a second of a folder of frames, which does not say
     codec: str | None = None  # four letters, e.g. FFV1 (lossless); None: by the extension
     batch_size: PositiveInt = 4  # frames at a time
-
-
-@dataclass
-class Export:
-    """What --export builds into an .onnx or .pt2; with text.use=default the checkpoint's default text."""
-
-    text: str | None = None  # a text to build in, so that the exported network takes none; None: the text is an input
 
 
 @dataclass
@@ -174,7 +161,6 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     video: Video = field(default_factory=Video)
-    export: Export = field(default_factory=Export)
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""

@@ -208,8 +208,3 @@ def git(*command: str, folder: Path = ROOT) -> str | None:
 def commit(folder: Path = ROOT) -> str | None:
     """The full hash of a repository's commit, with "-dirty" if files that git tracks are changed; None without one."""
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    _sync(temporary)
-    os.replace(temporary, path)

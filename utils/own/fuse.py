@@ -73,6 +73,7 @@ class Fuser:
             fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
         return np.concatenate(fused)
 
+
 def features_of_pairs(
     model: FusionNetwork,
     config: Config,
