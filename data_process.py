@@ -10,11 +10,10 @@ The files hold what the config's network takes: text features, CLIP vectors, or 
     python data_process.py describe --config configs/text.yaml               write a paragraph on every image
     python data_process.py encode --config configs/text.yaml                 paragraphs to text features
 
-A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data/h5.py). Training sets are resized
-or cut into patches if the config says so, all others keep whole images. Everything wrong with a set is
-listed at once, and nothing is written for it. data.draw draws splits and data.simulate simulates sets of
-multi-focus and multi-exposure pairs first, where they are not there yet. With --align, source B of every pair
-is registered to source A.
+A set is written to <data.h5>/<dataset>_<split>.h5 (layout: utils/data/h5.py). Training sets are resized if the
+config says so, all others keep whole images. Everything wrong with a set is listed at once, and nothing is written for
+it. data.simulate simulates sets of multi-focus and multi-exposure pairs first, where they are not there yet. With
+--align, source B of every pair is registered to source A.
 """
 
 import importlib
@@ -23,12 +22,16 @@ import sys
 from net import build_model
 from utils.config import MOTIONS, Config, parse_args
 from utils.data.make import make_sets
-from utils.data.sources import Source, draw_splits, find_sources, read_split, simulate_sets
+from utils.data.simulate import simulate_sets
+from utils.data.sources import find_sources, read_split
 from utils.errors import InputError, run_script
-from utils.guides.features import read_features, write_features
+from utils.guides import makers_of
+from utils.guides.text_features import read_features, write_features
+from utils.loss import build_loss
 from utils.process import set_up_process
+from utils.targets import COMPUTED_MAPS
 
-COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}
+COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}  # modules with a main(config, words)
 
 
 def main() -> None:
@@ -45,21 +48,24 @@ def main() -> None:
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command]).main(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in [*draw_splits(config, words), *simulate_sets(config, words)]:
+    for line in simulate_sets(config, words):
         print(line)
-    sources = find_sources(config, words)
-    if command == "encode":
-        problems = encode_sets(sources, config)
-    else:
-        problems = make_sets(sources, config, build_model(**config.net).inputs, records={}, motion=args.align)
+    problems = encode_sets(config, words) if command else make_h5_files(config, words, args.align)
     if problems:
         raise InputError("\n".join(problems))
 
 
-def encode_sets(sources: list[Source], config: Config) -> list[str]:
+def make_h5_files(config: Config, words: list[str], motion: str | None) -> list[str]:
+    """Write the H5 files of some sets; returns what is wrong with those that could not be made."""
+    data, makers = config.data, makers_of(build_model(**config.net).inputs, config, records={})
+    maps = {*build_loss(config.loss).maps, config.train.crop_on} & COMPUTED_MAPS.keys()
+    return make_sets(find_sources(config, words), makers, data.h5, data.resize, maps, data.num_workers, motion)
+
+
+def encode_sets(config: Config, words: list[str]) -> list[str]:
     """Write TextFeature/ from Text/; returns what is wrong with the pairs that have no feature now."""
     problems: list[str] = []
-    for source in sources:
+    for source in find_sources(config, words):
         names = read_split(source, problems)
         found = read_features(source, names, config, config.text.encoder, config.text.path, problems, go_on=True)
         count = write_features(source, found)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import utils.instruct.guide  # noqa: F401  it adds the feature
 from net.film_blend import FILMBlend
 from net.registry import register
 from net.restormer import RowStriped, Strip, cut, even, with_size

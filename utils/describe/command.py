@@ -3,7 +3,8 @@
 import re
 
 from utils.config import Config
-from utils.data.sources import Source, find_sources, read_split, simulate_sets
+from utils.data.simulate import simulate_sets
+from utils.data.sources import Source, find_sources, read_split
 from utils.describe.paragraphs import Item, ParagraphWriter
 from utils.errors import InputError
 from utils.process import pick_device
