@@ -193,6 +193,9 @@ class FILMInstructed(FILMBlend):
 
     def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
         """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""
+        if strengths.shape[1] != len(self.editors):
+            count = strengths.shape[1]
+            raise InputError(f"there are {count} instructions to train with; set net.instructions={count}")
         images = torch.cat([image_a, image_b], dim=1)
         on_cpu = strengths.cpu()  # once, as each look at a GPU waits for it
         for k, editor in enumerate(self.editors):
@@ -216,17 +219,8 @@ class FILMInstructed(FILMBlend):
         return (2 * self.reader(instruction).sigmoid() - 0.5).clamp(0, 1)
 
     def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
-        """As the base class says, and in training the strengths.
-
-        Raises:
-            InputError: another number of strengths than the network has instructions.
-        """
-        if "strengths" not in batch:
-            return super().arguments(batch)
-        count = batch["strengths"].shape[1]
-        if count != self.options["instructions"]:
-            raise InputError(f"there are {count} instructions to train with; set net.instructions={count}")
-        return [*super().arguments(batch), batch["strengths"]]
+        """As the base class says, and in training the strengths."""
+        return [*super().arguments(batch), *([batch["strengths"]] if "strengths" in batch else [])]
 
     def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What it reads in the texts to practise with: logits (N, P, K)."""
