@@ -36,7 +36,7 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, run_script
 from utils.files import commit
 from utils.guides import describe_guidance, open_guides
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER
 from utils.process import set_up_process

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import utils.instruct.guide  # registers the guide
+import utils.instruct.loss  # noqa: F401  registers the loss
 from net.film_blend import FILMBlend
 from net.registry import register
 from net.restormer import RowStriped, Strip, cut, even, with_size

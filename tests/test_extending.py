@@ -27,7 +27,7 @@ from utils.config import load_config
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError
 from utils.guides import GUIDES
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.metrics import METRICS
 from utils.registry import Registry
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from net import FusionNetwork
+from net.base import FusionNetwork
 from net.provenance import GuideRecord
+from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.features import FEATURES, Feature
 from utils.data.pairs import PairDataset
-from utils.errors import InputError, nearest
-from utils.guides import GUIDES, Guide
-from utils.guides.guidance import Guidance
+from utils.errors import InputError
+from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import TextEncoder, encoder_name, open_text_encoder
-from utils.instruct.samples import DEGRADATIONS, UNRELATED, WANTED, Instruction, InstructionDraw
-from utils.registry import checked
+from utils.instruct.samples import UNRELATED, Instruction, InstructionDraw
 
 INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
+INSTRUCTION = "instruction"  # the input of a network that reads them
 NOTHING = "no instruction"  # in tables and pictures
 JOINED = 24  # sentences of two instructions, for each two of them
 
@@ -33,25 +33,15 @@ def read_instructions(path: str | Path) -> dict[str, Instruction]:
     """The entries of a file of instructions, that of sentences that ask for nothing last.
 
     Raises:
-        InputError: an entry with other keys or values than those of `Instruction`, without sentences, or that names a
-            degradation or a wish that there is not.
+        InputError: an entry with other keys or values than those of `Instruction`.
     """
     entries = {}
     for name, values in read_yaml(path).items():
-        where = f"'{name}' in {path}"
         if not isinstance(name, str) or "," in name:  # a checkpoint records them as words with commas between
             raise InputError(f"{name!r} in {path} is no name of an instruction: it must be a word")
-        entries[name] = entry = checked(Instruction, values, where)
-        if not (entry.train and entry.test and all([*entry.train, *entry.test])):
-            raise InputError(f"{where} needs sentences under train and under test; quote those with a colon")
-        if entry.weight <= 0:
-            raise InputError(f"{where} has a weight that is not above 0")
-        if entry.want not in WANTED and name != UNRELATED:
-            raise InputError(f"{where} has want: {entry.want}; {nearest(entry.want, WANTED)}")
-        if entry.degrade and entry.degrade not in DEGRADATIONS:
-            raise InputError(f"{where} has degrade: {entry.degrade}; {nearest(entry.degrade, DEGRADATIONS)}")
-        if (entry.want == "restored") != bool(entry.degrade):
-            raise InputError(f"{where} needs both `degrade` and `want: restored`, or none of them")
+        entries[name] = entry = checked(Instruction, values, str(path), name)
+        if (entry.want == "restored") != (entry.degrade is not None) or (name != UNRELATED and not entry.want):
+            raise InputError(f"'{name}' in {path} needs `want`, and needs `degrade` if that is `restored`, else not")
     if UNRELATED not in entries or len(entries) < 2:
         raise InputError(f"{path} needs at least one instruction, and sentences that ask for nothing: '{UNRELATED}'")
     unrelated = entries.pop(UNRELATED)
@@ -78,9 +68,9 @@ def encode_instructions(texts: list[str], config: Config, network: FusionNetwork
     """
     if not texts:
         return []
-    if "instruction" not in network.inputs:
+    if INSTRUCTION not in network.inputs:
         raise InputError(f"{network.label} reads no instructions; give weights that do, e.g. ckpt={INSTRUCTED}")
-    record = network.provenance.guides.get("instruction")
+    record = network.provenance.guides.get(INSTRUCTION)
     encoder = open_text_encoder(config, record, network.options["instruction_dim"], device)
     parts = [split_sentences(text) or [text] for text in texts]
     encoded = iter(encoder.encode_all([sentence for part in parts for sentence in part], config.text.batch_size))
@@ -135,6 +125,7 @@ def open_instructions(
     return Guidance(record, instead=torch.zeros(1, dim or 1), transform=draw, words=words)
 
 
-# given to a fusion, and no part of a set
-FEATURES["instruction"] = Feature("instruction", inputs=("instruction",), rows=None, attributes=("", ""))
-GUIDES["instruction"] = Guide(open_instructions, None)
+FEATURES["instruction"] = Feature(
+    "instruction", ("instruction",), None, ("instruction_encoder", "instruction_revision")
+)
+GUIDES[INSTRUCTION] = Guide(open_instructions, None)

@@ -5,12 +5,15 @@ without the degradations that are named, with those that are not, whatever else 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.check import Constraint
+from utils.config import PositiveFloat
 from utils.opencv import cv2
 from utils.targets import TARGET
 
@@ -22,24 +25,6 @@ AIMED, WISHED = 6, 3  # how often a degradation is named that is there, and how 
 VARIED = 0.5  # the share of samples whose A, or B, looks as if from another camera
 PRACTICE = 16  # texts beside a sample, to learn to read with
 FORGET = 0.3  # of the values of a feature are zeroed in training, so that no single word decides
-
-
-@dataclass
-class Instruction:
-    """An entry of configs/instructions.yaml.
-
-    Attributes:
-        want: a key of WANTED; empty for sentences that ask for nothing.
-        degrade: a key of DEGRADATIONS, for an instruction that undoes it.
-        weight: of the loss of a sample that it is given for.
-        train, test: its sentences.
-    """
-
-    want: str = ""
-    degrade: str | None = None
-    weight: float = 1.0
-    train: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,6 +112,25 @@ WANTED: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "visible": lambda a, b, warm: (b, b),
 }
 EXCLUSIVE = {"infrared", "visible"}  # nobody can have both
+Sentences = Annotated[list[str], Constraint(lambda texts: bool(texts) and all(texts), "must have sentences")]
+
+
+@dataclass
+class Instruction:
+    """An entry of configs/instructions.yaml.
+
+    Attributes:
+        train, test: its sentences.
+        want: a key of WANTED; None for sentences that ask for nothing.
+        degrade: a key of DEGRADATIONS, for an instruction that undoes it.
+        weight: of the loss of a sample that it is given for.
+    """
+
+    train: Sentences
+    test: Sentences
+    want: Literal[tuple(WANTED)] | None = None
+    degrade: Literal[tuple(DEGRADATIONS)] | None = None
+    weight: PositiveFloat = 1.0
 
 
 def wanted_sources(
