@@ -241,11 +241,13 @@ def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
     from utils.data.h5 import h5_path
     from utils.data.make import make_sets
     from utils.data.sources import find_sources
+    from utils.guides import makers_of
 
     rank, _ = distributed.place()
     if rank == 0 and not h5_path(config.data.h5, name).is_file():
         sources = [source for source in find_sources(config, [name]) if source.names.is_file()]
-        problems = make_sets(sources, config, model.inputs, model.provenance.guides)
+        makers = makers_of(model.inputs, config, model.provenance.guides)
+        problems = make_sets(sources, makers, config.data.h5, num_workers=config.data.num_workers)
         if problems:
             raise InputError("\n".join(problems))
     distributed.exchange()  # the others wait

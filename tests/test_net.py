@@ -18,8 +18,8 @@ from net.checkpoint import save_checkpoint
 from net.published import MODULES, our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
+from utils.data.features import collate_features, features_of
 from utils.errors import InputError
-from utils.guides import GUIDES, guides_of
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
 SIZES = SMALL | dict(clip_dim=12, instruction_dim=12, blocks=1)  # of any network, as far as it has such an option
@@ -51,8 +51,8 @@ def small(name: str) -> FusionNetwork:
 def example(model: FusionNetwork, size: tuple[int, int], n: int = 3) -> dict[str, torch.Tensor]:
     """A batch of n pairs, as `FusionNetwork.arguments` takes it."""
     batch = dict(zip(("image_a", "image_b"), torch.rand(2, n, 1, *size)))
-    for guide in guides_of(model.inputs):
-        batch |= GUIDES[guide.name].collate([torch.randn(shape) for shape in FEATURES[guide.name][:n]])
+    for guide in features_of(model.inputs):
+        batch |= collate_features(guide.name, [torch.randn(shape) for shape in FEATURES[guide.name][:n]])
     return batch
 
 
@@ -303,7 +303,7 @@ def test_guides_change_the_result(name):
     batch = example(model, (20, 26), n=1)
     with torch.no_grad():
         fused = model(*model.arguments(batch))
-        for guide in guides_of(model.inputs):
+        for guide in features_of(model.inputs):
             other = batch | {guide.name: torch.randn_like(batch[guide.name])}
             assert not torch.equal(model(*model.arguments(other)), fused), guide.name
 

@@ -25,8 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
 from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
 from tools.bench import interleave, pictures, synchronize
+from utils.data.features import collate_features, features_of
 from utils.files import commit
-from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss
 from utils.metrics import METRICS
 from utils.process import set_up_process
@@ -196,10 +196,10 @@ def example(model: FusionNetwork, size: tuple[int, int], n: int = 2) -> dict:
     """A batch of n pairs for a network, as a DataLoader gives it."""
     images = torch.from_numpy(np.stack(pictures(2 * n, *size))).float().div(255).view(2, n, 1, *size)
     batch = {"name": [str(i) for i in range(n)], "image_a": images[0], "image_b": images[1]}
-    for guide in guides_of(model.inputs):
+    for guide in features_of(model.inputs):
         lengths = [2] * n if guide.name == "clip" else [5 + i for i in range(n)]
         features = [torch.randn(length, model.options[f"{guide.name}_dim"]) for length in lengths]
-        batch |= GUIDES[guide.name].collate(features)
+        batch |= collate_features(guide.name, features)
     return batch
 
 

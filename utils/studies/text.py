@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from net import FusionNetwork
 from utils.config import Config
+from utils.data.features import collate_features
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
-from utils.guides import GUIDES
 from utils.guides.guidance import Guidance
 from utils.guides.text import TextEncoder
 from utils.opencv import cv2
@@ -68,7 +68,7 @@ def text_study(
     for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
         name, sources, fused = batch["name"][0], sources_8bit(batch), {}
         for label, text in (texts | for_all).items():
-            batch |= GUIDES["text"].collate([text])
+            batch |= collate_features("text", [text])
             fused[label] = fuse_batch([model], batch, device, guidances)[0, 0]
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
             evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
