@@ -212,7 +212,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device, half:
     Raises:
         InputError: no weights, weights that cannot be used, or net.* on the command line that differ from them.
     """
-    from net import build_model, load_model, prepare
+    from net import build_model, configure_compute, load_model
     from net.checkpoint import halved
 
     if config.ckpt is None:
@@ -231,7 +231,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device, half:
                 )
     if half:
         model.load_state_dict(halved(model.state_dict()))
-    prepare(model, config.precision, config.test.tile, compile=config.compile)
+    configure_compute(config.precision, config.test.tile, compile=config.compile)
     return model
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import utils.instruct.guide  # registers the guide
 import utils.instruct.loss  # noqa: F401  registers the loss
+from net.base import register
+from net.compute import Strip, by_strips, even, rows_of, strips, with_size
 from net.film_blend import FILMBlend
-from net.registry import register
-from net.restormer import RowStriped, Strip, cut, even, with_size
 from utils.errors import InputError
 
 ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the less the nearer they are: one was chosen
@@ -53,7 +53,7 @@ class Reader(nn.Module):
         return self.output(F.gelu(seen)).masked_fill(~there.any(dim=1), -torch.inf)
 
 
-class Overview(RowStriped):
+class Overview(nn.Module):
     """Global brightness and contrast statistics, one vector."""
 
     def __init__(self, channels: int, width: int):
@@ -63,7 +63,9 @@ class Overview(RowStriped):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both images (N, 8, H/2, W/2) -> (N, width), from mean, deviation and maximum of features over the pixels."""
-        seen = [cut(F.relu(self.conv(cut(x, strip.seen))), strip.inner) for strip in self.strips(x, halo=1)]
+        seen = [
+            rows_of(F.relu(self.conv(rows_of(x, strip.input_rows))), strip.output_rows) for strip in strips(x, halo=1)
+        ]
         count = x.shape[2] * x.shape[3]
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
@@ -89,7 +91,7 @@ class Block(nn.Module):
         return x + self.conv2(F.gelu(torch.addcmul(offset, self.conv1(x), 1 + gain)))
 
 
-class Editor(RowStriped):
+class Editor(nn.Module):
     """Edits both sources as one instruction asks: each becomes a mixture of both, and convolutions add detail.
 
     The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast. The
@@ -121,7 +123,7 @@ class Editor(RowStriped):
         deviation = centred.square().mean(dim=(2, 3), keepdim=True).clamp(min=1e-8).sqrt()  # 0 has no slope
         parts = torch.cat([images, centred / (deviation + 0.01)], dim=1)
         mixture = torch.einsum("nij,njhw->nihw", weights.unflatten(1, (2, 4)), parts) + offset[..., None, None]
-        change = self.by_strips(partial(self.convolve, overview), x, halo=self.halo)
+        change = by_strips(partial(self.convolve, overview), x, halo=self.halo)
         change = rearrange(change, "n (c a b) h w -> n c h a w b", a=2, b=2).contiguous()  # or it cannot be exported
         change = with_size(change.flatten(4).flatten(2, 3), height, width)
         share, detail = change.chunk(2, dim=1)  # of the other source, and what is in none, for each pixel
@@ -131,7 +133,7 @@ class Editor(RowStriped):
         x = self.conv_in(x)
         for block in self.blocks:
             x = block(x, overview)
-        return cut(self.conv_out(x), strip.inner)
+        return rows_of(self.conv_out(x), strip.output_rows)
 
 
 @register("film_instructed")
@@ -220,11 +222,11 @@ class FILMInstructed(FILMBlend):
         """How strongly texts (N, L, instruction_dim) ask for each instruction (N, K): 0 or 1 where it is 3/4 sure."""
         return (2 * self.reader(instruction).sigmoid() - 0.5).clamp(0, 1)
 
-    def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
+    def forward_args(self, batch: dict[str, Any]) -> list[Tensor]:
         """As the base class says, and in training the strengths."""
-        return [*super().arguments(batch), *([batch["strengths"]] if "strengths" in batch else [])]
+        return [*super().forward_args(batch), *([batch["strengths"]] if "strengths" in batch else [])]
 
-    def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What it reads in the texts to practise with: logits (N, P, K)."""
         return {"reading": self.reader(batch["practice"].flatten(0, 1)).unflatten(0, batch["practice"].shape[:2])}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from net import build_model, load_model, prepare
+from net import build_model, configure_compute, load_model
 from net.film_blend import FILMBlend
 from net.film_instructed import Editor
 from tests.test_scripts import losses
@@ -295,9 +295,9 @@ def test_a_tile_and_bf16_change_little():
     model, given, text = obeying_network(), images(size=(51, 31)), torch.randn(1, 4, 12)
     with torch.no_grad():
         whole = model(*given, None, text)
-        prepare(model, tile=7)
+        configure_compute(tile=7)
         torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=1e-5)
-        prepare(model, "bf16")
+        configure_compute("bf16")
         torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=0.03)
 
 
@@ -308,24 +308,26 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
     batch |= {"wanted_a": b, "wanted_b": torch.stack([b[0], a[1]]), "weight": torch.tensor([1.0, 3.0])}
     batch |= {"warm": torch.zeros_like(a), "strengths": torch.ones(2, 7), "instruction": torch.zeros(2, 1, 12)}
     batch |= {"practice": torch.randn(2, 3, 4, 12), "asked": torch.randint(0, 2, (2, 3, 7)).float()}
-    criterion(model(*model.arguments(batch)), **batch, **model.readings(batch))["total"].backward()
+    criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch))["total"].backward()
     for name, parameter in model.named_parameters():
         learns = parameter.grad is not None and parameter.grad.abs().max() > 0
         assert learns == name.startswith(("reader.", "editors.")), name
     model.train().zero_grad()
-    model(*model.arguments(batch | {"strengths": torch.eye(7)[:2]})).sum().backward()
+    model(*model.forward_args(batch | {"strengths": torch.eye(7)[:2]})).sum().backward()
     for number, editor in enumerate(model.editors):  # in training all have gradients, if zeros
         assert {p.grad.any().item() for p in editor.parameters()} == {number < 2}
 
     # each sample has its own weight
     with torch.no_grad():
         wanted = torch.cat([batch["wanted_a"], batch["wanted_b"]], dim=1)
-        perfect = criterion(wanted, **batch, **model.readings(batch))
+        perfect = criterion(wanted, **batch, **model.loss_inputs(batch))
         assert perfect["intensity"] == perfect["gradient"] == 0
         assert perfect["total"].item() == pytest.approx(0.5 * perfect["misread"].item())
-        off = criterion(wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
+        off = criterion(wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.loss_inputs(batch))
         batch["warm"][1, 0, :5] = 1  # a target, where an error counts three times more
-        off_there = criterion(wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.readings(batch))
+        off_there = criterion(
+            wanted + torch.tensor([0.0, 0.1])[:, None, None, None], **batch, **model.loss_inputs(batch)
+        )
     assert (off["total"] - perfect["total"]).item() == pytest.approx(3 * 2 * 0.1 / 2, rel=1e-3)
     more = 1 + 3 * 5 / a.shape[2]
     assert (off_there["total"] - perfect["total"]).item() == pytest.approx(more * 3 * 2 * 0.1 / 2, rel=1e-3)

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from net.hub import check_folder, save_folder
 from torch import Tensor, nn
 from torch.export import Dim
 from tqdm import tqdm
 
 from net import FusionNetwork
 from net.checkpoint import last_part, save_weights
-from net.hub import check_folder, save_folder
 from utils.config import Config
 from utils.errors import InputError
 from utils.files import exclusive_lock, to_json, write_file

@@ -180,9 +180,9 @@ def fuse_batch(
         f"fuse '{names}' ({height} x {width} pixels)",
         "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
     ):
-        calls = [model.arguments(batch) for model in models]
+        calls = [model.forward_args(batch) for model in models]
         asked = [each.to(device).expand(count, -1, -1) for each in instructions]
-        calls += [models[0].arguments(batch | {"instruction": each}) for each in asked]
+        calls += [models[0].forward_args(batch | {"instruction": each}) for each in asked]
         networks = [*models, *[models[0]] * len(instructions)]
         fused = torch.stack([model(*call)[:, 0] for model, call in zip(networks, calls)])
         fused = fused.numpy(force=True)  # in one transfer
