@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from net import FusionNetwork, build_model, load_model, prepare
+from net import FusionNetwork, build_model, configure_compute, load_model
 from utils import distributed
 from utils.config import Config, parse_args
 from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task, task_of
@@ -151,7 +151,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
                     f"net.{key} is {config.net[key]} on the command line and {model.config.get(key)} in {config.ckpt}; "
                     "leave it out, or train such a network"
                 )
-    prepare(model, config.precision, config.test.tile, compile=config.compile)
+    configure_compute(config.precision, config.test.tile, compile=config.compile)
     return model
 
 

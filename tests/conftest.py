@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from net import configure_compute
 from tests.toy import CONFIG, FAST, SHARED, make_pairs, script
 from utils.guides.clip import load_clip
 
@@ -25,8 +26,9 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def fresh_start() -> None:
-    """No test depends on what ran before it: the seed, and the CLIP that was loaded last."""
+    """No test depends on what ran before it: the seed, how networks compute, and the CLIP that was loaded last."""
     torch.manual_seed(0)
+    configure_compute()
     load_clip.cache_clear()
 
 

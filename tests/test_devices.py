@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from net import NETWORKS, FusionNetwork, build_model, prepare
+from net import NETWORKS, FusionNetwork, build_model, configure_compute
 from tests.test_net import SIZES, example
 from tests.toy import ROOT
 from utils import targets
@@ -105,7 +105,7 @@ BY_OPENCV = {"mertens": [(1, 2, *SMALL)]}  # a rule that OpenCV computes: what g
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_networks_fuse(name, how, copies):
     model = build(name).eval()
-    prepare(model, **how)
+    configure_compute(**how)
     with FakeGPU():
         batch = example(model, SMALL, n=1) | {"name": ["a"]}
         if "instruction" in batch:  # to obey one takes a look at values: test_an_instruction_takes_one_look
@@ -118,10 +118,10 @@ def test_networks_fuse(name, how, copies):
 def test_networks_train_in_bf16(name, copies):
     """bf16 stays inside. That it reaches fake tensors is checked, too, or this would say nothing."""
     model = build(name)
-    prepare(model, "bf16")
+    configure_compute("bf16")
     with FakeGPU():
         batch = to_device(example(model, SMALL, n=2) | {"instruction": None}, GPU, {})
-        fused = on_gpu(model)(*model.arguments(batch))
+        fused = on_gpu(model)(*model.forward_args(batch))
         with torch.autocast("cuda", torch.bfloat16):
             assert (fused @ fused.transpose(2, 3)).dtype == torch.bfloat16
     assert (fused.device.type, fused.dtype, fused.requires_grad) == ("cuda", torch.float32, name != "film_instructed")
@@ -308,7 +308,7 @@ LOOKS = {"film_instructed": ["copy to the CPU"]}
 def test_no_training_step_waits(name, how, waits):
     """The step of train.py, between two of its log lines."""
     model = build(name).to(META)
-    prepare(model, **how)
+    configure_compute(**how)
     criterion = build_loss({"name": "instructed"} if name == "film_instructed" else {})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)  # as on a GPU
     batch = example(model, SMALL, n=2) | loss_batch(SMALL)
@@ -317,7 +317,7 @@ def test_no_training_step_waits(name, how, waits):
         batch |= {"strengths": torch.rand(2, INSTRUCTIONS), "practice": practice}
     with waits:
         batch = to_device(batch, META, {})
-        terms = criterion(model(*model.arguments(batch)), **batch, **model.readings(batch))
+        terms = criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch))
         terms["total"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
@@ -328,5 +328,5 @@ def test_no_training_step_waits(name, how, waits):
 def test_an_instruction_takes_one_look(waits):
     model = build("film_instructed").to(META).eval()
     with waits, torch.no_grad():
-        assert model(*model.arguments(to_device(example(model, SMALL, n=2), META, {}))).shape == (2, 1, *SMALL)
+        assert model(*model.forward_args(to_device(example(model, SMALL, n=2), META, {}))).shape == (2, 1, *SMALL)
     assert waits.seen == LOOKS["film_instructed"]

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
-from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
+from net import NETWORKS, FusionNetwork, build_model, configure_compute, load_model
+from net.base import register
 from net.film import FILM
 from net.provenance import GuideRecord
-from net.registry import register
 from tests import literal, test_metrics
 from tests.examples import FILES, PAGE, in_place
 from tests.test_net import SMALL
@@ -135,7 +135,7 @@ def test_a_halo_that_is_too_small_is_seen(halo, monkeypatch):
     model = build_model("film_smooth", **SMALL).double()
     inputs = *torch.rand(2, 1, 1, 33, 20).double(), torch.randn(1, 3, 12).double()
     whole = model(*inputs).detach()
-    prepare(model, tile=5)
+    configure_compute(tile=5)
     with torch.no_grad():
         assert torch.allclose(model(*inputs), whole, atol=1e-10, rtol=0) == (halo == 1)
 

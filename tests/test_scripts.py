@@ -372,5 +372,3 @@ def test_a_terminal_without_arrows_loses_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     run_script(lambda: print("Qcv↓", flush=True))
     assert sys.stdout.buffer.getvalue() == b"Qcv?\n"
-
-

@@ -13,9 +13,10 @@ import torch
 from net import FusionNetwork, build_model
 from tests.toy import CONFIG, FAST, TINY_NET, make_pairs, script
 from utils.config import load_config
+from utils.data.features import check_feature
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
-from utils.guides.guidance import Guidance, check_feature
+from utils.guides.guidance import Guidance
 from utils.guides.text import MINILM, TextEncoder, encoder_name
 from utils.studies.text import change_from, p_values, text_study, variants
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
+from net import NETWORKS, FusionNetwork, build_model, configure_compute, load_model
 from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
 from tools.bench import interleave, pictures, synchronize
+from utils.data.features import collate_features, features_of
 from utils.files import commit
-from utils.guides import GUIDES, guides_of
 from utils.loss import build_loss
 from utils.metrics import METRICS
 from utils.process import set_up_process
@@ -196,16 +196,16 @@ def example(model: FusionNetwork, size: tuple[int, int], n: int = 2) -> dict:
     """A batch of n pairs for a network, as a DataLoader gives it."""
     images = torch.from_numpy(np.stack(pictures(2 * n, *size))).float().div(255).view(2, n, 1, *size)
     batch = {"name": [str(i) for i in range(n)], "image_a": images[0], "image_b": images[1]}
-    for guide in guides_of(model.inputs):
+    for guide in features_of(model.inputs):
         lengths = [2] * n if guide.name == "clip" else [5 + i for i in range(n)]
         features = [torch.randn(length, model.options[f"{guide.name}_dim"]) for length in lengths]
-        batch |= GUIDES[guide.name].collate(features)
+        batch |= collate_features(guide.name, features)
     return batch
 
 
 def prepare_on(m: Machine, model: nn.Module, precision: str = "fp32", **options) -> nn.Module:
     """Move a network to the device, to compute as `prepare` and `set_up_process` say."""
-    prepare(model.to(m.device), precision, **options)
+    configure_compute(precision, **options)
     set_up_process(precision)
     return model
 
@@ -220,9 +220,9 @@ def agreement(m: Machine, source: str | Path, limit: float, odd: bool = False, *
     model = open_network(source)
     batches = [example(model, size) for size in sizes(m, odd)]
     with torch.inference_mode():
-        expected = [model(*model.arguments(batch)) for batch in batches]
+        expected = [model(*model.forward_args(batch)) for batch in batches]
         prepare_on(m, model, **options)
-        fused = [model(*model.arguments(to_device(batch, m.device, {}))).cpu() for batch in batches]
+        fused = [model(*model.forward_args(to_device(batch, m.device, {}))).cpu() for batch in batches]
     if any(image.std() < 1e-3 for image in expected):
         raise ValueError("the fused image is flat: nothing is compared")
     differences = ((a - b).abs().max().item() for a, b in zip(fused, expected))
@@ -267,7 +267,7 @@ def step(model: FusionNetwork, criterion: nn.Module, batch: dict, device: torch.
     losses = []
     for part in split_batch(batch, parts):
         part = to_device(part, device, {})
-        terms = criterion(model(*model.arguments(part)), **part, **model.readings(part))
+        terms = criterion(model(*model.forward_args(part)), **part, **model.loss_inputs(part))
         (terms["total"] / parts).backward()
         losses.append(terms["total"].detach())
     return torch.stack(losses).mean().cpu()

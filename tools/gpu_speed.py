@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from net import build_model, prepare
+from net import build_model, configure_compute
 from tests.literal import LiteralFILM
 from tests.toy import FAST, ROOT
 from tools.bench import (
@@ -189,7 +189,7 @@ def recipe_rate(m: Machine, precision: str, compile: bool = False) -> list[Row]:
 
     def one_step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        criterion(model(*model.arguments(batch)), **batch)["total"].backward()
+        criterion(model(*model.forward_args(batch)), **batch)["total"].backward()
         optimizer.step()
 
     one_step()
@@ -236,7 +236,7 @@ def memory_of(m: Machine, options: dict, least: float | None) -> list[Row]:
         precision = "bf16" if "bf16" in form else "fp32"
         case = FILMCase(bench_args(m, precision, checkpointing="checkpointing" in form), **options)
         if "tile" in form:
-            prepare(case.model, precision, tile=64)
+            configure_compute(precision, tile=64)
         found[form] = peak(m, case.theirs if form == "literal" else case.ours)
         del case
     rows = [told(form, value, "GiB") for form, value in found.items()]
@@ -293,7 +293,7 @@ def graphs(m: Machine) -> list[Row]:
     for size in sizes(m) + sizes(m, odd=True):
         before = counters["stats"]["unique_graphs"]
         with torch.inference_mode(), torch.compiler.set_stance("default"):  # in a rehearsal, too
-            model(*model.arguments(to_device(example(model, size), m.device, {})))
+            model(*model.forward_args(to_device(example(model, size), m.device, {})))
         found.append(counters["stats"]["unique_graphs"] - before)
     return [
         told("graphs for the first size", found[0]),

@@ -1,12 +1,12 @@
 """H5 files of image pairs: their layout, which is written and read here alone.
 
-A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W) and
-further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the features
-that a network takes, and chroma where a source has colour, each in one chunk with a checksum; attributes record where it
-all came from. Where B was registered to A (`data_process.py --align`), the file has the attribute align, the motion, and
-each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the original B that a pixel of the whole pair
-was taken from, before any resizing; the identity for a pair that was kept. A published file (floats in [0, 1], text
-(1, L, dim), no attributes) opens as well.
+A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W)
+and further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the
+features that a network takes, and chroma where a source has colour, each in one chunk with a checksum; attributes
+record where it all came from. Where B was registered to A (`data_process.py --align`), the file has the attribute
+align, the motion, and each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the original B that a
+pixel of the whole pair was taken from, before any resizing; the identity for a pair that was kept. A published file
+(floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
 
 import contextlib
@@ -145,7 +145,7 @@ def task_of(path: str | Path) -> str:
 
 def check_shape(path: str | Path, data: Data, training: bool) -> None:
     """InputError if an H5 file has another resize than data.resize, none for testing; published files do not say."""
-    wanted = str(np.array(training and data.resize or []))
+    wanted = str(np.array((training and data.resize) or []))
     with open_h5(path) as file:
         stored = attribute(file, "resize") or wanted
     if stored != wanted:

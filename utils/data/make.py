@@ -1,4 +1,4 @@
-"""H5 files from image sets: pairs read, checked, perhaps aligned and resized, and stored with the features of guides."""
+"""H5 files from image sets: pairs read, checked, perhaps aligned and resized, and stored with their features."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass

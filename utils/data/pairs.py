@@ -18,7 +18,6 @@ from utils.errors import InputError
 from utils.files import plain_name
 from utils.targets import COMPUTED_MAPS
 
-
 # (maps of a sample by key, rng) -> the maps, and further entries of the sample
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], tuple[dict[str, np.ndarray], dict[str, Tensor]]]
 
@@ -27,9 +26,9 @@ class PairDataset(Dataset):
     """Registered pairs with the features that a network takes, from one or more H5 files.
 
     A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features of `inputs` that are
-    stored, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with `chroma`
-    also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left out;
-    `utils.guides.open_guides` says whether a network can do without.
+    stored, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with
+    `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left
+    out; `utils.guides.open_guides` says whether a network can do without.
 
     Args:
         paths: H5 files.

@@ -1,15 +1,16 @@
 """Pairs of two focuses or two exposures simulated from single photographs, where real ones to train on are few."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
+from utils.check import Name, checked
 from utils.config import Config, read_yaml
 from utils.data.images import as_unit, colorize, read_image, to_8bit, write_image
 from utils.data.sources import Source, find_dataset, read_split
-from utils.errors import InputError, short_repr
+from utils.errors import InputError
 from utils.files import write_file
 from utils.opencv import cv2
 
@@ -128,6 +129,14 @@ def objects(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return mask > 0
 
 
+@dataclass
+class Origin:
+    """An entry of data.simulate: the photographs are the images `image` of the dataset `of`."""
+
+    of: str
+    image: Name
+
+
 def simulate_sets(config: Config, words: list[str]) -> list[str]:
     """Make the sets that data.simulate asks for, images and text beside the real ones; returns lines that say so.
 
@@ -142,15 +151,11 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
     """
     table, made_lines = read_yaml(config.data.datasets), []
     for dataset, origin in config.data.simulate.items():
-        named = isinstance(origin, dict) and set(origin) == {"of", "image"}
-        if not named or not all(isinstance(word, str) for word in origin.values()):
-            raise InputError(
-                f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}"
-            )
+        origin = checked(Origin, origin, f"data.simulate.{dataset}")
         splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
         if not splits and dataset not in words:
             continue
-        row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
+        row, real = (find_dataset(name, table, config) for name in (dataset, origin.of))
         if row.task not in SIMULATORS:
             can = ", ".join(SIMULATORS)
             raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
@@ -159,7 +164,7 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
         for split in sorted(splits):
             made, source = (replace(each, split=split) for each in (row, real))
             if not made.names.exists():
-                count = simulate_set(made, source, origin["image"], config)
+                count = simulate_set(made, source, origin.image, config)
                 made_lines.append(f"{made.names}: {count} pairs simulated from {source.name}, seed {config.seed}")
     return made_lines
 

@@ -7,38 +7,45 @@
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
+from utils.check import Name, checked
 from utils.config import Config, read_yaml
 from utils.data.features import FEATURES
 from utils.data.images import EXTENSIONS, list_images
-from utils.errors import InputError, nearest, short_repr
+from utils.errors import InputError, nearest
 from utils.files import find_file, plain_name
 
 RESERVED = {"name", "image_a", "image_b", "imageA", "imageB", "chroma"}  # what a further map cannot be called
 
 
 @dataclass
-class Source:
-    """One set on disk: a row of the table of datasets, and a split.
+class Row:
+    """A row of the table of datasets.
 
     Attributes:
         a, b: where the images of the sources are: a folder ("IR"), or files with * for the pair's name
             ("IR/*_ir", or "*_ir" for files beside the split file).
         color: those of a and b whose colour a result gets.
         maps: further gray images of each pair, {name: folder or files}, for losses that take them.
-        training: it is trained on, so its images are resized if the config says so.
     """
 
+    task: str
+    a: Name
+    b: Name
+    color: list[Name]
+    maps: dict[str, Name] = field(default_factory=dict)
+
+
+@dataclass
+class Source(Row):
+    """One set on disk: a row of the table of datasets, and a split. If `training`, it is resized as the config says."""
+
+    _: KW_ONLY
     dataset: str
     split: str
-    task: str
-    a: str
-    b: str
-    color: list[str]
     root: Path
-    maps: dict[str, str] = field(default_factory=dict)
     training: bool = False
 
     @property
@@ -111,25 +118,18 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     """A row of the table of datasets as a set without a split; InputError if it is missing or makes no sense."""
     if dataset not in table:
         raise InputError(f"{config.data.datasets} has no dataset '{dataset}'; {nearest(dataset, table)}")
-    row = table[dataset]
-    words = row if isinstance(row, dict) else {}
-    color, maps = words.get("color"), words.get("maps", {})
+    where = f"the row {dataset} of {config.data.datasets}"
+    row = checked(Row, table[dataset], where)
+    sides = [row.a, row.b, *row.maps.values()]
     taken = RESERVED | {key for feature in FEATURES.values() for key in (feature.name, *feature.inputs)}
-    if (
-        not {"task", "a", "b", "color"} <= set(words) <= {"task", "a", "b", "color", "maps"}
-        or not all(isinstance(words[key], str) for key in ("task", "a", "b"))
-        or not (isinstance(color, list) and all(side in (words["a"], words["b"]) for side in color))
-        or not (isinstance(maps, dict) and all(isinstance(side, str) for side in maps.values()))
-        or not all(isinstance(name, str) and name.isidentifier() and name not in taken for name in maps)
-        or any(side.count("*") > 1 for side in (words["a"], words["b"], *maps.values()))
-        or words["a"] == words["b"]
-    ):
-        raise InputError(
-            f"the row {dataset} of {config.data.datasets} must be like {{task: IVF, a: IR, b: VI, color: [VI]}}, with "
-            "color a list of none, one or both of the folders, a folder or files like IR/*_ir for a and b, and perhaps "
-            f"maps: {{mask: MASK}}; it is {short_repr(row)}"
-        )
-    return Source(dataset, "", root=find_file(config.data.root), **row)
+    odd = [name for name in row.maps if not name.isidentifier() or name in taken]
+    if len(set(sides)) < len(sides) or any(side.count("*") > 1 for side in sides):
+        raise InputError(f"{where} must name different folders, or files with one * for the name: {', '.join(sides)}")
+    if not {*row.color} <= {row.a, row.b}:
+        raise InputError(f"color in {where} must list none, one or both of {row.a} and {row.b}, not {row.color}")
+    if odd:
+        raise InputError(f"maps in {where} cannot name a map '{odd[0]}'; take another word")
+    return Source(**vars(row), dataset=dataset, split="", root=find_file(config.data.root))
 
 
 def task_of_set(name: str, config: Config) -> str:

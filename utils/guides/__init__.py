@@ -19,7 +19,6 @@ from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import open_text
 from utils.guides.text_features import make_text
 
-
 GUIDES |= {"text": Guide(open_text, make_text), "clip": Guide(open_clip, make_clip)}
 
 
