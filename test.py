@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from net import FusionNetwork, build_model, load_model, prepare
+from net import FusionNetwork, build_model, configure_compute, load_model
 from utils import distributed
 from utils.config import Config, parse_args
 from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task, task_of
@@ -31,7 +31,7 @@ from utils.data.pairs import PairDataset
 from utils.data.sources import find_sources, task_of_set
 from utils.errors import InputError, run_script
 from utils.files import commit, find_newest, plain_name, to_json
-from utils.guides import describe_guidance, label_with_remarks, open_guides
+from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
 from utils.process import set_up_process
 from utils.results.evaluate import applicable, average_all, check_metrics
 from utils.results.fuse_set import fuse_set, shared_folder
@@ -151,7 +151,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
                     f"net.{key} is {config.net[key]} on the command line and {model.config.get(key)} in {config.ckpt}; "
                     "leave it out, or train such a network"
                 )
-    prepare(model, config.precision, config.test.tile, compile=config.compile)
+    configure_compute(config.precision, config.test.tile, compile=config.compile)
     return model
 
 
@@ -159,7 +159,8 @@ def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
     """Make the H5 file of a test set whose images are there, for a network; the first process does."""
     if distributed.place()[0] == 0 and not h5_path(config.data.h5, name).is_file():
         sources = [source for source in find_sources(config, [name]) if source.names.is_file()]
-        problems = make_sets(sources, config, model.inputs, model.provenance.guides)
+        makers = makers_of(model.inputs, config, model.provenance.guides)
+        problems = make_sets(sources, makers, config.data.h5, num_workers=config.data.num_workers)
         if problems:
             raise InputError("\n".join(problems))
     distributed.gather(None)  # the others wait

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
-from net import FusionNetwork, build_model, prepare
+from net import FusionNetwork, build_model, configure_compute
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
 from net.provenance import Provenance
 from utils import distributed
@@ -36,7 +36,7 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, run_script
 from utils.files import commit
 from utils.guides import describe_guidance, open_guides
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER
 from utils.process import set_up_process
@@ -99,7 +99,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
     first_epoch, step, best = 0, 0, None
     if train.resume:
         first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, device)
-    prepare(model, config.precision, config.test.tile, train.checkpointing, config.compile)
+    configure_compute(config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
     log.info(
@@ -125,8 +125,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
                     last_part = len(losses) + 1 == train.accumulate  # the processes add their gradients with it
                     with nullcontext() if last_part or world == 1 else net.no_sync():
                         part = to_device(part, device, guidances)
-                        output = net(*model.arguments(part))
-                        terms = criterion(output, **part, **model.readings(part))
+                        output = net(*model.forward_args(part))
+                        terms = criterion(output, **part, **model.loss_inputs(part))
                         (terms["total"] / train.accumulate).backward()
                     fused.append(output.detach())
                     losses.append({key: value.detach() for key, value in terms.items()})

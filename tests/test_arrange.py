@@ -8,93 +8,56 @@ import numpy as np
 import pytest
 
 import utils.arrange as module
-from tests.toy import ROOT
+from tests.toy import ROOT, script
 from utils.arrange import arrange
 from utils.config import read_yaml
 from utils.data.images import list_images, read_image
+from utils.data.sources import Source
 from utils.errors import InputError
 
 ROWS = read_yaml(ROOT / "configs" / "datasets.yaml")
 ORIGINALS = read_yaml(ROOT / "configs" / "originals.yaml")
 
-# dataset -> split -> pair -> the files of source A and of source B
-PAIRS = {
-    "MSRS": {
-        "train": {"00001D": ("train/ir/00001D.png", "train/vi/00001D.png")},
-        "test": {n: (f"test/ir/{n}.png", f"test/vi/{n}.png") for n in ("00004N", "00008N")},
-    },
-    "LLVIP": {
-        "train": {"010001": ("infrared/train/010001.jpg", "visible/train/010001.jpg")},
-        "test": {"190001": ("infrared/test/190001.jpg", "visible/test/190001.jpg")},
-    },
-    "M3FD": {"all": {n: (f"Ir/{n}.png", f"Vis/{n}.png") for n in ("00000", "00471")}},
-    "RoadScene": {"all": {"FLIR_00006": ("cropinfrared/FLIR_00006.jpg", "crop_LR_visible/FLIR_00006.jpg")}},
-    "TNO": {
-        "all": {
-            "lake": ("Athena_images/lake/IR_lake_g.bmp", "Athena_images/lake/VIS_lake_r.bmp"),
-            "bunker": ("Athena_images/bunker/IR_bunker_g.bmp", "Athena_images/bunker/bunker_r.bmp"),
-            "airplane_in_trees": (
-                "Athena_images/airplane_in_trees/ir.bmp",
-                "Athena_images/airplane_in_trees/vis.bmp",
-            ),
-            "APC_1_view_1": (
-                "Athena_images/APC_1/view_1/IR_fk_06_005.bmp",
-                "Athena_images/APC_1/view_1/VIS_fk_06_005.bmp",
-            ),
-            "APC_2_view_1": (
-                "Athena_images/APC_2/view_1/2_fk_ge_03_005.bmp",
-                "Athena_images/APC_2/view_1/1_fk_ge_03_005.bmp",
-            ),
-            "wall": ("DHV_images/wall/IR_163rad.bmp", "DHV_images/wall/VIS_163dhvR.BMP"),
-            "Bosnia": ("Triclobs_images/Bosnia/LWIR_B.bmp", "Triclobs_images/Bosnia/VIS_R.bmp"),
-            "barbed_wire_2": (
-                "Triclobs_images/barbed_wire_2/c_LWIR-MarnehNew_24RGB_1110.tif",
-                "Triclobs_images/barbed_wire_2/a_VIS-MarnehNew_24RGB_1110.tif",
-            ),
-            "Kaptein_01": ("Triclobs_images/Kaptein_01/IR01.bmp", "Triclobs_images/Kaptein_01/Vis01.bmp"),
-            "Reek": ("Triclobs_images/Reek/Reek_IR.bmp", "Triclobs_images/Reek/Reek_Vis.bmp"),
-            "tank": ("tank/LWIR.tif", "tank/Vis.tif"),
-        }
-    },
-    "Harvard": {
-        "all": {
-            f"MRI_{kind}_3008": (f"{kind}-MRI/MRI/3008.png", f"{kind}-MRI/{kind}/3008.png")
-            for kind in ("CT", "PET", "SPECT")
-        }
-    },
-    "SICE": {
-        "all": {
-            "Part1_1": ("Dataset_Part1/1/5.JPG", "Dataset_Part1/1/1.JPG"),
-            "Part2_1": ("Dataset_Part2/1/7.PNG", "Dataset_Part2/1/1.PNG"),
-        }
-    },
-    "MEFB": {
-        "all": {
-            "507": ("input/507/_MDF0003.tif", "input/507/507_B.tif"),
-            "Lamp": ("input/Lamp/Lamp_A.png", "input/Lamp/Lamp_B.png"),
-        }
-    },
-    "RealMFF": {"all": {n: (f"imageA/{n}_A.png", f"imageB/{n}_B.png") for n in ("001", "710")}},
-    "Lytro": {"all": {f"lytro-{n}": (f"lytro-{n}-A.jpg", f"lytro-{n}-B.jpg") for n in ("01", "20")}},
-}
+# dataset, split, name of a pair, the files of source A and of source B: each pattern of configs/originals.yaml once
+PAIRS = """
+MSRS train 00001D train/ir/00001D.png train/vi/00001D.png
+MSRS test 00004N test/ir/00004N.png test/vi/00004N.png
+MSRS test 00008N test/ir/00008N.png test/vi/00008N.png
+LLVIP train 010001 infrared/train/010001.jpg visible/train/010001.jpg
+LLVIP test 190001 infrared/test/190001.jpg visible/test/190001.jpg
+M3FD all 00000 Ir/00000.png Vis/00000.png
+M3FD all 00471 Ir/00471.png vi/00471.png
+RoadScene all FLIR_00006 cropinfrared/FLIR_00006.jpg crop_LR_visible/FLIR_00006.jpg
+TNO all lake Athena_images/lake/IR_lake_g.bmp Athena_images/lake/VIS_lake_r.bmp
+TNO all bunker Athena_images/bunker/ir.bmp Athena_images/bunker/bunker_r.bmp
+TNO all trees Athena_images/trees/IR_g.bmp Athena_images/trees/vis.bmp
+TNO all APC_1_view_1 Athena_images/APC_1/view_1/IR_06_005.bmp Athena_images/APC_1/view_1/VIS_06_005.bmp
+TNO all APC_2_view_1 Athena_images/APC_2/view_1/2_03_005.bmp Athena_images/APC_2/view_1/1_03_005.bmp
+TNO all wall DHV_images/wall/IR_163rad.bmp DHV_images/wall/VIS_163dhvR.BMP
+TNO all Bosnia Triclobs_images/Bosnia/LWIR_B.bmp Triclobs_images/Bosnia/VIS_R.bmp
+TNO all Kaptein_01 Triclobs_images/Kaptein_01/IR01.bmp Triclobs_images/Kaptein_01/Vis01.bmp
+TNO all Reek Triclobs_images/Reek/Reek_IR.bmp Triclobs_images/Reek/Reek_Vis.bmp
+TNO all tank tank/LWIR.tif tank/Vis.tif
+Harvard all MRI_CT_3008 CT-MRI/MRI/3008.png CT-MRI/CT/3008.png
+Harvard all MRI_PET_3008 PET-MRI/MRI/3008.png PET-MRI/PET/3008.png
+Harvard all MRI_SPECT_3008 SPECT-MRI/MRI/3008.png SPECT-MRI/SPECT/3008.png
+SICE all Part1_1 Dataset_Part1/1/5.JPG Dataset_Part1/1/1.JPG
+SICE all Part2_1 Dataset_Part2/1/7.PNG Dataset_Part2/1/1.PNG
+MEFB all 507 input/507/_MDF0003.tif input/507/507_B.tif
+RealMFF all 001 imageA/001_A.png imageB/001_B.png
+Lytro all lytro-01 lytro-01-A.jpg lytro-01-B.jpg
+"""
+PAIRS = [line.split() for line in PAIRS.strip().splitlines()]
 
-# other files in the downloads, which are left out: file -> its mean gray value
+# other files in the downloads, which are left out
 BESIDE = {
-    "MSRS": {"detection/ir/1.png": 90, "train/Segmentation_labels/00001D.png": 90},
-    "LLVIP": {"Annotations/010001.png": 90},
-    "RoadScene": {"crop_HR_visible/FLIR_00006.jpg": 90},
-    "TNO": {
-        "Triclobs_images/Bosnia/NIR_G.bmp": 90,
-        "Triclobs_images/House/VIS.bmp": 90,
-        "Triclobs_images/Reek/Reek_II.bmp": 90,
-        "Triclobs_images/Kaptein_01/NIR01.bmp": 90,
-        "FEL_images/Tree_sequence/thermal/4900i.bmp": 90,
-        "DHV_images/Fire_sequence/part_1/dhv/DHV2.bmp": 90,
-    },
-    "Harvard": {"MyDatasets/CT-MRI/train/CT/3008.png": 90},
-    "SICE": {"Dataset_Part1/1/3.JPG": 90, "Dataset_Part1/Label/1.JPG": 90, "Dataset_Part2/Label/1.JPG": 90},
-    "RealMFF": {"Fusion/001_F.png": 90},
-    "Lytro": {"Triple Series/lytro-01-A.jpg": 90, "Triple Series/lytro-01-C.jpg": 90},
+    "MSRS": ["detection/ir/1.png", "train/Segmentation_labels/00001D.png"],
+    "RoadScene": ["crop_HR_visible/FLIR_00006.jpg"],
+    "TNO": ["Triclobs_images/Bosnia/NIR_G.bmp", "Triclobs_images/House/VIS.bmp", "DHV_images/Fire/part_1/dhv/DHV2.bmp"],
+    "Harvard": ["MyDatasets/CT-MRI/train/CT/3008.png"],
+    "SICE": ["Dataset_Part1/1/3.JPG", "Dataset_Part1/Label/1.JPG"],
+    "RealMFF": ["Fusion/001_F.png"],
+    "Lytro": ["Triple Series/lytro-01-A.jpg"],
 }
 BRIGHT, DARK = 180, 60  # of A and of B
 
@@ -107,14 +70,16 @@ def save(path: Path, mean: float) -> None:
 
 
 def download_of(dataset: str, folder: Path) -> Path:
-    for pairs in PAIRS[dataset].values():
-        for a, b in pairs.values():
-            save(folder / a, BRIGHT)
-            save(folder / b, DARK)
-    for name, mean in BESIDE.get(dataset, {}).items():
-        save(folder / name, mean)
-    (folder / "README.md").write_text("x")
+    for _, _, _, a, b in pairs_of(dataset):
+        save(folder / a, BRIGHT)
+        save(folder / b, DARK)
+    for name in BESIDE.get(dataset, []):
+        save(folder / name, 90)
     return folder
+
+
+def pairs_of(dataset: str) -> list[list[str]]:
+    return [pair for pair in PAIRS if pair[0] == dataset]
 
 
 def state(root: Path) -> dict:
@@ -123,48 +88,36 @@ def state(root: Path) -> dict:
 
 
 def run(dataset: str, download: Path, root: Path, lists=()) -> list[str]:
-    return arrange(dataset, download, root, ROWS, ORIGINALS, lists)
+    return arrange(source_of(dataset, root), ORIGINALS[dataset], download, lists)
 
 
-def test_every_row_has_a_download_here():
-    assert set(ORIGINALS) == set(PAIRS)
-    assert set(ORIGINALS) <= set(ROWS)
-    assert {dataset: list(row) for dataset, row in ORIGINALS.items()} == {d: list(s) for d, s in PAIRS.items()}
+def source_of(dataset: str, root: Path) -> Source:
+    return Source(**ROWS[dataset], dataset=dataset, split="", root=root)
 
 
-@pytest.mark.parametrize("inside", ["", "top", "two/levels"])
 @pytest.mark.parametrize("dataset", ORIGINALS)
-def test_arranges(dataset, inside, tmp_path):
-    folder = download_of(dataset, tmp_path / "download" / inside)
+def test_arranges(dataset, tmp_path):
+    folder = download_of(dataset, tmp_path / "download" / "two" / "levels")
     said = run(dataset, tmp_path / "download", tmp_path / "VLF")
     row = ROWS[dataset]
     base = tmp_path / "VLF" / "Image" / row["task"] / dataset
-    for split, pairs in PAIRS[dataset].items():
-        assert (base / f"{split}.txt").read_text().split("\n") == [*sorted(pairs), ""]
-        assert f"{base / split}.txt: {len(pairs)} pairs" in said
-    assert len(said) == len(PAIRS[dataset])
-    every = {name: pair for pairs in PAIRS[dataset].values() for name, pair in pairs.items()}
-    for side, key in enumerate("ab"):
-        images = list_images(base / row[key])
-        assert set(images) == set(every)
-        for name, (path,) in images.items():
-            assert path.is_symlink()
-            assert path.samefile(folder / every[name][side])
+    for split in ORIGINALS[dataset]:
+        names = sorted(name for _, its_split, name, _, _ in pairs_of(dataset) if its_split == split)
+        assert f"{base / split}.txt: {len(names)} pairs" in said
+        assert (base / f"{split}.txt").read_text().split("\n") == [*names, ""]
+    assert len(said) == len(ORIGINALS[dataset])
+    for key, column in ((row["a"], 3), (row["b"], 4)):
+        images = list_images(base / key)
+        assert len(images) == len(pairs_of(dataset))
+        for pair in pairs_of(dataset):
+            (path,) = images[pair[2]]
+            assert path.is_symlink() and path.samefile(folder / pair[column])
             assert read_image(path)[0].shape == (24, 32)
     assert not list(base.rglob(".*"))
 
     before = state(tmp_path)
-    assert run(dataset, tmp_path / "download", tmp_path / "VLF") == said
+    assert run(dataset, folder, tmp_path / "VLF") == said  # also from the folder itself
     assert state(tmp_path) == before
-
-
-def test_the_order_of_exposures_is_by_brightness(tmp_path):
-    for name, mean in {"a": 60, "b": 90, "c": 220, "d": 150}.items():
-        save(tmp_path / "input" / "Lamp" / f"{name}.png", mean)
-    cv2.imwrite(str(tmp_path / "input" / "Lamp" / "white.png"), np.full((24, 32), 255, np.uint8))
-    run("MEFB", tmp_path, tmp_path / "VLF")
-    base = tmp_path / "VLF" / "Image" / "MEF" / "MEFB"
-    assert [(base / side / "Lamp.png").resolve().name for side in ("OVER", "UNDER")] == ["c.png", "a.png"]
 
 
 @pytest.mark.parametrize("possible", ["hard link", "copy"])
@@ -199,7 +152,7 @@ def test_splits_of_the_user(tmp_path):
     with pytest.raises(InputError, match="'7' of mine is not in .*\n.*'8' of mine"):
         run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
     (tmp_path / "mine.txt").write_text("# none\n")
-    with pytest.raises(InputError, match="lists no names"):
+    with pytest.raises(InputError, match="mine.txt is empty"):
         run("M3FD", folder, tmp_path / "VLF", [tmp_path / "mine.txt"])
 
 
@@ -232,8 +185,11 @@ def test_lists_all_problems_and_writes_nothing(tmp_path):
 
 
 def test_refuses_what_it_cannot_find(tmp_path):
-    with pytest.raises(InputError, match="no dataset 'MRSR'; did you mean 'MSRS'"):
-        run("MRSR", tmp_path, tmp_path / "VLF")
+    said = script("data_process.py", "arrange", "MRSR", tmp_path, f"data.root={tmp_path / 'VLF'}", code=1)
+    assert "no dataset 'MRSR'; did you mean 'MSRS'" in said
+    said = script("data_process.py", "arrange", "LLVIPFocus", tmp_path, f"data.root={tmp_path / 'VLF'}", code=1)
+    assert "configs/originals.yaml has no dataset 'LLVIPFocus'" in said
+    assert "takes a dataset and the folder of its download" in script("data_process.py", "arrange", "MSRS", code=1)
     with pytest.raises(InputError, match="has nothing like train/ir/<name>.png"):
         run("MSRS", tmp_path, tmp_path / "VLF")
     with pytest.raises(InputError, match="is no folder"):
@@ -245,39 +201,32 @@ def test_refuses_what_it_cannot_find(tmp_path):
     assert not (tmp_path / "VLF").exists()
 
 
-def test_refuses_scenes_that_make_no_pair(tmp_path):
+def test_refuses_images_that_make_no_pair(tmp_path):
     save(tmp_path / "input" / "One" / "a.png", 100)
     save(tmp_path / "input" / "Bad" / "a.png", 100)
     (tmp_path / "input" / "Bad" / "b.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="b.png is not an image that can be read") as error:
+    with pytest.raises(InputError, match="b.png is not an image that can be read\n.*'One' has no two images of diff"):
         run("MEFB", tmp_path, tmp_path / "VLF")
-    assert "'One' has no two images of different exposure" in str(error.value)
-
-
-def test_refuses_two_images_for_one_place(tmp_path):
     download_of("TNO", tmp_path / "TNO")
     save(tmp_path / "TNO" / "Athena_images" / "lake" / "IR_more.bmp", 90)
     save(tmp_path / "TNO" / "DHV_images" / "tank" / "IR_1.bmp", 90)
     save(tmp_path / "TNO" / "DHV_images" / "tank" / "VIS_1.bmp", 90)
-    with pytest.raises(InputError, match="'lake' has several images") as error:
+    with pytest.raises(InputError, match="'lake' has several images .*\n.*'tank' names two pairs"):
         run("TNO", tmp_path / "TNO", tmp_path / "VLF")
-    assert "'tank' names two pairs" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "row",
+    "group",
     [
         None,
-        {},
-        {"all": []},
-        {"all": {"a": "x/<name>.png"}},
-        {"all": {"a": "x/<name>.png", "b": 3}},
-        {"all": {"a": "x/<name>.png", "b": "y/*.png"}},
-        {"all": {"a": "x/<name>/<name>.png", "b": "y/<name>.png"}},
-        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "exposure": "z/*"}},
-        {"all": {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"}},
+        [],
+        {"a": "x/<name>.png"},
+        {"a": "x/<name>.png", "b": 3},
+        {"a": "x/<name>/<name>.png", "b": "y/<name>.png"},
+        {"a": "x/<name>.png", "b": "y/*.png"},
+        {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"},
     ],
 )
-def test_refuses_a_wrong_row(row, tmp_path):
-    with pytest.raises(InputError, match="the row MSRS of configs/originals.yaml must be"):
-        arrange("MSRS", tmp_path, tmp_path / "VLF", ROWS, {"MSRS": row})
+def test_refuses_a_wrong_row(group, tmp_path):
+    with pytest.raises(InputError, match="MSRS.* in configs/originals.yaml"):
+        arrange(source_of("MSRS", tmp_path / "VLF"), {"all": group}, tmp_path)

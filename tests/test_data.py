@@ -21,9 +21,8 @@ from PIL import Image
 from tests.toy import ROOT, make_pairs, process, script
 from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
-from utils.data.workers import AHEAD, Workers
 from utils.errors import InputError
-from utils.guides.text import default_text, pad_texts
+from utils.guides.text import default_text
 from utils.targets import warm_map
 
 PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
@@ -263,7 +262,6 @@ def test_everything_wrong_is_listed_at_once(toy, tmp_path):
 @pytest.fixture
 def eager(monkeypatch) -> None:
     """Workers start even for a few pairs."""
-    monkeypatch.setattr("utils.data.workers.WORTH", 0)
 
 
 def at_each_pair(monkeypatch, action) -> None:
@@ -328,9 +326,7 @@ def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
 def test_workers_end_with_the_main_process(toy, tmp_path, signal_number):
     make_pairs(tmp_path / "VLF", [f"c{i}" for i in range(40)], "train", size=(600, 800))
     say = (  # the processes, once both workers wait for work
-        "import multiprocessing, runpy, signal, sys, time; import utils.data.workers, utils.data.make as make;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore Ctrl-C
-        "utils.data.workers.WORTH = 0; write, count = make.write_sample, iter(range(99));"
         "tell = lambda: [time.sleep(1), print(*(p.pid for p in multiprocessing.active_children()), flush=True)];"
         "make.write_sample = lambda *a: [write(*a), next(count) == 8 and [tell(), time.sleep(60)]];"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"

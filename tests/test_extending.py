@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
-from net import NETWORKS, FusionNetwork, build_model, load_model, prepare
+from net import NETWORKS, FusionNetwork, build_model, configure_compute, load_model
+from net.base import register
 from net.film import FILM
 from net.provenance import GuideRecord
-from net.registry import register
 from tests import literal, test_metrics
 from tests.examples import FILES, PAGE, in_place
 from tests.test_net import SMALL
@@ -25,11 +25,9 @@ from tests.toy import CONFIG, ROOT, script
 from utils import metrics
 from utils.config import load_config
 from utils.data.pairs import PairDataset, collate
-from utils.errors import InputError
 from utils.guides import GUIDES
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.metrics import METRICS
-from utils.registry import Registry
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
@@ -54,20 +52,6 @@ def only_run(tmp_path):
 def records(folder) -> list[dict]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
-
-
-def test_an_annotation_that_only_type_checkers_know_takes_any_value():
-    losses = Registry("loss")
-
-    @losses.register("odd")
-    class Odd:
-        def __init__(self, target: "Unheard" = None, width: "Unheard" = 3):  # noqa: F821
-            self.target, self.width = target, width
-
-    built = losses.build("odd", target="x")
-    assert (built.target, built.width) == ("x", 3)
-    with pytest.raises(InputError, match="must be like 3"):
-        losses.build("odd", width="wide")
 
 
 def test_what_the_page_says_of_its_commands_exists():
@@ -135,7 +119,7 @@ def test_a_halo_that_is_too_small_is_seen(halo, monkeypatch):
     model = build_model("film_smooth", **SMALL).double()
     inputs = *torch.rand(2, 1, 1, 33, 20).double(), torch.randn(1, 3, 12).double()
     whole = model(*inputs).detach()
-    prepare(model, tile=5)
+    configure_compute(tile=5)
     with torch.no_grad():
         assert torch.allclose(model(*inputs), whole, atol=1e-10, rtol=0) == (halo == 1)
 

@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.files import exclusive_lock
 
 place, held = Path(sys.argv[1]), 0
-while held < 300:
+while held < 100:
     try:
         with exclusive_lock(place):
             open(place.parent / "inside", "x").close()  # fails if another run is inside, too
@@ -56,38 +56,18 @@ def calls(monkeypatch) -> list[str]:
 
 
 def test_a_file_is_on_the_disk_before_its_name(tmp_path, calls):
-    write_file(tmp_path / "a.txt", "new")
+    write_file(tmp_path / "b" / "a.txt", "new")
     assert calls == ["sync file", "replace a.txt", "sync folder"]
-    calls.clear()
-    write_file(tmp_path / "b" / "c" / "d.txt", "new")
-    assert calls == ["sync folder", "sync folder", "sync file", "replace d.txt", "sync folder"]
 
 
-def test_a_folder_is_on_the_disk_in_the_order_of_its_moves(tmp_path, calls):
+def test_a_table_is_never_beside_images_of_another_run(tmp_path, calls):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "metrics.csv").write_text("old")
     with atomic_folder(tmp_path / "out") as folder:
         for name in ("metrics.csv", "Gray/a.png"):
-            write_file(folder / name, "new")
-        calls.clear()
-    assert calls == [
-        *("remove metrics.csv", "sync folder"),
-        *("sync folder", "sync file", "replace a.png", "sync folder"),  # the first is for the new folder Gray
-        *("sync file", "replace metrics.csv", "sync folder"),
-    ]
-
-
-def test_a_system_that_syncs_no_folders_still_writes(tmp_path, monkeypatch):
-    open_file = os.open
-
-    def refuse_folders(path, *rest, **options):
-        if Path(path).is_dir():
-            raise PermissionError(13, "a folder")  # as Windows does
-        return open_file(path, *rest, **options)
-
-    monkeypatch.setattr("os.open", refuse_folders)
-    write_file(tmp_path / "a" / "b.txt", "whole")
-    assert (tmp_path / "a" / "b.txt").read_text() == "whole"
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("new")
+    assert calls == ["remove metrics.csv", "replace a.png", "replace metrics.csv"]
 
 
 def test_a_disk_that_fails_is_one_sentence(tmp_path, monkeypatch):
@@ -101,49 +81,6 @@ def test_a_disk_that_fails_is_one_sentence(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
-def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch):
-    """The second run opens the lock file, the first ends and removes it, and a third locks a new one."""
-    import utils.files
-
-    place, lock = tmp_path / "out", utils.files._lock
-    first, third = exclusive_lock(place), exclusive_lock(place)
-    first.__enter__()
-
-    def interleave(file):
-        monkeypatch.undo()
-        first.__exit__(None, None, None)
-        third.__enter__()
-        lock(file)
-
-    monkeypatch.setattr("utils.files._lock", interleave)
-    with pytest.raises(InputError, match=f"another run is writing {place}"), exclusive_lock(place):
-        pass
-    with pytest.raises(InputError, match="another run is writing"), exclusive_lock(place):
-        pass  # the third still has it
-    third.__exit__(None, None, None)
-    with exclusive_lock(place):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_lock_is_free_when_the_run_before_has_just_ended(tmp_path, monkeypatch):
-    import utils.files
-
-    place, lock = tmp_path / "out", utils.files._lock
-    first = exclusive_lock(place)
-    first.__enter__()
-
-    def interleave(file):
-        monkeypatch.undo()
-        first.__exit__(None, None, None)
-        lock(file)
-
-    monkeypatch.setattr("utils.files._lock", interleave)
-    with exclusive_lock(place), pytest.raises(InputError, match="another run is writing"), exclusive_lock(place):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
 def test_of_many_runs_one_holds_the_lock(tmp_path):
     command = [sys.executable, "-c", COMPETE, str(tmp_path / "out")]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
@@ -152,20 +89,14 @@ def test_of_many_runs_one_holds_the_lock(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lock_file_of_a_killed_run_is_used_and_removed(tmp_path):
-    (tmp_path / ".out.lock").touch()
+def test_the_lock_file_and_halves_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".out.lock", ".out.12.tmp", "out/.a.png.12.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / ".out.b.12.tmp").touch()  # of another output
     with exclusive_lock(tmp_path / "out"):
         pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
-    def fail(file):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("utils.files._lock", fail)
-    with exclusive_lock(tmp_path / "out"):
-        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".out.b.12.tmp", "out"]
 
 
 def test_remove_takes_files_folders_links_and_nothing(tmp_path):
@@ -213,9 +144,6 @@ def test_the_newest_run_of_a_name_is_found(tmp_path, monkeypatch):
     assert find_newest("exp/*/model/last.pth") == Path("exp/mine_demo/model/last.pth")
     assert find_newest("exp/*/last.pth") == Path("exp/my_demo/last.pth")
     assert find_newest("exp/*_other/model/last.pth") is None
-    if sys.version_info < (3, 13):  # where ** in a name is an error
-        with pytest.raises(ValueError, match="Invalid pattern"):
-            find_newest("exp/**_demo")
 
 
 def test_the_newest_file_is_found_in_the_repository_too(tmp_path, monkeypatch):
@@ -252,7 +180,6 @@ def test_the_commit_says_whether_files_are_changed(tmp_path, monkeypatch):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
         MemoryError(),
     ],
@@ -262,8 +189,7 @@ def test_too_little_memory_is_one_sentence(error):
         raise error
 
 
-@pytest.mark.parametrize("message", ["CUDA error: misaligned address", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."])
-def test_other_errors_of_a_gpu_stay(message):
-    with pytest.raises(RuntimeError) as raised, enough_memory("train", "use less"):
-        raise RuntimeError(message)
-    assert str(raised.value) == message and not isinstance(raised.value, InputError)
+def test_other_errors_of_a_gpu_stay():
+    with pytest.raises(RuntimeError, match="^CUDA error: misaligned") as raised, enough_memory("train", "use less"):
+        raise RuntimeError("CUDA error: misaligned address")
+    assert not isinstance(raised.value, InputError)

@@ -110,10 +110,6 @@ CLIMBING = [
     ".",
     "a/b",
     "a\\b",
-    "C:a",
-    "con",
-    "NUL",
-    "com1.x",
     "a\0b",
     "a\nb",
     "a\x1bb",
@@ -133,7 +129,7 @@ def test_plain_names(name):
     assert plain_name(name)
 
 
-@pytest.mark.parametrize("name", ["../a2", "/etc/passwd", "a\\b", "a\0b", "con"], ids=repr)
+@pytest.mark.parametrize("name", ["../a2", "/etc/passwd", "a\\b", "a\0b"], ids=repr)
 def test_a_split_file_that_climbs_is_refused(toy, tmp_path, name):
     (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text(f"a1\n{name}\n")
     output = script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)

@@ -1,237 +1,246 @@
-"""Put a dataset as its authors publish it into the VLF layout: links to its images, and split files."""
+"""`data_process.py arrange`: a dataset as its authors publish it, into the VLF layout: links to images, and splits."""
 
 import contextlib
 import filecmp
 import glob
+import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from utils.check import Name, checked
+from utils.config import Config, read_yaml
 from utils.data.images import EXTENSIONS
-from utils.data.sources import Source
-from utils.errors import InputError, nearest, short_repr
-from utils.files import exclusive_lock, os_error_as_input_error, plain_name, write_file
+from utils.data.sources import Source, find_dataset, read_split
+from utils.errors import InputError, nearest
+from utils.files import exclusive_lock, os_error_as_input_error, write_file
 from utils.opencv import cv2
 
-Pairs = dict[str, tuple[Path, Path]]  # the images of source A and of source B by the pair's name
+ORIGINALS = "configs/originals.yaml"  # where each download has its images
+WORD = re.compile(r"<\w+>")  # in a path of configs/originals.yaml, the part that tells the pairs apart
+Pair = tuple[Path, Path]  # the images of source A and of source B
 
 
-def arrange(
-    dataset: str,
-    download: Path,
-    root: Path,
-    rows: dict[str, dict],
-    originals: dict[str, dict],
-    lists: Sequence[Path] = (),
-) -> list[str]:
-    """Link the images of a download to <root>/Image/<task>/<dataset>/<folder>/<name>.<ext>, and write its splits.
-
-    Where links cannot be made, the images are copied. What is there already and is the same stays as it is.
+def main(config: Config, words: list[str]) -> None:
+    """Put a dataset as its authors publish it into the VLF layout.
 
     Args:
-        dataset: a row of both tables.
+        words: the dataset, the folder of the download, and perhaps files <split>.txt that list names.
+
+    Raises:
+        InputError: with every problem on a line; nothing is written then.
+    """
+    if len(words) < 2:
+        raise InputError("arrange takes a dataset and the folder of its download, e.g. arrange MSRS downloads/MSRS")
+    dataset, download, *lists = words
+    source, originals = find_dataset(dataset, read_yaml(config.data.datasets), config), read_yaml(ORIGINALS)
+    if dataset not in originals:
+        raise InputError(f"{ORIGINALS} has no dataset '{dataset}'; {nearest(dataset, originals)}")
+    for line in arrange(source, originals[dataset], Path(download), [Path(name) for name in lists]):
+        print(line)
+
+
+def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = ()) -> list[str]:
+    """Link the images of a download to where a dataset has them, and write its splits.
+
+    Where links cannot be made, the images are copied. Images and splits that are there already and the same stay.
+
+    Args:
+        source: the dataset, of any split.
+        row: that of the dataset in configs/originals.yaml; its format is explained there.
         download: the folder of the download, or one that holds it.
-        root: data.root of the config.
-        rows: the table of configs/datasets.yaml.
-        originals: the table of configs/originals.yaml; the format is explained there.
         lists: files <split>.txt with a pair's name a line, for splits of the user's choice in place of the row's.
 
     Returns:
-        Lines to print: each split file and its number of pairs, and what the download does not have.
+        Lines to print: each split file and its number of pairs, and the paths of the row that fit nothing.
 
     Raises:
-        InputError: with every problem on a line: an unknown dataset, a wrong row, no download, a pair without one of
-            its images, a name that is listed and not there, something else in a place that is needed. Nothing is
-            written then.
+        InputError: with every problem on a line: a wrong row, no download, a pair without one of its images, a name
+            that is listed and not there, another file in a place that is needed. Nothing is written then.
     """
-    for table, known in (("originals", originals), ("datasets", rows)):
-        if dataset not in known:
-            raise InputError(f"the table of {table} has no dataset '{dataset}'; {nearest(dataset, known)}")
     problems: list[str] = []
-    found, splits, said = find_pairs(dataset, originals[dataset], Path(download), problems)
+    pairs, splits, said = find_pairs(source.dataset, row, download, problems)
     if lists:
-        splits = {path.stem: read_names(path) for path in map(Path, lists)}
+        splits = {path.stem: read_list(path, source, problems) for path in lists}
         listed = {name: split for split, names in splits.items() for name in names}
-        problems += [f"'{name}' of {listed[name]} is not in {download}" for name in listed if name not in found]
-        found = {name: pair for name, pair in found.items() if name in listed}
+        problems += [f"'{name}' of {listed[name]} is not in {download}" for name in listed if name not in pairs]
+        pairs = {name: pair for name, pair in pairs.items() if name in listed}
 
-    source = Source(dataset, "", root=Path(root), **rows[dataset])
-    base = source.folder("Image")
     links: dict[Path, Path] = {}
     for i, side in enumerate((source.a, source.b)):
         there = source.list_images(side)
-        for name, pair in found.items():
+        for name, pair in pairs.items():
             target = source.image_file(side, name).with_suffix(pair[i].suffix)
-            others = [path for path in there.get(name, []) if path != target or not same(path, pair[i])]
+            others = [path for path in there.get(name, []) if path != target or not is_same(path, pair[i])]
             problems += [f"{path} is there and is not {pair[i]}; remove it or arrange elsewhere" for path in others]
             if target not in there.get(name, []):
                 links[target] = pair[i]
-    files = {base / f"{split}.txt": sorted(names) for split, names in splits.items()}
+    files = {replace(source, split=split).names: sorted(names) for split, names in splits.items()}
     for path, names in files.items():
-        if path.exists() and sorted(read_names(path)) != names:
+        if path.exists() and sorted(read_list(path, source, problems)) != names:
             problems.append(f"{path} is there and lists other names; rename or remove it")
     if problems:
-        raise InputError("\n".join([f"{dataset} was not arranged:", *(f"  {line}" for line in problems)]))
+        raise InputError("\n".join([f"{source.dataset} was not arranged:", *(f"  {line}" for line in problems)]))
 
-    with exclusive_lock(base):
-        for target, source in tqdm(links.items(), desc=dataset, unit="image"):
-            link(source, target)
+    with exclusive_lock(source.folder("Image")):
+        for target, image in tqdm(links.items(), desc=source.dataset, unit="image"):
+            link(image, target)
         for path, names in files.items():
             if not path.exists():
                 write_file(path, "\n".join([*names, ""]))
     return [*(f"{path}: {len(names)} pairs" for path, names in files.items()), *said]
 
 
+def read_list(path: Path, source: Source, problems: list[str]) -> list[str]:
+    """The names in a file <split>.txt, which may lie anywhere, as `read_split` reads them."""
+    return read_split(replace(source, split=str(path.resolve().with_suffix(""))), problems)
+
+
 def find_pairs(
     dataset: str, row: dict, download: Path, problems: list[str]
-) -> tuple[Pairs, dict[str, list[str]], list[str]]:
-    """The pairs of a download, their names by split, and lines on the paths that fit nothing in it.
+) -> tuple[dict[str, Pair], dict[str, list[str]], list[str]]:
+    """The pairs of a download by their names, the names by split, and lines on the paths that fit nothing in it.
 
     Args:
-        dataset: its name, for messages.
-        row: of configs/originals.yaml.
-        download: where to look; the paths of the row begin there, or in one folder up to two levels below.
         problems: gets a line for each pair that is not whole.
 
     Raises:
         InputError: nothing in the download fits the row, or several folders in it do, or the row is wrong.
     """
-    groups = list(read_groups(dataset, row))
+    groups = read_groups(dataset, row)
     entries = sorted(glob.glob("**", root_dir=download, recursive=True))
     files = [Path(entry).as_posix() for entry in entries if Path(entry).suffix.lower() in EXTENSIONS]
-    # the folder that the paths begin in -> (number of the group, name of the pair) -> side -> images
-    hits: dict[str, dict] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for number, (_, group) in enumerate(groups):
-        for side, regexes in group["sides"].items():
+    found = [group.find(files) for group in groups]
+    tops = sorted({top for by_top in found for top in by_top}, key=lambda top: top.count("/"))
+    if not tops:
+        what = "has nothing like" if download.is_dir() else "is no folder with images like"
+        raise InputError(f"{download} {what} {groups[0].paths}; give the folder of the unpacked {dataset}")
+    same_depth = sorted(top for top in tops if top.count("/") == tops[0].count("/"))
+    if len(same_depth) > 1:
+        raise InputError(f"{download} holds {dataset} in each of {', '.join(same_depth)}; give one of these folders")
+
+    pairs: dict[str, Pair] = {}
+    splits: dict[str, list[str]] = defaultdict(list)
+    for group, by_top in zip(groups, found):
+        for name, images in tqdm(by_top[tops[0]].items(), desc=f"{dataset}, {group.paths}", unit="pair"):
+            try:
+                pair = group.pick(name, {side: [download / file for file in images[side]] for side in group.sides})
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if name in pairs:
+                problems.append(f"'{name}' names two pairs, {pairs[name][0]} and {pair[0]}")
+            pairs[name] = pair
+            splits[group.split].append(name)
+    lacking = [group.paths for group, by_top in zip(groups, found) if not by_top[tops[0]]]
+    return pairs, splits, [f"{download} has nothing like {paths}" for paths in lacking]
+
+
+@dataclass
+class Group:
+    """A group of a row of configs/originals.yaml: images of a download that make pairs of one split."""
+
+    a: list[str] | str = ""  # each a path, or several
+    b: list[str] | str = ""
+    exposures: list[str] | str = ""  # or these in place of a and b
+    name: str = "<name>"  # how a pair is called
+    skip: list[str] | str = ()  # folders to leave out
+    split: str = ""
+
+    @property
+    def sides(self) -> dict[str, list[str]]:
+        """The paths of a and b, or of the exposures."""
+        sides = {"exposures": self.exposures} if self.exposures else {"a": self.a, "b": self.b}
+        return {side: as_list(paths) for side, paths in sides.items()}
+
+    @property
+    def paths(self) -> str:
+        """All paths, for messages."""
+        return " or ".join(path for paths in self.sides.values() for path in paths)
+
+    def find(self, files: list[str]) -> dict[str, dict[str, dict[str, list[str]]]]:
+        """The images among some files: by the folder that their paths begin in, the name of the pair, and the side."""
+        found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+        files = [file for file in files if not {*as_list(self.skip)} & {*file.split("/")}]
+        for side, paths in self.sides.items():
+            regexes = [as_regex(path) for path in paths]
             for file in files:
                 match = next(filter(None, (regex.fullmatch(file) for regex in regexes)), None)
-                if match and not group["skip"] & set(file.split("/")):
-                    hits[match[1]][number, match.expand(group["name"])][side].append(download / file)
-    if not hits:
-        what = "has nothing like" if download.is_dir() else "is no folder with images like"
-        raise InputError(f"{download} {what} {groups[0][1]['paths']}; give the folder of the unpacked {dataset}")
-    depth = min(top.count("/") for top in hits)
-    tops = [top for top in hits if top.count("/") == depth]
-    if len(tops) > 1:
-        raise InputError(f"{download} holds {dataset} in each of {', '.join(tops)}; give one of these folders")
+                if match:
+                    found[match[1]][match.expand(self.name.replace("<", r"\g<"))][side].append(file)
+        return found
 
-    found: Pairs = {}
-    splits: dict[str, list[str]] = defaultdict(list)
-    for (number, name), images in tqdm(hits[tops[0]].items(), desc=f"{dataset}, finding pairs", unit="pair"):
-        split, group = groups[number]
-        try:
-            pair = pick_exposures(name, **images) if "exposures" in images else pick_pair(name, images, group["paths"])
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if not plain_name(name):
-            problems.append(f"{name!r} is not a plain file name")
-        if name in found:
-            problems.append(f"'{name}' names two pairs, {found[name][0]} and {pair[0]}")
-        found[name] = pair
-        splits[split].append(name)
-    numbers = {number for number, _ in hits[tops[0]]}
-    missing = [group["paths"] for number, (_, group) in enumerate(groups) if number not in numbers]
-    return found, splits, [f"{download} has nothing like {paths}" for paths in missing]
+    def pick(self, name: str, images: dict[str, list[Path]]) -> Pair:
+        """The images of both sources; InputError if there is not one of each."""
+        if self.exposures:
+            return pick_exposures(name, images["exposures"])
+        for side in "ab":
+            if len(images[side]) != 1:
+                what = f"several images ({', '.join(map(str, images[side]))})" if images[side] else "no image"
+                raise InputError(f"'{name}' has {what} of source {side.upper()}, which are like {self.paths}")
+        return images["a"][0], images["b"][0]
 
 
-def read_groups(dataset: str, row: dict) -> Iterator[tuple[str, dict]]:
-    """The groups of a row of configs/originals.yaml, each with its split: {sides, name, skip, paths}.
+def read_groups(dataset: str, row: dict) -> list[Group]:
+    """The groups of a row; InputError if it is not as the head of configs/originals.yaml says."""
+    groups = []
+    for split, entries in checked(dict[Name, list[Group] | Group], row, ORIGINALS, dataset).items():
+        groups += [replace(group, split=split) for group in as_list(entries)]
+    for group in groups:
+        for path in itertools.chain(*group.sides.values()):
+            words = WORD.findall(path)
+            if len(words) > len({*words}) or not {*WORD.findall(group.name)} <= {*words}:
+                raise InputError(f"{dataset} in {ORIGINALS} must have {group.name} once in each path, not '{path}'")
+    if not groups:
+        raise InputError(f"{dataset} in {ORIGINALS} has no paths")
+    return groups
 
-    The sides have regular expressions; the name is a template for `expand` of their matches; the paths are for
-    messages.
 
-    Raises:
-        InputError: the row is not as the head of that file says.
-    """
-    for split, groups in row.items() if row and isinstance(row, dict) else [("", row)]:
-        for group in groups if groups and isinstance(groups, list) else [groups]:
-            try:
-                lists = {key: [words] if isinstance(words, str) else list(words) for key, words in group.items()}
-                (name,), skip = lists.pop("name", ["<name>"]), set(lists.pop("skip", []))
-                sides = {side: [as_regex(path) for path in lists[side]] for side in sorted(lists)}
-                words = set(re.findall(r"<(\w+)>", name))
-                if list(sides) not in (["a", "b"], ["exposures"]) or not all(
-                    words <= set(regex.groupindex) for regexes in sides.values() for regex in regexes
-                ):
-                    raise ValueError
-            except (AttributeError, TypeError, ValueError, re.error) as error:
-                raise InputError(
-                    f"the row {dataset} of configs/originals.yaml must be as the head of that file says, and has "
-                    f"{short_repr(group)}"
-                ) from error
-            paths = " or ".join(path for side in sides for path in lists[side])
-            yield str(split), {"sides": sides, "name": name.replace("<", r"\g<"), "skip": skip, "paths": paths}
+def as_list(one_or_several: Any) -> list:
+    """A list, also of what YAML gives alone."""
+    return [one_or_several] if isinstance(one_or_several, (str, Group)) else list(one_or_several)
 
 
 def as_regex(path: str) -> re.Pattern:
     """A path of configs/originals.yaml; the first group is the folder it begins in, up to two levels down."""
     parts = re.split(r"(<\w+>|\*)", path)
-    wild = {"*": "[^/]*"} | {part: f"(?P{part}[^/]+)" for part in parts if re.fullmatch(r"<\w+>", part)}
+    wild = {"*": "[^/]*"} | {word: f"(?P{word}[^/]+)" for word in WORD.findall(path)}
     inside = "".join(wild.get(part, re.escape(part)) for part in parts)
     return re.compile(f"((?:[^/]+/){{0,2}}){inside}", re.IGNORECASE)
 
 
-def pick_pair(name: str, images: dict[str, list[Path]], paths: str) -> tuple[Path, Path]:
-    """The images of both sources; InputError if one is missing or there are several."""
-    for side in "ab":
-        if len(images[side]) != 1:
-            what = f"several images ({', '.join(map(str, images[side]))})" if images[side] else "no image"
-            raise InputError(f"'{name}' has {what} of source {side.upper()}, which are like {paths}")
-    return images["a"][0], images["b"][0]
-
-
-def pick_exposures(name: str, exposures: list[Path]) -> tuple[Path, Path]:
-    """The brightest and the darkest image; InputError if there are no two, or one cannot be read."""
+def pick_exposures(name: str, exposures: list[Path]) -> Pair:
+    """The brightest and the darkest image; InputError if they are equally bright, or one cannot be read."""
     means = {}
     for path in exposures:
         try:  # an eighth of the size is enough for a mean, and quick to read from a JPEG
-            gray = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
-        except (OSError, cv2.error):
-            gray = None
-        if gray is None:
-            raise InputError(f"{path} is not an image that can be read")
-        if gray.min() < gray.max():  # an image of one value shows nothing of the scene
-            means[path] = gray.mean()
-    order = sorted(means, key=means.get)
-    if not order or means[order[0]] == means[order[-1]]:
+            means[path] = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8).mean()
+        except (OSError, cv2.error, AttributeError) as error:  # AttributeError: OpenCV returns None for no image
+            raise InputError(f"{path} is not an image that can be read") from error
+    brightest, darkest = max(means, key=means.get), min(means, key=means.get)
+    if means[brightest] == means[darkest]:
         raise InputError(f"'{name}' has no two images of different exposure in {exposures[0].parent}")
-    return order[-1], order[0]
+    return brightest, darkest
 
 
-def read_names(path: Path) -> list[str]:
-    """The names in a split file, without their extensions; lines with # are notes.
-
-    Raises:
-        InputError: it cannot be read, or has no name in it.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}, a list of names") from error
-    names = [Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines]
-    names = list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
-    if not names:
-        raise InputError(f"{path} lists no names")
-    return names
+def is_same(path: Path, image: Path) -> bool:
+    """True if `path` is a link to `image` or a copy of it."""
+    return path.is_file() and (path.samefile(image) or filecmp.cmp(path, image, shallow=False))
 
 
-def same(path: Path, source: Path) -> bool:
-    """True if `path` is a link to `source` or a copy of it."""
-    return path.is_file() and (path.samefile(source) or filecmp.cmp(path, source, shallow=False))
-
-
-def link(source: Path, target: Path) -> None:
+def link(image: Path, target: Path) -> None:
     """A symbolic link, or a hard link, or a copy, whichever is possible first; InputError if none is."""
-    source = source.resolve()
+    image = image.resolve()
     with os_error_as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for make in (os.symlink, os.link):
             with contextlib.suppress(OSError, NotImplementedError):
-                return make(source, target)
-        write_file(target, source.read_bytes())
+                return make(image, target)
+        write_file(target, image.read_bytes())

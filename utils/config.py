@@ -6,46 +6,34 @@ scripts are here; configs/*.yaml have only what differs from these defaults.
 """
 
 import argparse
-import types
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 
+from utils.check import Constraint, checked, keys_of
 from utils.errors import InputError, nearest, short_repr
 from utils.files import find_file
 
-INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
-RESIZE = ("a", "b", "max")  # the values of --resize, and of --align
-MOTIONS = ("translation", "affine", "homography")
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 
-
-class Constraint(NamedTuple):
-    """What a value must fulfil beyond its type; the type of a field is annotated with it."""
-
-    is_met: Callable[[Any], bool]
-    complaint: str  # the message about a value that does not, after the key; {value} is the value
-
-
-POSITIVE = Constraint(lambda number: number > 0, "must be above 0, not {value}")
+POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
 PositiveInt = Annotated[int, POSITIVE]
 PositiveFloat = Annotated[float, POSITIVE]
-NonNegativeInt = Annotated[int, Constraint(lambda number: number >= 0, "must be 0 or more, not {value}")]
-Workers = Annotated[  # each is a process
-    int, Constraint(lambda number: 0 <= number <= 256, "must be 0 or more, and 256 at most, not {value}")
-]
-Metrics = Annotated[list[str], Constraint(bool, "names no metric, e.g. test.metrics=[EN,VIFF,Qabf]")]
+NonNegativeInt = Annotated[int, Constraint(lambda number: number >= 0, "must be 0 or more")]
+Workers = Annotated[int, Constraint(lambda number: 0 <= number <= 256, "must be 0 or more, and 256 at most")]
+Options = dict[str, Any]  # are checked where they are used
+Metrics = Annotated[list[str], Constraint(bool, "must name metrics, e.g. [EN,VIFF,Qabf]")]
 Prices = Annotated[
-    list[float],
-    Constraint(lambda two: len(two) == 2 and min(two) >= 0, "must be [in, out], each 0 or more, not {value}"),
+    list[float], Constraint(lambda two: len(two) == 2 and min(two) >= 0, "must be [in, out], each 0 or more")
 ]
 ImageSize = Annotated[
-    list[int],
-    Constraint(lambda two: len(two) == 2 and min(two) >= 16, "must be [height, width], 16 pixels or more, not {value}"),
+    list[int], Constraint(lambda two: len(two) == 2 and min(two) >= 16, "must be [height, width], 16 pixels or more")
 ]
 
 
@@ -61,11 +49,8 @@ class Data:
     val: list[str] = field(default_factory=list)  # sets to validate on, whole images
     test: list[str] = field(default_factory=list)  # sets to test on, whole images
     resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
-    patch_size: PositiveInt | None = None  # training sets: cut into squares of this side, pixels
-    stride: PositiveInt | None = None  # step between patches, pixels; patch_size if not given
     num_workers: Workers = 2  # processes that read and encode large sets for the H5; 0: none but the main one
-    draw: dict[str, Any] = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
-    simulate: dict[str, Any] = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
+    simulate: Options = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
 @dataclass
@@ -93,7 +78,7 @@ class Describe:
     url: str | None = None  # where chat is: an OpenAI-compatible endpoint; None: here
     key: str = "OPENAI_API_KEY"  # the environment variable that holds the endpoint's key
     template: str = "configs/prompt_parts.txt"  # the prompt
-    modality: dict[str, Any] = field(default_factory=dict)  # what the images of a folder are, e.g. IR: infrared
+    modality: Options = field(default_factory=dict)  # what the images of a folder are, e.g. IR: infrared
     batch_size: PositiveInt = 8  # images at a time
     max_tokens: PositiveInt = 200  # the most that a paragraph may have
     points: PositiveInt = 16  # segments are searched from a grid of points x points places
@@ -147,18 +132,11 @@ class Test:
 
 @dataclass
 class Video:
-    """How videos of a user are read and written; test.py --a ir.mp4 --b vis.mp4 --out fused.mp4."""
+    """How videos of a user are read and written; python fuse.py ir.mp4 vis.mp4 fused.mp4."""
 
     fps: PositiveFloat = 25.0  # frames a second of a folder of frames, which does not say
     codec: str | None = None  # four letters, e.g. FFV1 (lossless); None: by the extension
     batch_size: PositiveInt = 4  # frames at a time
-
-
-@dataclass
-class Export:
-    """What --export builds into an .onnx or .pt2; with text.use=default the checkpoint's default text."""
-
-    text: str | None = None  # a text to build in, so that the exported network takes none; None: the text is an input
 
 
 @dataclass
@@ -172,8 +150,8 @@ class Config:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile the Restormer blocks: up to a minute at first, then fewer, larger kernels
     ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
-    net: dict[str, Any] = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
-    loss: dict[str, Any] = field(default_factory=dict)  # name and options, see utils/loss.py
+    net: Options = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
+    loss: Options = field(default_factory=dict)  # name and options, see utils/loss.py
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     describe: Describe = field(default_factory=Describe)
@@ -183,11 +161,22 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     video: Video = field(default_factory=Video)
-    export: Export = field(default_factory=Export)
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""
         return asdict(self)
+
+
+def all_keys() -> list[str]:
+    """The keys of the configuration, e.g. "seed" and "train.lr"."""
+    return keys_of(Config)
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML reads 1e-4 as a word; this one as a number, as YAML 1.2 does."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -203,23 +192,21 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         InputError: missing or broken file, unknown key, wrong type, or a value that breaks a constraint.
     """
-    config = Config()
+    values, config = Config().as_dict(), Config()
     if path is not None:
-        _update(config, read_yaml(path), "", str(path))
+        values = _merged(values, read_yaml(path))
+        config = checked(Config, values, str(path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise InputError(f"'{override}' is not of the form key=value, e.g. train.lr=1e-4")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader)
         except YAML_ERRORS as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
-        if key in ("net", "loss", "data.draw", "data.simulate") and isinstance(value, dict):
-            *parents, last = key.split(".")
-            setattr(reduce(getattr, parents, config), last, {})  # given as a whole, it replaces what the file says
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        _update(config, value, "", "the command line")
+        for given in (None, value) if key in all_keys() else (value,):  # net={...} replaces all options of the file
+            values = _merged(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), given))
+        config = checked(Config, values, "the command line")
     if not isinstance(config.net.get("name"), str):
         raise InputError("net.name must be the name of a network, e.g. net.name=film")
     if not isinstance(config.loss.get("name", ""), str):
@@ -227,20 +214,21 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return config
 
 
+def _merged(old: Any, new: Any) -> Any:
+    """`new`, with the keys of `old` that it does not have."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
 def read_yaml(path: str | Path) -> dict:
-    """Read a YAML file.
-
-    Args:
-        path: the file, see find_file.
-
-    Returns:
-        Its keys and values.
+    """Read the keys and values of a YAML file, see find_file.
 
     Raises:
         InputError: it is missing, broken, or has no keys.
     """
     try:
-        content = yaml.safe_load(find_file(path).read_text(encoding="utf-8"))
+        content = yaml.load(find_file(path).read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the file {path} ({getattr(error, 'strerror', 'not text')})") from error
     except YAML_ERRORS as error:
@@ -252,85 +240,6 @@ def read_yaml(path: str | Path) -> dict:
     return content
 
 
-def _update(target: Any, values: Any, prefix: str, source: str) -> None:
-    """Set the fields of a dataclass from a dict, and check names, types and constraints."""
-    if not isinstance(values, dict):
-        raise InputError(f"{prefix.rstrip('.')} in {source} must hold keys of its own, not {short_repr(values)}")
-    hints = get_type_hints(type(target), include_extras=True)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            raise InputError(f"unknown key '{name}' in {source}; {nearest(name, all_keys())}")
-        current = getattr(target, key)
-        if is_dataclass(current):
-            _update(current, value, f"{name}.", source)
-        elif isinstance(current, dict):  # e.g. options of a network: checked where they are used
-            if not isinstance(value, dict):
-                raise InputError(f"{name} in {source} must hold keys of its own, not {short_repr(value)}")
-            if not all(isinstance(option, str) for option in value):
-                raise InputError(f"the keys of {name} in {source} must be words, not {short_repr(list(value))}")
-            setattr(target, key, current | {option: _number(v) for option, v in value.items()})
-        else:
-            setattr(target, key, _convert(value, hints[key], name, source))
-
-
-def _number(value: Any) -> Any:
-    """PyYAML reads 1e-4 as a string; every other number it reads right."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
-
-
-def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
-    """`value` as `kind`: bool, int, float, str, list, Literal, one with a constraint, or a union of one with None."""
-    origin, options = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        kind, constraint = options
-        value = _convert(value, kind, name, source)
-        if not constraint.is_met(value):
-            raise InputError(f"{name} {constraint.complaint.format(value=short_repr(value))}")
-        return value
-    if origin is Literal:
-        if value not in options:
-            raise InputError(f"{name} must be one of {', '.join(options)}, not {short_repr(value)}")
-        return value
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, options[0], name, source)
-    if origin is list and isinstance(value, (list, tuple)):
-        return [_convert(item, options[0], name, source) for item in value]
-    if kind is float:
-        value = _number(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e37:  # float32 holds 3e38
-            return float(value)
-    elif kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
-        return str(value)  # a folder or run may be called 7
-    elif type(value) is kind and (kind is not int or abs(value) < 2**53):
-        return value
-    wanted = f"a list of {options[0].__name__}" if origin is list else kind.__name__
-    raise InputError(f"{name} in {source} must be {wanted}, not {short_repr(value)}")
-
-
-def all_keys(kind: type = Config, prefix: str = "") -> list[str]:
-    """List the dotted keys of the configuration.
-
-    Args:
-        kind: the dataclass to list.
-        prefix: what its keys begin with.
-
-    Returns:
-        The keys, e.g. "train.lr".
-    """
-    hints = get_type_hints(kind)
-    keys = []
-    for f in fields(kind):
-        nested = is_dataclass(hints[f.name])
-        keys += all_keys(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
-    return keys
-
-
 def parse_args(
     doc: str, words: str | None = None, arguments: dict[str, dict] | None = None, default: str | None = None
 ) -> tuple[Config, argparse.Namespace]:
@@ -338,7 +247,7 @@ def parse_args(
 
     Args:
         doc: the script's docstring, shown by --help.
-        words: help for plain words without "="; None refuses them.
+        words: help for words that are not key=value, e.g. names of files; None refuses them.
         arguments: further options, {"--flag": keywords of argparse's add_argument}.
         default: the config if none is given; None requires one.
 
@@ -355,8 +264,13 @@ def parse_args(
         parser.add_argument(flag, **keywords)
     parser.add_argument("rest", nargs="*", metavar="key=value", help=words or "keys of the config, e.g. seed=1")
     args = parser.parse_intermixed_args()
-    args.words = [word for word in args.rest if "=" not in word]
-    args.overrides = [word for word in args.rest if "=" in word]
-    if args.words and words is None:
-        raise InputError(f"'{args.words[0]}' is not of the form key=value, e.g. train.lr=1e-4")
+    args.overrides = [word for word in args.rest if words is None or _is_override(word)]
+    args.words = [word for word in args.rest if word not in args.overrides]
     return load_config(args.config, args.overrides), args
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word is key=value; a wrong key that is near to one of the config's counts, if it is no file."""
+    key, equals, _ = word.partition("=")
+    near = nearest(key, all_keys()).startswith("did you mean") and "/" not in key and not os.path.exists(word)
+    return bool(equals) and (near or key.partition(".")[0] in Config().as_dict())

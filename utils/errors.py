@@ -3,9 +3,12 @@
 import difflib
 import reprlib
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+# by PyTorch, by the driver (AMD's calls itself HIP) and by its libraries
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory")
+OUT_OF_MEMORY += ("CUDA error: out of memory", "HIP error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 class InputError(ValueError):
@@ -13,50 +16,22 @@ class InputError(ValueError):
 
 
 def short_repr(value: object) -> str:
-    """The repr of a value for a message, cut where it is long: a few lines of YAML can make a billion words.
-
-    Args:
-        value: what the user gave.
-
-    Returns:
-        One line.
-    """
+    """The repr of a value in one line, cut where it is long: a few lines of YAML can make a billion words."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
     return short.repr(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What a message says about an unknown name.
-
-    Args:
-        word: what the user wrote.
-        known: the names that would have been right.
-
-    Returns:
-        A question with the nearest known name, or a list of all of them.
-    """
+    """The known name nearest to an unknown word, as a question; a list of all known names if none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def shortened(names: Sequence[str], most: int = 10) -> str:
-    """What a message says of many names.
-
-    Args:
-        names: all of them.
-        most: how many are said.
-
-    Returns:
-        The first ones with commas between, and how many more there are.
-    """
+    """The first names with commas between, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory")
-# what allocates beside PyTorch: the driver, as AMD's calls itself HIP, and the libraries
-OUT_OF_MEMORY += ("CUDA error: out of memory", "HIP error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -64,11 +39,11 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
     """Turn an error of the block into an InputError if there is not enough memory, on the CPU or a GPU.
 
     Args:
-        task: what the block does, for the message, e.g. "train".
-        advice: what the user can change.
+        task: names the block in the message, e.g. "train".
+        advice: names the options that the user can change.
 
     Raises:
-        InputError: says that memory is missing, and what helps.
+        InputError: memory is missing.
     """
     try:
         yield
@@ -79,28 +54,14 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
         raise InputError(f"there is not enough memory to {task}; {advice}") from error
 
 
-def quiet_tensorboard(args: threading.ExceptHookArgs) -> None:
-    """Print no traceback of TensorBoard's thread: if it cannot write, the training ends with a sentence anyway.
-
-    Args:
-        args: what threading.excepthook is given.
-    """
-    if type(args.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(args)
-
-
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function, and end a mistake of the user in one sentence.
-
-    Args:
-        main: the function, without arguments.
+    """Run a script's main function.
 
     Raises:
-        SystemExit: with the sentence of an InputError or OSError, and exit status 1.
+        SystemExit: with the sentence of an InputError or OSError, and exit status 1; also when interrupted.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
-    threading.excepthook = quiet_tensorboard
     try:
         main()
     except InputError as error:

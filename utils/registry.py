@@ -1,11 +1,12 @@
 """Classes that a config names: networks under `net`, losses under `loss`."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from inspect import Parameter
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
+from utils.check import checked
 from utils.errors import InputError, nearest, short_repr
 
 T = TypeVar("T", bound=type)
@@ -63,9 +64,14 @@ class Registry(dict[str, type]):
         known = options_of(self[name])
         for key, value in options.items():
             if key not in known:
-                raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}")
-            if not _fits(value, _kind(known[key])):
-                raise InputError(f"{self.key}.{key} must be {_wanted(known[key])}, not {short_repr(value)}")
+                alone = f"'{self.key}={{name: {name}}}' takes none of another's options"  # as a config may have them
+                raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}; {alone}")
+            kind, default = _kind(known[key]), known[key].default
+            wanted = inspect.formatannotation(kind) if default in (None, Parameter.empty) else f"like {default!r}"
+            try:
+                options[key] = checked(kind, value, "")
+            except InputError:
+                raise InputError(f"{self.key}.{key} must be {wanted}, not {short_repr(value)}") from None
         for key, option in known.items():
             if option.default is option.empty and key not in options:
                 raise InputError(f"{self.key}.{key} has no default in '{name}'; give it a value")
@@ -78,11 +84,7 @@ def options_of(cls: type) -> dict[str, Parameter]:
     options: dict[str, Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
-            try:
-                signature = inspect.signature(base.__init__, eval_str=True)
-            except NameError:  # an annotation that only type checkers know
-                signature = inspect.signature(base.__init__)
-            _, *arguments = signature.parameters.values()  # the first is self
+            _, *arguments = inspect.signature(base.__init__, eval_str=True).parameters.values()  # the first is self
             options = {p.name: p for p in arguments if p.kind in named} | options
             if not any(p.kind is p.VAR_KEYWORD for p in arguments):
                 break
@@ -90,15 +92,13 @@ def options_of(cls: type) -> dict[str, Parameter]:
 
 
 def _kind(option: Parameter) -> Any:
-    """The annotation that values of an option must fit: that of its default, or its own if the default is None."""
-    unknown = option.annotation is option.empty or isinstance(option.annotation, str)  # one for type checkers only
-    annotation = Any if unknown else option.annotation
+    """The kind of an option's values: that of its default, or its annotation if the default is None or missing."""
+    annotation = Any if option.annotation is option.empty else option.annotation
     if option.default is option.empty:
         return annotation
     if option.default is None:
         return annotation | None
-    optional = not unknown and _fits(None, annotation)
-    return _kind_of(option.default) | None if optional else _kind_of(option.default)
+    return _kind_of(option.default) | None if NoneType in get_args(annotation) else _kind_of(option.default)
 
 
 def _kind_of(default: object) -> Any:
@@ -106,32 +106,3 @@ def _kind_of(default: object) -> Any:
     if isinstance(default, (list, tuple)):
         return tuple[tuple(map(_kind_of, default))] if default else tuple[str, ...]
     return type(default)
-
-
-def _wanted(option: Parameter) -> str:
-    """What a message says of the values that an option takes."""
-    if option.default is None or option.default is option.empty:
-        return inspect.formatannotation(_kind(option))
-    return f"like {option.default!r}"
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """True if `value` fits the annotation `kind`. A list fits a tuple, an int a float; a bool is not a number."""
-    parts, kind = get_args(kind), get_origin(kind) or kind
-    if kind in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if kind is Literal:
-        return value in parts
-    if kind in (list, tuple, Sequence):
-        if not isinstance(value, (list, tuple)):
-            return False
-        if kind is tuple and parts and parts[-1] is not Ellipsis:
-            return len(value) == len(parts) and all(map(_fits, value, parts))
-        return all(_fits(item, parts[0]) for item in value) if parts else True
-    if kind is Any or not isinstance(kind, type):  # nothing to compare with
-        return True
-    if isinstance(value, bool) and kind in (int, float):
-        return False
-    if kind is int:
-        return isinstance(value, int) and abs(value) < 2**31  # what PyTorch and C take as a size
-    return isinstance(value, (int, float) if kind is float else kind)

@@ -24,7 +24,7 @@ from utils.config import Config
 from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
 from utils.files import commit, exclusive_lock, find_file, git, os_error_as_input_error, plain_name, to_json, write_file
-from utils.guides.guide import Guidance, same_encoder
+from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed

@@ -11,7 +11,7 @@ from net import FusionNetwork
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, METRICS
 
 
@@ -176,7 +176,7 @@ def fuse_batch(
         f"fuse '{names}' ({height} x {width} pixels)",
         "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
     ):
-        fused = torch.stack([model(*model.arguments(batch))[:, 0] for model in models])
+        fused = torch.stack([model(*model.forward_args(batch))[:, 0] for model in models])
         fused = fused.numpy(force=True)  # in one transfer
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")

@@ -1,0 +1,77 @@
+"""`data_process.py describe`: Text/ of the VLF layout from Image/."""
+
+import re
+
+from utils.config import Config
+from utils.data.simulate import simulate_sets
+from utils.data.sources import Source, find_sources, read_split
+from utils.describe.paragraphs import Item, ParagraphWriter
+from utils.errors import InputError
+from utils.process import pick_device
+
+KINDS = {  # of images, by a word in the name of their folder or files
+    "ir": "infrared",
+    "infrared": "infrared",
+    "thermal": "thermal infrared",
+    "vi": "visible light",
+    "vis": "visible light",
+    "visible": "visible light",
+    "rgb": "visible light",
+    "mri": "magnetic resonance (MRI)",
+    "ct": "computed tomography (CT)",
+    "pet": "positron emission tomography (PET)",
+    "over": "over-exposed",
+    "under": "under-exposed",
+    "near": "focused on what is near",
+    "far": "focused on what is far",
+}
+
+
+def main(config: Config, words: list[str]) -> None:
+    """Write a paragraph on every image of some sets.
+
+    Args:
+        words: the sets, <dataset>_<split> or <dataset>; all that the config names if empty.
+
+    Raises:
+        InputError: with a line for each image that could not be described; the others are done.
+    """
+    words = words or [*config.data.train, *config.data.val, *config.data.test]
+    for line in simulate_sets(config, words):
+        print(line)
+    problems: list[str] = []
+    items = [item for source in find_sources(config, words) for item in list_items(source, config, problems)]
+    problems += ParagraphWriter(config.describe, pick_device(config.device)).write(items)
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def list_items(source: Source, config: Config, problems: list[str]) -> list[Item]:
+    """The images of both sources of a set; each that is missing or ambiguous is a problem."""
+    items = []
+    names = read_split(source, problems)
+    for side in (source.a, source.b):
+        modality, files = modality_of(side, config.describe.modality), source.list_images(side)
+        for name in names:
+            found = files.get(name, [])
+            if len(found) == 1:
+                items.append(Item(found[0], source.text_file(side, name), modality))
+            else:
+                what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
+                problems.append(f"'{name}' has {what} in {source.folder('Image') / side}")
+    return items
+
+
+def modality_of(side: str, given: dict[str, str]) -> str:
+    """What the images of a folder are, by describe.modality or by its name; empty if neither says it.
+
+    Args:
+        side: a folder, or files like "IR/*_ir".
+        given: describe.modality.
+    """
+    if side in given:
+        return str(given[side])
+    known = [KINDS[word] for word in re.findall("[a-z]+", side.lower()) if word in KINDS]
+    assumed = f"are taken as {known[-1]}" if known else "get a prompt that does not say their kind"
+    print(f"images of {side} {assumed}; describe.modality can say it")
+    return known[-1] if known else ""
