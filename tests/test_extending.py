@@ -25,11 +25,9 @@ from tests.toy import CONFIG, ROOT, script
 from utils import metrics
 from utils.config import load_config
 from utils.data.pairs import PairDataset, collate
-from utils.errors import InputError
 from utils.guides import GUIDES
 from utils.guides.guidance import Guidance
 from utils.metrics import METRICS
-from utils.registry import Registry
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
@@ -54,20 +52,6 @@ def only_run(tmp_path):
 def records(folder) -> list[dict]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
-
-
-def test_an_annotation_that_only_type_checkers_know_takes_any_value():
-    losses = Registry("loss")
-
-    @losses.register("odd")
-    class Odd:
-        def __init__(self, target: "Unheard" = None, width: "Unheard" = 3):  # noqa: F821
-            self.target, self.width = target, width
-
-    built = losses.build("odd", target="x")
-    assert (built.target, built.width) == ("x", 3)
-    with pytest.raises(InputError, match="must be like 3"):
-        losses.build("odd", width="wide")
 
 
 def test_what_the_page_says_of_its_commands_exists():
