@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import utils.instruct.guide
 import utils.instruct.loss  # noqa: F401  registers the loss "instructed"
 from net.base import register
 from net.compute import Strip, by_strips, even, rows_of, strips, with_size

@@ -22,7 +22,7 @@ from tests.toy import ROOT
 from utils import targets
 from utils.config import load_config
 from utils.guides.clip import ClipEncoder
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.loss import INTENSITIES, LOSSES, build_loss
 from utils.metrics import INFRARED_ONLY, METRICS
 from utils.results.evaluate import Evaluator, fuse_batch, to_device

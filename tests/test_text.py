@@ -15,7 +15,7 @@ from tests.toy import CONFIG, FAST, TINY_NET, make_pairs, script
 from utils.config import load_config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
-from utils.guides.guide import Guidance, check_feature
+from utils.guides.guidance import Guidance, check_feature
 from utils.guides.text import MINILM, TextEncoder, encoder_name
 from utils.studies.text import change_from, p_values, text_study, variants
 

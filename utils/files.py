@@ -113,6 +113,27 @@ def replace_durably(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Write a file so that `path` is the old or the new one, whole, also after a kill or a power cut.
+
+    Yields:
+        A path beside `path` to write to; the file there is renamed at the end of the block. Missing folders are made.
+
+    Raises:
+        InputError: it cannot be written; an old file at `path` is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os_error_as_input_error(path):
+        make_folder(path.parent)
+        try:
+            yield temporary
+            replace_durably(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, so that a power cut does not lose them.
 
@@ -349,17 +370,3 @@ def commit(folder: Path = ROOT) -> str | None:
         The full hash, with "-dirty" if files that git tracks are changed; None without a repository or git.
     """
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the block writes there becomes `path` at its end, or nothing does."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os_error_as_input_error(path):
-        make_folder(path.parent)
-        try:
-            yield temporary
-            replace_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

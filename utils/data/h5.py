@@ -1,20 +1,18 @@
-"""H5 files of image pairs: where they are, how they are opened and checked.
+"""H5 files of image pairs: their layout, which is written and read here alone.
 
-Layout of an H5 file, a superset of the published one: groups imageA and imageB (1, H, W), text (L, dim),
-clip (2, E), chroma (2, H, W) and further maps (1, H, W), with one dataset a sample name. Ours stores images in
-their own depth (8 bit as a rule), the features that a network takes, and chroma where a source has colour;
-attributes record where it all came from. Where B was registered to A (`data_process.py --align`), the file has the
-attribute align, the motion, and each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the
-original B that a pixel of the whole pair was taken from, before any resizing or cutting; the identity for a pair
-that was kept. A file without it holds the pairs as they were. A published file (floats in [0, 1], text (1, L, dim),
-no attributes) opens as well.
+A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W) and
+further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the features
+that a network takes, and chroma where a source has colour, each in one chunk with a checksum; attributes record where it
+all came from. Where B was registered to A (`data_process.py --align`), the file has the attribute align, the motion, and
+each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the original B that a pixel of the whole pair
+was taken from, before any resizing; the identity for a pair that was kept. A published file (floats in [0, 1], text
+(1, L, dim), no attributes) opens as well.
 """
 
 import contextlib
-import os
+import errno
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -23,10 +21,13 @@ import torch
 from torch import Tensor
 
 from utils.config import Data
-from utils.data.images import MAX_PIXELS
+from utils.data.features import check_feature
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.guides import GUIDES
+from utils.opencv import MAX_PIXELS
+
+DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
+NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
 
 def h5_path(folder: str | Path, name: str) -> Path:
@@ -36,23 +37,47 @@ def h5_path(folder: str | Path, name: str) -> Path:
     return Path(folder) / f"{name}.h5"
 
 
+@contextlib.contextmanager
+def create_h5(path: str | Path) -> Iterator[h5py.File]:
+    """Open a new H5 file for writing; OSError where the disk is full, which h5py tells in a RuntimeError."""
+    try:
+        with h5py.File(path, "w", **NO_CACHE) as file:
+            yield file
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, "") from error
+
+
+def write_sample(
+    file: h5py.File, name: str, maps: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray]
+) -> None:
+    """Store one pair.
+
+    Args:
+        file: of `create_h5`.
+        maps: imageA, imageB and further maps (H, W), and perhaps chroma (2, H, W), uint8, uint16 or float32.
+        features: by kind, (L, dim).
+    """
+    maps = {group: image.reshape(-1, *image.shape[-2:]) for group, image in maps.items()}
+    for group, array in {**features, **maps}.items():
+        packed = "gzip" if group == "chroma" else None  # it compresses well, and training does not read it
+        chunk = {"chunks": array.shape, "fletcher32": True, "compression": packed}
+        file.create_dataset(f"{group}/{name}", data=array, **chunk)
+
+
 def open_h5(path: str | Path) -> h5py.File:
     """Open an H5 file of pairs for reading; InputError if it is missing, damaged or holds no pairs."""
     if not Path(path).is_file():
         raise InputError(f"there is no {path}; make it with: python data_process.py --config ... {Path(path).stem}")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    try:
+        file = h5py.File(path, "r", **NO_CACHE)
         missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
-        if missing or not len(file["imageA"]):
-            raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
-    except Exception as error:
+        empty = not missing and not len(file["imageA"])
+    except DAMAGE as error:
+        raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
+    if missing or empty:
         file.close()
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); make it again with data_process.py") from error
+        raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
     return file
 
 
@@ -63,7 +88,7 @@ def attribute(file: h5py.File, key: str) -> str:
         if not value.isprintable():
             raise ValueError(f"its {key} is {value!r}")
         return value
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         raise InputError(f"{file.filename} is damaged ({error}); make it again with data_process.py") from error
 
 
@@ -74,72 +99,34 @@ def sample_errors_named(path: str | Path, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+    except DAMAGE as error:
         raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
 
 
-CHECKSUM = "crc32"  # attribute of a dataset
-
-
-def crc32(array: np.ndarray) -> int:
-    """Checksum of an array's bytes."""
-    return zlib.crc32(np.ascontiguousarray(array))
-
-
 class PairFile:
-    """The datasets of an H5 file by (group, name), each looked up once.
-
-    HDF5 takes about 0.3 ms to find and read one, longer than its pixels take to copy. A dataset that is stored
-    in one piece and as it is becomes a view of the file mapped into memory; the others are left to HDF5.
-
-    Raises:
-        OSError: on reading, if the file has become shorter: to touch what is gone would kill the process.
-    """
+    """An H5 file, open for reading. Reading raises one of DAMAGE for what is missing, damaged or elsewhere."""
 
     def __init__(self, path: str | Path):
         self.file = open_h5(path)
-        self.bytes = np.memmap(path, mode="r")
-        self.found: dict[tuple[str, str], np.ndarray | h5py.Dataset] = {}
+        self.groups = {kind: group for kind, group in self.file.items() if isinstance(group, h5py.Group)}
 
-    def __getitem__(self, key: tuple[str, str]) -> np.ndarray | h5py.Dataset:
-        if key not in self.found:
-            group, name = key
-            dataset = self.file[group][name]
-            if dataset.external or dataset.is_virtual or not self._beside(dataset.file.filename):
-                raise ValueError("its bytes are in a file of another folder")
-            if dataset.size > 2 * MAX_PIXELS:
-                raise ValueError(f"it declares {dataset.size} values")
-            self.found[key] = self._view(dataset)
-            if CHECKSUM in dataset.attrs and dataset.attrs[CHECKSUM] != crc32(self.found[key][()]):
-                del self.found[key]
-                raise ValueError(f"the bytes of {group} are not those that were written")
-        if os.fstat(self.file.id.get_vfd_handle()).st_size < len(self.bytes):
-            raise OSError("the file has been cut short since it was opened")
-        return self.found[key]
+    def read(self, kind: str, name: str) -> np.ndarray:
+        """What a group holds of a sample."""
+        stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
+        if stored.external or stored.is_virtual or not self._beside(stored.file.filename):
+            raise ValueError("its bytes are in a file of another folder")
+        if stored.size > 2 * MAX_PIXELS:
+            raise ValueError(f"it declares {stored.size} values")
+        return stored[()]
 
     def _beside(self, filename: str) -> bool:
         """True for this file and those in its folder, which it may link to."""
         mine = self.file.filename
         return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
 
-    def _view(self, dataset: h5py.Dataset) -> np.ndarray | h5py.Dataset:
-        """A dataset as a view of the mapped file, where its bytes are in one piece and as NumPy has them."""
-        plain = not dataset.dtype.hasobject and dataset.id.get_type().get_size() == dataset.dtype.itemsize
-        offset = dataset.id.get_offset()  # None: in chunks, compressed, or not written
-        if not plain or offset is None or dataset.file.filename != self.file.filename:  # another file: a link
-            return dataset
-        return np.ndarray(dataset.shape, dataset.dtype, self.bytes, offset)
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self.found or "/".join(key) in self.file
-
     def feature(self, kind: str, name: str) -> Tensor:
-        """The feature of a sample for one of GUIDES, (tokens, width) float32."""
-        return torch.from_numpy(GUIDES[kind].check(np.array(self[kind, name]))).float()
-
-    def holds(self, kind: str) -> bool:
-        """True if there are features of a kind."""
-        return isinstance(self.file.get(kind), h5py.Group)
+        """The feature of a sample of one of FEATURES, (L, dim) float32."""
+        return torch.from_numpy(check_feature(kind, self.read(kind, name))).float()
 
 
 def recorded_task(path: str | Path) -> str:
@@ -156,26 +143,14 @@ def task_of(path: str | Path) -> str:
     return task
 
 
-def shape_attributes(data: Data, training: bool) -> dict[str, list[int]]:
-    """How images of a set are resized or cut, as an H5 file records it; only training sets are. [] and [0]: not."""
-    size = data.patch_size or 0
-    wanted = {"resize": data.resize or [], "patch_size": [size], "stride": [(data.stride or size) if size else 0]}
-    return wanted if training else {"resize": [], "patch_size": [0], "stride": [0]}
-
-
 def check_shape(path: str | Path, data: Data, training: bool) -> None:
-    """InputError if an H5 file was resized or cut in another way than the config says; published files do not say."""
-    wanted_attributes = shape_attributes(data, training)
+    """InputError if an H5 file has another resize than data.resize, none for testing; published files do not say."""
+    wanted = str(np.array((training and data.resize) or []))
     with open_h5(path) as file:
-        try:
-            stored = {key: np.ravel(file.attrs[key]).tolist() for key in wanted_attributes if key in file.attrs}
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}); make it again with data_process.py") from error
-    for key, wanted in wanted_attributes.items():
-        if stored.get(key, wanted) != wanted:
-            here, there = (value if any(value) else "none" for value in (stored[key], wanted))
-            who = "the config has" if training else "testing needs"
-            raise InputError(
-                f"{path} was made with data.{key} {here} and {who} {there}; "
-                f"make it again with data_process.py --config ... {Path(path).stem}, or change the config"
-            )
+        stored = attribute(file, "resize") or wanted
+    if stored != wanted:
+        here, there = (size if size != "[]" else "none" for size in (stored, wanted))
+        raise InputError(
+            f"{path} was made with data.resize {here} and {'the config has' if training else 'testing needs'} {there}; "
+            f"make it again with data_process.py --config ... {Path(path).stem}, or change the config"
+        )

@@ -1,7 +1,7 @@
 """Image pairs and the features that guide their fusion, from H5 files to batches."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,23 +11,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from net.provenance import GuideRecord
+from utils.data.features import FEATURES, collate_features, features_of, read_record
 from utils.data.h5 import PairFile, attribute, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.guides import GUIDES, guides_of
-from utils.instruct.guide import Sentences
-from utils.instruct.samples import InstructionDraw
 from utils.targets import COMPUTED_MAPS
+
+# (maps of a sample by key, rng) -> the maps, and further entries of the sample
+Transform = Callable[[dict[str, np.ndarray], np.random.Generator], tuple[dict[str, np.ndarray], dict[str, Tensor]]]
 
 
 class PairDataset(Dataset):
     """Registered pairs with the features that a network takes, from one or more H5 files.
 
-    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features that the guides
-    of `inputs` store, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1],
-    and with `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour. Features of a guide are left
-    out if not every file has them; `utils.guides.open_guides` says whether a network can do without.
+    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features of `inputs` that are
+    stored, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with `chroma`
+    also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left out;
+    `utils.guides.open_guides` says whether a network can do without.
 
     Args:
         paths: H5 files.
@@ -39,13 +40,15 @@ class PairDataset(Dataset):
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
         chroma: return chroma too.
         maps: further maps to return, by their names in the table of datasets.
+        transform: called with the cropped image_a, image_b and maps (1, H, W), and a random generator; it returns such
+            maps, to be flipped together, and further entries of the sample.
 
     Attributes:
         path: the first file.
-        dims: width of each guide's features that samples have, e.g. {"text": 768}.
-        lacking: by guide of `inputs`, the first file that has no features for it; None if all have.
-        records: by guide, what each file says of its features, {path: record}.
-        instead: by guide, a feature that every sample gets in place of its own.
+        dims: width of each feature that samples have, e.g. {"text": 768}.
+        lacking: by feature of `inputs`, the first file that does not hold it; None if all do.
+        records: by feature, what each file says of its encoder, {path: record}.
+        instead: by feature, what every sample gets in place of its own, (L, dim).
 
     Raises:
         InputError: missing or damaged file, features that do not go together, image smaller than the crop.
@@ -61,50 +64,51 @@ class PairDataset(Dataset):
         chroma: bool = False,
         maps: Sequence[str] = (),
         crop_on: str | None = None,
+        transform: Transform | None = None,
     ):
-        self.crop, self.augment, self.seed, self.chroma = crop, augment, seed, chroma
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-        self.path, self.crop_on = str(paths[0]), crop_on
-        self.maps = tuple(dict.fromkeys([*maps, *([crop_on] if crop_on else [])]))
         if crop_on and not crop:
             raise InputError(f"train.crop_on={crop_on} places crops, and train.crop is not set")
-        files = {str(path): PairFile(path) for path in paths}
-        for path, pairs in files.items():
-            for name in pairs.file["imageA"]:
-                if not (isinstance(name, str) and plain_name(name)):  # HDF5 has bytes where it is not UTF-8
-                    raise InputError(f"{path} names a sample {name!r}, which is no plain file name; make it again")
-            for kind in self.maps:
-                if not pairs.holds(kind):
-                    row = "" if kind in COMPUTED_MAPS else "name its folder under maps in the table of datasets, and "
-                    raise InputError(
-                        f"{path} holds no '{kind}', which the loss or train.crop_on takes; {row}make the H5 again with "
-                        f'this config: python data_process.py --config ... "data.train=[{Path(path).stem}]"'
-                    )
-        self.samples = [(path, name) for path, pairs in files.items() for name in sorted(pairs.file["imageA"])]
-        self.lacking: dict[str, str | None] = {}
-        self.records: dict[str, dict[str, GuideRecord | None]] = {}
+        self.crop, self.augment, self.seed, self.chroma = crop, augment, seed, chroma
+        self.path, self.crop_on, self.transform = str(paths[0]), crop_on, transform
+        self.maps = tuple(dict.fromkeys([*maps, *([crop_on] if crop_on else [])]))
+        self.lacking: dict[str, str | None] = {feature.name: None for feature in features_of(inputs)}
+        self.records: dict[str, dict[str, GuideRecord | None]] = {kind: {} for kind in self.lacking}
         self.dims: dict[str, int] = {}
         self.instead: dict[str, Tensor] = {}
-        for guide in guides_of(inputs):
-            kind = guide.name
-            self.lacking[kind] = next((path for path, pairs in files.items() if not pairs.holds(kind)), None)
-            self.records[kind] = {
-                path: guide.read_record(partial(attribute, pairs.file))
-                for path, pairs in files.items()
-                if pairs.holds(kind)
-            }
-            for path, pairs in files.items() if not self.lacking[kind] else ():
-                first = next(iter(pairs.file["imageA"]))
-                with sample_errors_named(path, first):
-                    dim = pairs.feature(kind, first).shape[-1]
-                if self.dims.setdefault(kind, dim) != dim:
-                    raise InputError(
-                        f"{path} has {kind} {dim} wide, and the sets before it {self.dims[kind]}; make them with one "
-                        "config"
-                    )
-        self.instructions: InstructionDraw | None = None
+        self.samples: list[tuple[str, str]] = []
+        for path in map(str, paths):
+            self._add(path, PairFile(path))
+        for kind in [kind for kind, path in self.lacking.items() if path]:
+            self.dims.pop(kind, None)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self._files: dict[str, PairFile] = {}
         self._owner = None
+
+    def _add(self, path: str, pairs: PairFile) -> None:
+        """Take up the samples of a file, and check that they go with those before."""
+        names = sorted(pairs.groups["imageA"], key=str)
+        for name in names:
+            if not (isinstance(name, str) and plain_name(name)):  # HDF5 has bytes where it is not UTF-8
+                raise InputError(f"{path} names a sample {name!r}, which is no plain file name; make it again")
+        for kind in self.maps:
+            if kind not in pairs.groups:
+                row = "" if kind in COMPUTED_MAPS else "name its folder under maps in the table of datasets, and "
+                raise InputError(
+                    f"{path} holds no '{kind}', which the loss or train.crop_on takes; {row}make the H5 again with "
+                    f'this config: python data_process.py --config ... "data.train=[{Path(path).stem}]"'
+                )
+        for kind in self.lacking:
+            if kind not in pairs.groups:
+                self.lacking[kind] = self.lacking[kind] or path
+                continue
+            self.records[kind][path] = read_record(kind, partial(attribute, pairs.file))
+            with sample_errors_named(path, names[0]):
+                dim = pairs.feature(kind, names[0]).shape[-1]
+            if self.dims.setdefault(kind, dim) != dim:
+                raise InputError(
+                    f"{path} has {kind} {dim} wide, and the sets before it {self.dims[kind]}; make them with one config"
+                )
+        self.samples += [(path, name) for name in names]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,12 +124,8 @@ class PairDataset(Dataset):
             raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
         self.samples = [sample for sample in self.samples if sample[1] not in names]
 
-    def draw_instructions(self, sentences: Sentences) -> None:
-        """Degrade the samples, and give them instructions to train with; they need the map "warm"."""
-        self.instructions = InstructionDraw(sentences)
-
     def ignore(self, kind: str) -> None:
-        """Do not return the features of a guide: they are computed from what is cropped."""
+        """Do not return a feature, as if no file held it."""
         self.dims.pop(kind, None)
         self.lacking[kind] = self.path
 
@@ -141,7 +141,7 @@ class PairDataset(Dataset):
         return self._files[path]
 
     def feature(self, kind: str, index: int) -> Tensor:
-        """The feature of a sample for one guide alone, e.g. its text (L, dim)."""
+        """One feature of a sample alone, e.g. its text (L, dim)."""
         path, name = self.samples[index]
         with sample_errors_named(path, name):
             return self._open(path).feature(kind, name)
@@ -149,64 +149,76 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
         with sample_errors_named(path, name):
-            drawn = self.crop or self.augment or self.instructions
-            rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
-            return self._read(self._open(path), name, rng)
+            return self._read(self._open(path), name, index)
 
-    def _read(self, pairs: PairFile, name: str, rng: np.random.Generator | None) -> dict:
-        stored = {"image_a": pairs["imageA", name], "image_b": pairs["imageB", name]}
-        stored |= {kind: pairs[kind, name] for kind in self.maps}
-        for array in stored.values():
-            if array.ndim != 3 or array.shape[0] != 1 or not array.size or array.dtype.kind not in "uif":
-                raise ValueError(f"an image is {array.shape} {array.dtype} and not (1, H, W) of numbers")
-        h, w = stored["image_a"].shape[-2:]
-        for array in stored.values():
-            if array.shape[-2:] != (h, w):
-                raise ValueError(f"unequal sizes {(h, w)} and {array.shape[-2:]}")
-        top, left, height, width = 0, 0, h, w
-        if self.crop:
-            if min(h, w) < self.crop:
-                raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
-            top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
-            if self.crop_on and rng.integers(2):
-                places = np.flatnonzero(as_unit(stored[self.crop_on][()]) > 0.5)
-                if len(places):
-                    y, x = divmod(int(rng.choice(places)), w)
-                    top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, (h - self.crop, w - self.crop))
-            height = width = self.crop
-        window = np.s_[..., top : top + height, left : left + width]
+    def _read(self, pairs: PairFile, name: str, index: int) -> dict:
+        stored = {"image_a": pairs.read("imageA", name), "image_b": pairs.read("imageB", name)}
+        stored |= {kind: pairs.read(kind, name) for kind in self.maps}
+        h, w = check_images(stored)
+        drawn = self.crop or self.augment or self.transform
+        rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
+        window = self._draw_window(name, stored, rng) if self.crop else np.s_[..., :h, :w]
         maps = {kind: as_unit(array[window]) for kind, array in stored.items()}
         unsure = [maps[kind] for kind, array in stored.items() if array.dtype.kind != "u"]  # no range of its own
         if not all(m.min() > -1e-3 and m.max() < 1.001 for m in unsure):  # false for NaN, too; rounding may pass 1
             raise ValueError("an image holds NaN or floats outside [0, 1]")
-        drawn = {}
-        if self.instructions:
-            maps, drawn = self.instructions(maps, rng)
+        maps, further = self.transform(maps, rng) if self.transform else (maps, {})
         if self.augment:
-            flip_y, flip_x = rng.integers(2, size=2)
-            turns = rng.integers(4) if height == width else 0
-            flipped = np.s_[..., :: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
-            maps = {kind: np.rot90(m[flipped], turns, (-2, -1)) for kind, m in maps.items()}
+            maps = flip(maps, rng)
         sample = {"name": name} | {kind: torch.from_numpy(np.ascontiguousarray(m)) for kind, m in maps.items()}
         sample |= {kind: pairs.feature(kind, name) for kind in self.dims if kind not in self.instead}
-        sample |= self.instead | drawn
+        sample |= self.instead | further
         if self.chroma:
-            sample["chroma"] = torch.from_numpy(read_chroma(pairs, name, (height, width), window))
+            chroma = read_chroma(pairs, name, (h, w))[window]
+            sample["chroma"] = torch.from_numpy(np.ascontiguousarray(chroma))
         return sample
 
+    def _draw_window(self, name: str, stored: dict[str, np.ndarray], rng: np.random.Generator) -> tuple:
+        """Where a crop is, as an index."""
+        h, w = stored["image_a"].shape[-2:]
+        if min(h, w) < self.crop:
+            raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
+        top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
+        if self.crop_on and rng.integers(2):
+            places = np.flatnonzero(as_unit(stored[self.crop_on]) > 0.5)
+            if len(places):
+                y, x = divmod(int(rng.choice(places)), w)
+                top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, (h - self.crop, w - self.crop))
+        return np.s_[..., top : top + self.crop, left : left + self.crop]
 
-def read_chroma(pairs: PairFile, name: str, size: tuple[int, int], window) -> np.ndarray:
-    """The chroma (2, H, W) uint8 of a sample within `window`, neutral where a pair has no colour."""
-    if ("chroma", name) not in pairs:
+
+def check_images(stored: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Height and width of the images of a sample; ValueError if they are no images, or of several sizes."""
+    for image in stored.values():
+        if image.ndim != 3 or image.shape[0] != 1 or not image.size or image.dtype.kind not in "uif":
+            raise ValueError(f"an image is {image.shape} {image.dtype} and not (1, H, W) of numbers")
+    sizes = {image.shape[-2:] for image in stored.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"its images have unequal sizes {sorted(sizes)}")
+    return sizes.pop()
+
+
+def flip(maps: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Maps (..., H, W) flipped at random, and squares rotated by a multiple of 90 degrees, all of them alike."""
+    height, width = maps["image_a"].shape[-2:]
+    flip_y, flip_x = rng.integers(2, size=2)
+    turns = rng.integers(4) if height == width else 0
+    flipped = np.s_[..., :: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
+    return {kind: np.rot90(m[flipped], turns, (-2, -1)) for kind, m in maps.items()}
+
+
+def read_chroma(pairs: PairFile, name: str, size: tuple[int, int]) -> np.ndarray:
+    """The chroma (2, H, W) uint8 of a sample, neutral where a pair has no colour."""
+    if name not in pairs.groups.get("chroma", ()):
         return np.full((2, *size), NEUTRAL, np.uint8)
-    chroma = np.array(pairs["chroma", name][window])
+    chroma = pairs.read("chroma", name)
     if chroma.shape != (2, *size) or chroma.dtype != np.uint8:
         raise ValueError(f"the chroma is {chroma.shape} {chroma.dtype} and not {(2, *size)} uint8")
     return chroma
 
 
 def collate(samples: list[dict]) -> dict:
-    """Samples -> a batch: name (a list), maps stacked (N, 1, H, W), and what the guides make of their features.
+    """Samples -> a batch: name (a list), maps stacked (N, 1, H, W), and features as `collate_features` gives them.
 
     Raises:
         InputError: images of different sizes, features of different widths.
@@ -222,10 +234,10 @@ def collate(samples: list[dict]) -> dict:
         column = [sample[key] for sample in samples]
         if key == "name":
             batch[key] = column
-        elif key not in GUIDES:
+        elif key not in FEATURES:
             batch[key] = torch.stack(column)
         elif len({feature.shape[1] for feature in column}) > 1:
             raise InputError(f"the {key} features of {[sample['name'] for sample in samples]} have different widths")
         else:
-            batch |= GUIDES[key].collate(column)
+            batch |= collate_features(key, column)
     return batch

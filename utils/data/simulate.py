@@ -1,9 +1,16 @@
 """Pairs of two focuses or two exposures simulated from single photographs, where real ones to train on are few."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+from tqdm import tqdm
 
+from utils.config import Config, read_yaml
+from utils.data.images import as_unit, colorize, read_image, to_8bit, write_image
+from utils.data.sources import Source, find_dataset, read_split
+from utils.errors import InputError, short_repr
+from utils.files import write_file
 from utils.opencv import cv2
 
 
@@ -119,3 +126,63 @@ def objects(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
             corners = centre + radius * rng.uniform(0.5, 1.5, (len(angles), 1)) * np.c_[np.cos(angles), np.sin(angles)]
             cv2.fillPoly(mask, [corners.astype(int)], 1)
     return mask > 0
+
+
+def simulate_sets(config: Config, words: list[str]) -> list[str]:
+    """Make the sets that data.simulate asks for, images and text beside the real ones; returns lines that say so.
+
+    A set is made from all photographs of a split and takes that split's name, so what is simulated from
+    training images is trained on only. A set whose split file is there is kept.
+
+    Args:
+        words: the sets or datasets to make; others are left alone.
+
+    Raises:
+        InputError: a row that makes no sense, a task without a simulator, a photograph or text that is missing.
+    """
+    table, made_lines = read_yaml(config.data.datasets), []
+    for dataset, origin in config.data.simulate.items():
+        named = isinstance(origin, dict) and set(origin) == {"of", "image"}
+        if not named or not all(isinstance(word, str) for word in origin.values()):
+            raise InputError(
+                f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}"
+            )
+        splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
+        if not splits and dataset not in words:
+            continue
+        row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
+        if row.task not in SIMULATORS:
+            can = ", ".join(SIMULATORS)
+            raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
+        if dataset in words:
+            splits |= {path.stem for path in real.folder("Image").glob("*.txt")}
+        for split in sorted(splits):
+            made, source = (replace(each, split=split) for each in (row, real))
+            if not made.names.exists():
+                count = simulate_set(made, source, origin["image"], config)
+                made_lines.append(f"{made.names}: {count} pairs simulated from {source.name}, seed {config.seed}")
+    return made_lines
+
+
+def simulate_set(made: Source, real: Source, side: str, config: Config) -> int:
+    """Images, texts and at last the split file of a simulated set; returns how many pairs."""
+    problems: list[str] = []
+    names, images = read_split(real, problems), real.list_images(side)
+    make_pair, sentences = SIMULATORS[made.task]
+    for name in tqdm(names, desc=made.name, unit="pair"):
+        if name not in images:
+            problems.append(f"'{name}' has no image in {real.folder('Image') / side}")
+            continue
+        gray, chroma = read_image(images[name][0])
+        rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
+        pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
+        has_text = config.text.use == "own" or real.text_file(side, name).is_file()  # else none is needed
+        paragraph = real.read_text(side, name) if has_text else ""
+        for made_side, image, sentence in zip((made.a, made.b), pair, sentences):
+            write_image(made.image_file(made_side, name), image)
+            if has_text:
+                write_file(made.text_file(made_side, name), f"{paragraph} {sentence}\n")
+    if problems:
+        raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
+    write_file(made.names, "\n".join([*names, ""]))
+    return len(names)

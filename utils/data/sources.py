@@ -1,4 +1,4 @@
-"""Image sets on disk: the table of datasets, the VLF layout, splits that are drawn, sets that are simulated.
+"""Image sets on disk: the table of datasets, and the VLF layout.
 
 <data.root>/Image/<task>/<dataset>/<folder>/<name>.<ext>    images of source A and source B, and further maps
 <data.root>/Image/<task>/<dataset>/<split>.txt              names of a split, one a line
@@ -6,25 +6,17 @@
 <data.root>/TextFeature/<task>/<dataset>/<name>.npy         text features of a pair
 """
 
-import itertools
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from utils.config import Config, read_yaml
-from utils.data.images import EXTENSIONS, as_unit, colorize, list_images, read_image, to_8bit, write_image
-from utils.data.simulate import SIMULATORS
+from utils.data.features import FEATURES
+from utils.data.images import EXTENSIONS, list_images
 from utils.errors import InputError, nearest, short_repr
-from utils.files import find_file, plain_name, write_file
-from utils.guides import GUIDES
-from utils.guides.features import read_paragraph
+from utils.files import find_file, plain_name
 
-GROUPS = ("imageA", "imageB", "chroma")  # of an H5 file, beside those of guides and further maps
-RESERVED = ("name", "image_a", "image_b", *GROUPS)  # what a further map cannot be called
+RESERVED = {"name", "image_a", "image_b", "imageA", "imageB", "chroma"}  # what a further map cannot be called
 
 
 @dataclass
@@ -36,6 +28,7 @@ class Source:
             ("IR/*_ir", or "*_ir" for files beside the split file).
         color: those of a and b whose colour a result gets.
         maps: further gray images of each pair, {name: folder or files}, for losses that take them.
+        training: it is trained on, so its images are resized if the config says so.
     """
 
     dataset: str
@@ -46,6 +39,7 @@ class Source:
     color: list[str]
     root: Path
     maps: dict[str, str] = field(default_factory=dict)
+    training: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +67,20 @@ class Source:
         """Where the paragraph of an image is: under Text/ as the image is under Image/."""
         return self.folder("Text") / f"{files_of(side)}.txt".replace("*", name)
 
+    def read_text(self, side: str, name: str) -> str:
+        """The paragraph of an image; InputError if there is none."""
+        path = self.text_file(side, name)
+        try:
+            paragraph = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"'{name}' has no text: neither a feature in TextFeature/ nor {path}; write one, let `data_process.py "
+                "describe` write it, or set text.use=default"
+            ) from error
+        if not paragraph:
+            raise InputError(f"'{name}' has an empty text {path}")
+        return paragraph
+
 
 def files_of(side: str) -> str:
     """A folder, or files with * for the name, as files with * for the name."""
@@ -81,11 +89,9 @@ def files_of(side: str) -> str:
 
 def find_sources(config: Config, words: list[str]) -> list[Source]:
     """The sets to make, by the names `words`: <dataset>_<split>, or <dataset> for all its splits."""
-    table = read_yaml(config.data.datasets)
-    data = config.data
-    shaped = data.resize or data.patch_size
-    for name in set(data.train) & {*data.val, *data.test} if shaped else ():
-        raise InputError(f"{name} is resized or cut for training and cannot be tested on whole; use another split")
+    table, whole = read_yaml(config.data.datasets), {*config.data.val, *config.data.test}
+    for name in whole.intersection(config.data.train) if config.data.resize else ():
+        raise InputError(f"{name} is resized for training and cannot be tested on whole; use another split")
     sources = []
     for word in dict.fromkeys(words):
         dataset, split = (word, None) if word in table else (word.rpartition("_")[0], word.rpartition("_")[2])
@@ -94,6 +100,8 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
         if not splits:
             raise InputError(f"there is no <split>.txt in {row.folder('Image')}")
         sources += [replace(row, split=split) for split in splits]
+    for source in sources:
+        source.training = source.name in config.data.train or (source.split == "train" and source.name not in whole)
     if not sources:
         raise InputError("the config names no set under data.train, data.val or data.test")
     return sources
@@ -106,7 +114,7 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     row = table[dataset]
     words = row if isinstance(row, dict) else {}
     color, maps = words.get("color"), words.get("maps", {})
-    taken = {*RESERVED, *GUIDES, *(key for guide in GUIDES.values() for key in guide.inputs)}
+    taken = RESERVED | {key for feature in FEATURES.values() for key in (feature.name, *feature.inputs)}
     if (
         not {"task", "a", "b", "color"} <= set(words) <= {"task", "a", "b", "color", "maps"}
         or not all(isinstance(words[key], str) for key in ("task", "a", "b"))
@@ -148,114 +156,3 @@ def read_split(source: Source, problems: list[str]) -> list[str]:
     problems += [f"'{name}' is listed {count} times" for name, count in listed.items() if count > 1]
     problems += [f"{name!r} is not a plain file name" for name in listed if name not in plain]
     return plain
-
-
-def draw_splits(config: Config, words: list[str]) -> list[str]:
-    """Write the splits that data.draw asks for: names drawn at random by `seed`, none in two splits.
-
-    A split that is there is kept, so that a list of names can be passed on and used again. Lines with # are notes.
-
-    Args:
-        words: the sets or datasets to make; datasets of which none is made are left alone.
-
-    Raises:
-        InputError: too few pairs, a split that was drawn otherwise, a dataset or count that makes no sense.
-    """
-    table, made_lines = read_yaml(config.data.datasets), []
-    for dataset, counts in config.data.draw.items():
-        if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
-            raise InputError(
-                f"data.draw.{dataset} must be like {{train200: 200, test20: 20}}, not {short_repr(counts)}"
-            )
-        odd = [split for split in counts if not re.fullmatch(r"\w[\w-]*", str(split))]
-        if odd:
-            raise InputError(f"data.draw.{dataset} names a split '{odd[0]}', which is no word")
-        if not {dataset, *(f"{dataset}_{split}" for split in counts)} & set(words):
-            continue
-        row = find_dataset(dataset, table, config)
-        found = [row.list_images(side) for side in (row.a, row.b)]
-        names = sorted(found[0].keys() & found[1].keys())
-        if sum(counts.values()) > len(names):
-            raise InputError(f"data.draw asks for {sum(counts.values())} pairs of {dataset}, which has {len(names)}")
-        splits = {split: replace(row, split=split) for split in counts}
-        heads = {split: f"# {n} of {len(names)} pairs, drawn with seed {config.seed}" for split, n in counts.items()}
-        kept = {}
-        for split, source in splits.items():
-            if source.names.exists():
-                kept[split] = read_split(source, [])
-                if source.names.read_text(encoding="utf-8-sig").splitlines()[0] != heads[split]:
-                    raise InputError(
-                        f"{source.names} is there and not '{heads[split][2:]}'; remove it, or name another split in "
-                        "data.draw"
-                    )
-        taken = Counter(itertools.chain(*kept.values()))
-        if taken and max(taken.values()) > 1:
-            raise InputError(f"'{max(taken, key=taken.get)}' of {dataset} is in two of the splits {', '.join(kept)}")
-        order = np.random.default_rng([config.seed, *dataset.encode()]).permutation(names).tolist()
-        rest = iter([name for name in order if name not in taken])
-        for split, count in counts.items():
-            if split not in kept:
-                drawn = sorted(itertools.islice(rest, count))
-                write_file(splits[split].names, "\n".join([heads[split], *drawn, ""]))
-                made_lines.append(f"{splits[split].names}: {heads[split][2:]}")
-    return made_lines
-
-
-def simulate_sets(config: Config, words: list[str]) -> list[str]:
-    """Make the sets that data.simulate asks for, images and text beside the real ones; returns lines that say so.
-
-    A set is made from all photographs of a split and takes that split's name, so what is simulated from
-    training images is trained on only. A set whose split file is there is kept.
-
-    Args:
-        words: the sets or datasets to make; others are left alone.
-
-    Raises:
-        InputError: a row that makes no sense, a task without a simulator, a photograph or text that is missing.
-    """
-    table, made_lines = read_yaml(config.data.datasets), []
-    for dataset, origin in config.data.simulate.items():
-        named = isinstance(origin, dict) and set(origin) == {"of", "image"}
-        if not named or not all(isinstance(word, str) for word in origin.values()):
-            raise InputError(
-                f"data.simulate.{dataset} must be like {{of: RoadScene, image: VI}}, not {short_repr(origin)}"
-            )
-        splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
-        if not splits and dataset not in words:
-            continue
-        row, real = (find_dataset(name, table, config) for name in (dataset, origin["of"]))
-        if row.task not in SIMULATORS:
-            can = ", ".join(SIMULATORS)
-            raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
-        if dataset in words:
-            splits |= {path.stem for path in real.folder("Image").glob("*.txt")}
-        for split in sorted(splits):
-            made, source = (replace(each, split=split) for each in (row, real))
-            if not made.names.exists():
-                count = simulate_set(made, source, origin["image"], config)
-                made_lines.append(f"{made.names}: {count} pairs simulated from {source.name}, seed {config.seed}")
-    return made_lines
-
-
-def simulate_set(made: Source, real: Source, side: str, config: Config) -> int:
-    """Images, texts and at last the split file of a simulated set; returns how many pairs."""
-    problems: list[str] = []
-    names, images = read_split(real, problems), real.list_images(side)
-    make_pair, sentences = SIMULATORS[made.task]
-    for name in tqdm(names, desc=made.name, unit="pair"):
-        if name not in images:
-            problems.append(f"'{name}' has no image in {real.folder('Image') / side}")
-            continue
-        gray, chroma = read_image(images[name][0])
-        rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
-        pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
-        has_text = config.text.use == "own" or real.text_file(side, name).is_file()  # else none is needed
-        paragraph = read_paragraph(real, side, name) if has_text else ""
-        for made_side, image, sentence in zip((made.a, made.b), pair, sentences):
-            write_image(made.image_file(made_side, name), image)
-            if has_text:
-                write_file(made.text_file(made_side, name), f"{paragraph} {sentence}\n")
-    if problems:
-        raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
-    write_file(made.names, "\n".join([*names, ""]))
-    return len(names)

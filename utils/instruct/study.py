@@ -20,7 +20,7 @@ from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.files import short_digest, to_json, write_file
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.instruct.guide import UNRELATED, Instruction, encode_instructions, read_instructions
 from utils.instruct.samples import DEGRADATIONS, check_instructions, wanted_sources
 from utils.metrics import METRICS

@@ -18,7 +18,7 @@ from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, wri
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.guides import describe_guidance, open_guides
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
 from utils.own.files import OwnPair, find_own, is_video, read_text

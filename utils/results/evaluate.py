@@ -12,7 +12,7 @@ from net import FusionNetwork
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, METRICS
 
 

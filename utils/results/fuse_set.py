@@ -13,7 +13,7 @@ from utils import distributed
 from utils.config import Config
 from utils.data.images import background, colorize, side_by_side, to_8bit, write_image
 from utils.data.pairs import PairDataset
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.results.evaluate import Evaluator, fuse_dataset, sources_8bit
 from utils.results.report import Report
 from utils.results.table import PICTURE_PAIRS

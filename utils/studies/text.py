@@ -16,7 +16,7 @@ from utils.config import Config
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.guides import GUIDES
-from utils.guides.guide import Guidance
+from utils.guides.guidance import Guidance
 from utils.guides.text import TextEncoder
 from utils.opencv import cv2
 from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit

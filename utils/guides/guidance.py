@@ -1,0 +1,62 @@
+"""What guides a fusion beside the images, once it is opened for a network and some sets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from net.provenance import GuideRecord
+from utils.data.pairs import Transform
+
+GIVEN = "given"  # the name in a record of features that came as files without a note of their encoder
+NO_TEXT = "none"  # the name in a record of a training without any text
+
+
+@dataclass
+class Guidance:
+    """A guide, opened.
+
+    Attributes:
+        record: which encoder the features are of, for a checkpoint; None where nobody knows.
+        encoder: computes the features of a batch from its images (N, 1, H, W), where a set holds none.
+        instead: a feature (L, dim) that every pair gets in place of its own.
+        ignore: the first set does not return its stored features.
+        transform: of the samples of the first set, see `PairDataset`.
+        words: names the guide in logs; "<name> of <record>" if empty.
+        remark: a warning to put beside a network's name; empty for none.
+    """
+
+    record: GuideRecord | None
+    encoder: Callable[[Tensor, Tensor], Tensor] | None = None
+    instead: Tensor | None = None
+    ignore: bool = False
+    transform: Transform | None = None
+    words: str = ""
+    remark: str = ""
+
+
+class Guide(NamedTuple):
+    """What is done with one kind of feature.
+
+    Attributes:
+        open: (config, record, dim, datasets, device, training) -> Guidance. `record` is that of the network, if it is
+            known, `dim` the width that it takes or None, and `datasets` as for `open_guides`.
+        make: (config, record, source, names, problems) -> a `FeatureMaker` for the pairs `names` of a set, or None if
+            the set gets no features; `problems` gets a sentence for everything that is wrong. None: it is in no set.
+    """
+
+    open: Callable[..., Guidance]
+    make: Callable | None
+
+
+GUIDES: dict[str, Guide] = {}  # by name of the feature; utils/guides/__init__.py has the rows
+
+
+def same_encoder(one: GuideRecord | None, other: GuideRecord | None) -> bool:
+    """False if two records are known to be of different encoders: by the digests of their weights, else by name."""
+    if one is None or other is None or {one.name, other.name} & {GIVEN, NO_TEXT}:
+        return True
+    if one.revision and other.revision:
+        return one.revision == other.revision
+    return one.name == other.name
