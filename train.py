@@ -297,7 +297,7 @@ def validate(
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // ranks, disable=rank > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{rank}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
-    return average({key: row for part in distributed.gather(evaluator.results()) for key, row in part.items()})[0]
+    return average({key: row for part in distributed.gather(evaluator.results) for key, row in part.items()})[0]
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:
