@@ -75,7 +75,7 @@ def prepare(root: Path) -> dict[str, Target]:
     for path in (jpeg, tiff):
         Image.open(a).convert("L").save(path)
     fused = root / "fused.png"
-    own = ["fuse", "--config", f"{root}/config.yaml", "-o", str(fused), f"ckpt={root}/w.pth", str(b)]
+    own = ["test", "--config", f"{root}/config.yaml", "--b", str(b), "--out", str(fused), f"ckpt={root}/w.pth", "--a"]
     gray = root / "out" / "Toy" / "Gray" / "b1.png"
     return {
         "png": Target(a, [*own, str(a)], fused),
