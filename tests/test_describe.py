@@ -432,7 +432,6 @@ def test_answers_before_a_refusal_are_kept(pairs, tmp_path, server):
         (None, ["describe.url=http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1 cannot be reached"),
         (None, ["describe.url=localhost:8000/v1"], "describe.url must be like https://"),
         (None, ["describe.url=http://me:very-secret@localhost/v1"], "without a user or password"),
-        (None, ["describe.price=[1]"], "describe.price must be [in, out]"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
         (None, ["describe.template=configs/none.txt"], "cannot read the template"),
         (None, ["describe.way=parts", "describe.caption=tests"], "the model 'tests' cannot be loaded"),

@@ -295,11 +295,11 @@ def test_a_new_task_and_new_folders(toy, tmp_path, monkeypatch):
     output = script("test.py", *words, "ckpt=models/{task}.safetensors", code=1)
     assert "there is no checkpoint models/RGBT.safetensors; give one with ckpt=" in output
     items = []
-    monkeypatch.setattr("data_process.describe", lambda found, *_: items.extend(found) or [])
+    monkeypatch.setattr("utils.describe.command.ParagraphWriter.write", lambda _, found: items.extend(found) or [])
     (modality,) = re.findall(r"`describe: \{(modality: \{.*?\})\}`", PAGE)
     key, value = modality.split(": ", 1)
     script("data_process.py", "describe", *words, f"describe.{key}={value}", "Drone_test")
-    assert [item.modality for item in items] == ["thermal", "RGB/*_rgb"]
+    assert [item.modality for item in items] == ["thermal", "visible light"]
     texts = [str(item.text.relative_to(tmp_path / "VLF")) for item in items]
     assert texts == ["Text/RGBT/Drone/T/x_t.txt", "Text/RGBT/Drone/RGB/x_rgb.txt"]
 
@@ -313,7 +313,7 @@ def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
             shutil.copy(images / "Toy" / source / f"{name}.png", tmp_path / "download" / folder)
     (tmp_path / "originals.yaml").write_text("Beside: {all: {a: thermal/<name>.png, b: colour/<name>.png}}")
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
-    monkeypatch.setattr("data_process.ORIGINALS", str(tmp_path / "originals.yaml"))
+    monkeypatch.setattr("utils.arrange.ORIGINALS", str(tmp_path / "originals.yaml"))
     for _ in range(2):
         output = script("data_process.py", "arrange", "Beside", tmp_path / "download", *toy[:3])
         assert "all.txt: 2 pairs" in output
