@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.check import Name, checked
+from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import EXTENSIONS
 from utils.data.sources import Source, find_dataset, read_split
@@ -187,7 +187,7 @@ class Group:
 def read_groups(dataset: str, row: dict) -> list[Group]:
     """The groups of a row; InputError if it is not as the head of configs/originals.yaml says."""
     groups = []
-    for split, entries in checked(dict[Name, list[Group] | Group], row, ORIGINALS, dataset).items():
+    for split, entries in checked(dict[str, list[Group] | Group], row, ORIGINALS, dataset).items():
         groups += [replace(group, split=split) for group in as_list(entries)]
     for group in groups:
         for path in group.paths:
