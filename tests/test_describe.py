@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from tests.toy import make_pairs, script
+from utils.data.sources import Source
 from utils.describe import endpoint, models, paragraphs
-from utils.describe.command import modality_of
+from utils.describe.command import list_items, modality_of
 from utils.describe.prompt import fill_template, matching_label, place_in_words
 from utils.errors import InputError
 
@@ -337,6 +338,19 @@ def test_the_kind_of_images(capsys):
     assert "images of T/*_t get a prompt that does not say their kind; describe.modality" in capsys.readouterr().out
     prompt = fill_template("One {modality} image of {width} pixels.", "", {"width": 9, "height": 9})
     assert prompt == "One image of 9 pixels."
+
+
+def test_images_beside_each_other(tmp_path):
+    make_pairs(tmp_path, ["x"], "test", dataset="Beside")
+    base = tmp_path / "Image" / "IVF" / "Beside"
+    (base / "IR" / "x.png").rename(base / "x_ir.png")
+    (base / "VI" / "x.png").rename(base / "x_vis.png")
+    row = dict(task="IVF", a="*_ir", b="*_vis", color=[], dataset="Beside", split="test", root=tmp_path)
+    items, problems = list_items(Source(**row), {"*_ir": "thermal"})
+    assert [item.modality for item in items] == ["thermal", "visible light"] and not problems
+    assert [str(item.text.relative_to(tmp_path)) for item in items] == [
+        f"Text/IVF/Beside/{name}.txt" for name in ("x_ir", "x_vis")
+    ]
 
 
 def test_places_and_names_of_segments():
