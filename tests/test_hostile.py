@@ -23,7 +23,7 @@ from utils.data.images import MAX_PIXELS, read_image
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.guides.text import open_text_encoder
+from utils.guides.text import TextEncoder, open_text_encoder
 
 
 class Mark:
@@ -66,16 +66,12 @@ def test_a_text_encoder_that_runs_code_is_refused(toy, tmp_path):
     os.remove(f"{folder}/model.safetensors")
     torch.save({"embeddings": Mark(tmp_path / "mark")}, f"{folder}/pytorch_model.bin")
     with pytest.raises(InputError, match="bert"):
-        from utils.guides.text import TextEncoder
-
         TextEncoder("auto", folder, "cpu")
     assert not (tmp_path / "mark").exists()
 
 
 def test_a_text_encoder_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
     """A checkpoint names its encoder; transformers would ask whether to run what comes with it."""
-    from utils.guides.text import TextEncoder
-
     folder = Path(save_bert(tmp_path / "bert"))
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
     own = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}

@@ -11,6 +11,7 @@ pixel of the whole pair was taken from, before any resizing; the identity for a 
 
 import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,16 +114,16 @@ class PairFile:
     def read(self, kind: str, name: str) -> np.ndarray:
         """What a group holds of a sample."""
         stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
-        if stored.external or stored.is_virtual or not self._beside(stored.file.filename):
+        if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
             raise ValueError("its bytes are in a file of another folder")
         if stored.size > 2 * MAX_PIXELS:
             raise ValueError(f"it declares {stored.size} values")
         return stored[()]
 
-    def _beside(self, filename: str) -> bool:
+    def _beside(self, file: bytes) -> bool:
         """True for this file and those in its folder, which it may link to."""
-        mine = self.file.filename
-        return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
+        mine = os.fsencode(self.file.filename)
+        return file == mine or Path(os.fsdecode(file)).resolve().parent == Path(os.fsdecode(mine)).resolve().parent
 
     def feature(self, kind: str, name: str) -> Tensor:
         """The feature of a sample of one of FEATURES, (L, dim) float32."""
