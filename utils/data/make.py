@@ -170,7 +170,7 @@ class SourcePairs(Dataset):
 
 def read_in_order(pairs: SourcePairs, workers: int) -> Iterator[SourcePair | InputError]:
     """The items of `pairs`, read by so many processes; InputError if one of them is killed."""
-    loader = DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=as_it_is, worker_init_fn=one_thread)
+    loader = DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=as_it_is)
     try:
         yield from loader
     except RuntimeError as error:
@@ -184,11 +184,6 @@ def read_in_order(pairs: SourcePairs, workers: int) -> Iterator[SourcePair | Inp
 def as_it_is(item: Any) -> Any:
     """What the loader makes of an item: by itself it would make tensors of arrays."""
     return item
-
-
-def one_thread(worker: int) -> None:
-    """OpenCV's threads do not survive the fork of a process."""
-    cv2.setNumThreads(1)
 
 
 def read_pair(
