@@ -9,10 +9,9 @@ import pkgutil
 import sys
 import traceback
 
-from net.base import FusionNetwork
+from net.base import BROKEN, NETWORKS, FusionNetwork, build_model, register
 from net.checkpoint import load_model
-from net.registry import BROKEN, NETWORKS, build_model, register
-from net.restormer import prepare
+from net.compute import configure_compute
 from utils.loss import LOSSES
 
 for _module in pkgutil.iter_modules(__path__):
@@ -26,4 +25,4 @@ for _module in pkgutil.iter_modules(__path__):
             for _name in [name for name, known in _table.items() if known.__module__ not in sys.modules]:
                 del _table[_name]
 
-__all__ = ["NETWORKS", "FusionNetwork", "build_model", "load_model", "prepare", "register"]
+__all__ = ["NETWORKS", "FusionNetwork", "build_model", "configure_compute", "load_model", "register"]

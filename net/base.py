@@ -1,17 +1,24 @@
-"""The base class of all networks."""
+"""The base class of all networks, and the networks by name.
+
+A variant is one new file in this folder and `net: {name: ...}` in the YAML.
+"""
 
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from net.checkpoint import load_weights
-from net.hub import HubMixin
 from net.provenance import Provenance
-from utils.registry import options_of
+from utils.errors import InputError, enough_memory
+from utils.registry import Registry, options_of
+
+NETWORKS = Registry("net")
+register = NETWORKS.register
+BROKEN: dict[str, str] = {}  # files of this folder that cannot be imported, and why
 
 
-class FusionNetwork(HubMixin, nn.Module):
+class FusionNetwork(nn.Module):
     """A network that fuses two images, perhaps guided by features.
 
     `forward(image_a, image_b, *inputs)` takes images (N, 1, H, W) in [0, 1] and what `inputs` names, and
@@ -23,7 +30,7 @@ class FusionNetwork(HubMixin, nn.Module):
 
     Attributes:
         name: what configs call it; `register` sets it.
-        label: what tables call it; `name` where a network gives none.
+        label: what tables call it; `name` where a network gives none. Subclasses do not inherit the label.
         inputs: what `forward` takes beside the two images, in its order: keys of a batch, as the guides in
             utils/guides give them. ("text", "text_mask"): tokens (N, L, text_dim) and their mask (N, L), True where
             there is a token. ("clip",): vectors of A and B (N, 2, clip_dim). A network whose options decide its
@@ -41,11 +48,11 @@ class FusionNetwork(HubMixin, nn.Module):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "label" not in cls.__dict__:
-            cls.label = ""  # a variant is not called what its base is called
+            cls.label = ""
 
     def __new__(cls, *args, **options):
         """Keep the constructor's arguments, whoever calls it."""
-        network = super().__new__(cls, *args, **options)
+        network = super().__new__(cls)
         given = options | inspect.signature(cls.__init__).bind(network, *args, **options).arguments
         network.options = {name: given.get(name, p.default) for name, p in options_of(cls).items()}
         network.provenance = Provenance()
@@ -57,12 +64,12 @@ class FusionNetwork(HubMixin, nn.Module):
         """Name and options, so that `build_model(**config)` builds the network again."""
         return {"name": self.name, **self.options}
 
-    def arguments(self, batch: dict[str, Any]) -> list[Tensor]:
+    def forward_args(self, batch: dict[str, Any]) -> list[Tensor]:
         """What `forward` takes, from a batch of utils/data/pairs.py."""
         return [batch[key] for key in ("image_a", "image_b", *self.inputs)]
 
-    def readings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What a loss gets to see of the network beside the fused image, by the names of the loss's arguments."""
+    def loss_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Extra tensors passed to the loss, by the names of its arguments."""
         return {}
 
     def checkpoint(self, provenance: Provenance | None = None) -> dict[str, Any]:
@@ -73,14 +80,21 @@ class FusionNetwork(HubMixin, nn.Module):
         """
         return (provenance or self.provenance).as_dict() | {"net": self.config, "model": self.state_dict()}
 
-    def restore(self, checkpoint: dict[str, Any], path: str) -> None:
-        """Take over the weights and the provenance of a checkpoint of `read_checkpoint`.
 
-        Args:
-            path: where it was read, for messages.
+def build_model(name: str, **options) -> FusionNetwork:
+    """Build a network with fresh weights.
 
-        Raises:
-            InputError: weights that do not fit.
-        """
-        load_weights(self, checkpoint["model"], path)
-        self.provenance = Provenance.from_checkpoint(checkpoint)
+    Args:
+        name: a registered name, e.g. "film", "mean".
+        options: keyword arguments of the network's constructor; those left out keep its defaults.
+
+    Returns:
+        The network. `build_model(**network.config)` builds the same one again.
+
+    Raises:
+        InputError: unknown name or option, or a value that the network rejects.
+    """
+    if name not in NETWORKS and BROKEN:
+        raise InputError(f"net.name '{name}' is not known; {'; '.join(BROKEN.values())}")
+    with enough_memory(f"build the network '{name}'", "lower its sizes, the options under net"):
+        return NETWORKS.build(name, **options).to(memory_format=torch.channels_last)  # the faster layout on a CPU

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.base import FusionNetwork
-from net.registry import register
+from net.base import FusionNetwork, register
 from utils.errors import InputError
 from utils.filters import count_levels
 from utils.opencv import cv2

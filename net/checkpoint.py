@@ -1,90 +1,73 @@
 """Checkpoints on disk: ours, weights that ship, and the published FILM layout.
 
 Ours (.pth, by train.py) is one dict: net (name and options), model (state dict of the bare network), the
-fields of `Provenance`, and, for resuming, what train.py adds. Weights that ship (.safetensors, by test.py
---export) hold the tensors in half precision and everything else but the optimiser in the header. Neither
+fields of `Provenance`, and, for resuming, what train.py adds. Weights that ship (.safetensors, by `python -m
+utils.export`) hold the tensors in half precision and everything else but the optimiser in the header. Neither
 needs pickle.
 """
 
 import hashlib
-import io
 import json
 import re
 import zipfile
-from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from huggingface_hub import hf_hub_download
 
-from net.provenance import Provenance, has_values
+from net.base import FusionNetwork, build_model
+from net.provenance import Provenance
 from net.published import is_published, translate
-from net.registry import build_model
 from utils.errors import InputError
-from utils.files import find_file, to_json, write_file
-
-if TYPE_CHECKING:
-    from net.base import FusionNetwork
+from utils.files import find_file, to_json, whole_file, write_file
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
-OLD_HEADER = ("text", "clip")  # in place of guides
-# what a config says of one machine
-PLACES = ("ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output")
 DIGEST = "digest"  # in the header
-WEIGHTS = "model.safetensors"  # in a folder to share
+WEIGHTS = "model.safetensors"  # of a repository on the hub
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def find_weights(name: str | Path, **hub) -> Path:
-    """A checkpoint: the file, that of a folder of `save_pretrained`, or that of a hub id `owner/name`, downloaded.
-
-    Args:
-        name: file, folder or hub id. Files that ship are found from any working directory.
-        hub: further arguments of huggingface_hub.hf_hub_download.
+def find_weights(name: str | Path) -> Path:
+    """A checkpoint: the file, which may ship, or model.safetensors of a hub id `owner/name`, downloaded.
 
     Raises:
         InputError: nothing of the kind is there.
     """
     path = find_file(name)
-    if path.is_dir():
-        path = path / WEIGHTS
-    elif HUB_ID.fullmatch(str(name)) and not path.parent.is_dir() and path.suffix not in (".pth", ".safetensors"):
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(str(name), WEIGHTS, **hub))
-        except Exception as error:  # what is unreachable, private or unknown raises many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            message = f"{name} is no file or folder here and cannot be loaded from the hub ({reason})"
-            raise InputError(message) from error
-        print(f"weights of {name} on the hub")
+    if path.is_file():
         return path
-    if not path.is_file():
+    if not HUB_ID.fullmatch(str(name)) or path.parent.is_dir() or path.suffix in (".pth", ".safetensors"):
         raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
+    try:
+        path = Path(hf_hub_download(str(name), WEIGHTS))
+    except Exception as error:  # what is unreachable, private or unknown raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name} is no file here and cannot be loaded from the hub ({reason})") from error
+    print(f"weights of {name} on the hub")
     return path
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint as .pth; it is whole or not there."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_file(path, buffer.getvalue())
+    with whole_file(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def save_weights(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint's network as .safetensors, HEADER as JSON in its header; it is whole or not there.
 
-    Paths of this machine, and how texts were described, stay here.
+    Of absolute paths the last part is written, and nothing of `describe`: where things are on this machine stays here.
     """
     tensors = halved(checkpoint["model"])
-    facts = {key: deepcopy(checkpoint.get(key)) for key in HEADER}
-    facts["config"] = facts["config"] and without_local_paths(facts["config"])
+    facts = {key: checkpoint.get(key) for key in HEADER}
+    if facts["config"]:
+        facts["config"] = {key: value for key, value in facts["config"].items() if key != "describe"}
+    facts = without_folders(facts)
     for kind, record in (facts["guides"] or {}).items():
-        record["name"] = last_part(record["name"])
-        record["options"] = {key: last_part(value) for key, value in record["options"].items()}
         default = record.pop("default")
         if default is not None:
             tensors[DEFAULT_FEATURE.format(kind)] = default.half()
@@ -93,21 +76,13 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def without_local_paths(config: dict) -> dict:
-    """A config as a dict, less its PLACES; of models and files at an absolute path the last part stays."""
-    config = deepcopy(config)
-    for place in PLACES:
-        part, _, key = place.rpartition(".")
-        (config.get(part, {}) if part else config).pop(key, None)
-    named = {"text": ("path", "instructions"), "train": ("init",)}
-    for part, keys in ((config, ("clip",)), *((config.get(name, {}), keys) for name, keys in named.items())):
-        part |= {key: last_part(part[key]) for key in keys if key in part}
-    return config
-
-
-def last_part(name: str | None) -> str | None:
-    """A hub name as it is; of a folder's absolute path the last part."""
-    return Path(name).name if name and Path(name).is_absolute() else name
+def without_folders(value: Any) -> Any:
+    """Dicts, lists and words with the last part of each absolute path in place of it."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def weights_digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
@@ -140,7 +115,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damaged ones raise many kinds
         raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) and has_values(state[key]) for key in state):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and is_dense(state[key]) for key in state):
         raise InputError(f"{path} holds no 'model' with the weights of a network")
     if is_published(state):
         checkpoint = {"net": {"name": "film"}, "model": translate(state)}
@@ -148,34 +123,36 @@ def read_checkpoint(path: str | Path) -> dict:
         raise InputError(f"{path} holds weights but not which network they belong to ('net')")
     try:
         Provenance.from_checkpoint(checkpoint)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: its '{error}' is not what a training records") from error
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: what it records of its guides is not what a training records") from error
     return checkpoint
+
+
+def is_dense(value: object) -> bool:
+    """True for a tensor that holds its values, as a network's weights do."""
+    return torch.is_tensor(value) and value.layout is torch.strided and not value.is_meta
 
 
 def read_weights(path: str | Path) -> dict:
     """A .safetensors of `save_weights` as a checkpoint, in single precision."""
     with safetensors.safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-    facts = {key: json.loads(value) for key, value in header.items() if key in (*HEADER, *OLD_HEADER)}
+    facts = {key: json.loads(header[key]) for key in HEADER}
     tensors = safetensors.torch.load_file(path)
     if header[DIGEST] != weights_digest(tensors, header):
         raise ValueError("its weights are not those that were written")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    records = facts.get("guides") or {key: facts[key] for key in OLD_HEADER if facts.get(key)}
-    for kind, record in records.items():
-        default = tensors.pop(DEFAULT_FEATURE.format(kind), None)
-        if default is not None:
-            record["default"] = default
+    for kind, record in (facts["guides"] or {}).items():
+        record["default"] = tensors.pop(DEFAULT_FEATURE.format(kind), None)
     return facts | {"model": tensors}
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> "FusionNetwork":
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNetwork:
     """Open a checkpoint as a network in eval mode.
 
     Args:
-        path: a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, a
-            folder of `save_pretrained`, or a hub id.
+        path: a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, or
+            a hub id, `owner/name`.
         device: where to put the network.
 
     Returns:
@@ -189,16 +166,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> "FusionN
         model = build_model(**checkpoint["net"])
     except (InputError, TypeError) as error:
         raise InputError(f"the network in {path} cannot be built: {error}") from error
-    model.restore(checkpoint, str(path))
-    for kind, record in model.provenance.guides.items():
-        width = model.options.get(f"{kind}_dim")
-        if record.default is not None and width is not None and record.default.shape[1] != width:
-            raise InputError(f"{path} is damaged: its default {kind} is {record.default.shape[1]} wide")
+    load_weights(model, checkpoint["model"], path)
+    model.provenance = Provenance.from_checkpoint(checkpoint)
     return model.to(device).eval()
 
 
-def start_from(model: "FusionNetwork", path: str | Path) -> None:
-    """Take over the weights of a smaller network, of which `model` has all; what it has beside them stays fresh.
+def start_from(model: FusionNetwork, path: str | Path) -> None:
+    """Load the weights of a smaller network, of which `model` has all; what it has beside them stays fresh.
 
     Raises:
         InputError: missing or damaged file, or weights that `model` does not have.
@@ -206,7 +180,7 @@ def start_from(model: "FusionNetwork", path: str | Path) -> None:
     load_weights(model, model.state_dict() | read_checkpoint(path)["model"], path)
 
 
-def load_weights(model: "FusionNetwork", state: dict, path: str | Path) -> None:
+def load_weights(model: FusionNetwork, state: dict, path: str | Path) -> None:
     """Strictly load a state dict; InputError names a first tensor that is missing, left over or of another shape."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}

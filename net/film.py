@@ -1,8 +1,22 @@
 """FILM: Image Fusion via Vision-Language Model (Zhao et al., ICML 2024, arXiv 2402.02235), section 3.
 
-The file follows the paper's figure of the detailed architecture from left to right: the text
-projection, the text-guided stages (cross-attention, gate), the decoder. Sizes are written as N
-(batch), H x W (image), C (channels), L (text tokens), D (hidden width), T (image tokens).
+The forward pass is in `FILM.logits`: text projection, text-guided stages, decoder. Sizes are written as N (batch),
+H x W (image), C (channels), L (text tokens), D (hidden width), T (image tokens). The published code departs from
+the published figure, and this file follows the code, whose weights it opens:
+
+    the paper's figure                 here                                in the published code
+    ---------------------------------  ----------------------------------  ------------------------------------------
+    text encoder of BLIP-2, frozen     utils/guides/text.py                features from files; the texts of A and B
+                                                                           are one sequence for both sources
+    -                                  FILM.text_projection                linear, 768 -> D
+    image encoder                      Branch.embed, Branch.restormer      one in every stage, not one before all
+    cross-attention, text as query     TextGuidance                        averaged over the text: one vector, not L
+    feed forward                       TextGuidedBranch: gate and merge    the vector multiplies the tokens (a gate),
+                                                                           then 1x1 convolutions; no feed forward
+    (cross-attention, feed forward)    FILM.stages, Stage                  M = 3 stages; A and B have own weights
+      x M
+    concatenation                      Decoder.join                        after the last stage
+    (Restormer + CNN) x N              Decoder                             3 Restormers, 1x1 convolutions, sigmoid
 """
 
 import math
@@ -12,28 +26,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from net.base import FusionNetwork
-from net.registry import register
-from net.restormer import MixedPrecision, RestormerBlock, RowStriped, Strip, cut, pointwise, recomputed
+from net.base import FusionNetwork, register
+from net.compute import Strip, autocast, by_strips, pointwise, recomputed, rows_of, run_block
+from net.restormer import RestormerBlock
 from utils.errors import InputError
 
 
-def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of (N, C, H, W) to `size` = (H, W); a map of that size is returned as it is."""
-    if torch.compiler.is_exporting():  # the size is not known yet
-        for dim, length in zip((-2, -1), size):
-            x = x.index_select(dim, nearest_index(x.shape[dim], length, x.device))
-        return x
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="nearest")
-
-
-def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
-    """Which of `source` places each of `size` places takes in a nearest-neighbour resize, (size)."""
-    places = torch.arange(size, dtype=torch.float32, device=device)
-    return (places * (source / size)).long().clamp(max=source - 1)
-
-
-class TextGuidance(MixedPrecision):
+class TextGuidance(nn.Module):
     """Cross-attention of the text (query) over the image tokens (key, value), averaged over the text.
 
     The published network projects the values of all T tokens and averages the L outputs afterwards.
@@ -59,45 +58,57 @@ class TextGuidance(MixedPrecision):
         (wq, wk, wv), (bq, bk, bv) = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         q = rearrange(F.linear(text, wq, bq), "n l (head d) -> n head l d", head=self.heads)
         k = rearrange(F.linear(tokens, wk, bk), "n t (head d) -> n head d t", head=self.heads)
-        # the mean over the text tokens that are there, so padding changes nothing
-        mask = torch.ones_like(text[:, :, 0]) if text_mask is None else text_mask.to(text.dtype)
+        weights = self.mean_weights(q, k, text_mask)  # (N, heads, T)
+        pooled = weights @ tokens  # (N, heads, D)
+        wv = rearrange(wv, "(head d) c -> head d c", head=self.heads)
+        value = rearrange(torch.einsum("nhc,hdc->nhd", pooled, wv), "n head d -> n 1 (head d)") + bv  # (N, 1, D)
+        return F.normalize(self.out_proj(value).to(text.dtype), p=1, dim=-1)
+
+    def mean_weights(self, q: Tensor, k: Tensor, text_mask: Tensor | None) -> Tensor:
+        """softmax(q k / sqrt(d)) of q (N, heads, L, d), k (N, heads, d, T), mean over the L tokens -> (N, heads, T)."""
+        # over the text tokens that are there, so padding changes nothing
+        mask = torch.ones_like(q[:, 0, :, 0]) if text_mask is None else text_mask.to(q.dtype)
         share = (mask / mask.sum(dim=1, keepdim=True))[:, None, None]  # (N, 1, 1, L)
         step = 1 if q.device.type == "cpu" and not torch.compiler.is_exporting() else self.heads  # heads at a time
         parts = zip((q * q.shape[-1] ** -0.5).split(step, dim=1), k.split(step, dim=1))
-        weights = torch.cat([recomputed(self.mean_weights, *part, share) for part in parts], dim=1).squeeze(2)
-        pooled = weights @ tokens  # (N, heads, D)
-        wv = rearrange(wv, "(head d) c -> head d c", head=self.heads)
-        value = rearrange(torch.einsum("nhc,hdc->nhd", pooled, wv), "n head d -> n 1 (head d)") + bv
-        return F.normalize(self.out_proj(value).to(text.dtype), p=1, dim=-1)
 
-    @staticmethod
-    def mean_weights(q: Tensor, k: Tensor, share: Tensor) -> Tensor:
-        """Attention weights of q (N, heads, L, d) on k (N, heads, d, T), averaged over L -> (N, heads, 1, T)."""
-        return share @ (q @ k).softmax(dim=-1)
+        def of_some_heads(q: Tensor, k: Tensor) -> Tensor:
+            return share @ (q @ k).softmax(dim=-1)  # (N, step, 1, T)
+
+        return torch.cat([recomputed(of_some_heads, *part) for part in parts], dim=1).squeeze(2)
 
 
-class Branch(RowStriped):
-    """One source image's way through one stage: `embed`, `restormer`, then `guide`, what the text makes of it.
+class Branch(nn.Module):
+    """One source in one stage: convolution (`embed`), Restormer, text guidance (`guide`).
 
-    This is what a variant derives from to guide in another way: it adds its layers and writes `guide`. Its
-    constructor takes the arguments of `TextGuidedBranch`.
+    Subclass this and implement `guide`. A stage passes channels, heads, blocks, block_class, hidden_dim and
+    token_grid; take those that you do not use by `**sizes`, and pass them on.
 
     Args:
         in_channels: 1 in the first stage (the image itself), C after.
         channels: C.
         heads: of the Restormer blocks.
         blocks: Restormer blocks.
+        block_class: what to build in place of a RestormerBlock, called with (channels, heads).
     """
 
-    def __init__(self, in_channels: int, channels: int, heads: int, blocks: int):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        heads: int,
+        blocks: int,
+        block_class: type[nn.Module] = RestormerBlock,
+        **sizes,
+    ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.act_in = nn.PReLU()
-        self.restormer = nn.Sequential(*(RestormerBlock(channels, heads) for _ in range(blocks)))
+        self.restormer = nn.Sequential(*(block_class(channels, heads) for _ in range(blocks)))
 
     def embed(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) -> (N, C, H, W), before the Restormer."""
-        return self.by_strips(lambda x, strip: cut(self.act_in(self.conv_in(x)), strip.inner), x, halo=1)
+        return by_strips(lambda x, strip: rows_of(self.act_in(self.conv_in(x)), strip.output_rows), x, halo=1)
 
     def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Features (N, C, H, W), text (N, L, D) and its mask (N, L, True = a token; None: all are) -> (N, C, H, W)."""
@@ -110,29 +121,22 @@ class TextGuidedBranch(Branch):
     A variant may replace a part of it: the class `guidance_class`, or the method `merge`.
 
     Args:
-        in_channels: 1 in the first stage (the image itself), C after.
         channels: C.
         hidden_dim: D, width of a token.
         heads: heads of both attentions.
-        blocks: Restormer blocks.
         token_grid: (H, W) that the feature map is resized to before it is cut into tokens. The
             published weights depend on it (288, 384): a token is a run of D consecutive values of the
             flattened (C, H, W) map, not a pixel, so the grid fixes what a token means and T = C*H*W/D.
+        sizes: of `Branch`.
     """
 
-    guidance_class: type[MixedPrecision] = TextGuidance  # built and called as TextGuidance is
+    guidance_class: type[nn.Module] = TextGuidance  # built and called as TextGuidance is
     halo = 0  # rows around a row that `merge` looks at: 1 for a 3x3 convolution
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        hidden_dim: int,
-        heads: int,
-        blocks: int,
-        token_grid: tuple[int, int],
+        self, in_channels: int, channels: int, hidden_dim: int, heads: int, token_grid: tuple[int, int], **sizes
     ):
-        super().__init__(in_channels, channels, heads, blocks)
+        super().__init__(in_channels, channels, heads, **sizes)
         self.hidden_dim, self.token_grid = hidden_dim, token_grid
         self.to_tokens = nn.Conv2d(channels, channels, 1)
         self.guidance = self.guidance_class(hidden_dim, heads)
@@ -144,17 +148,17 @@ class TextGuidedBranch(Branch):
     def guide(self, feature: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         grid = self.resized_tokens(feature)  # (N, C, 288, 384)
         tokens = grid.flatten(1).unflatten(1, (-1, self.hidden_dim))  # (N, T, D)
-        with self.guidance.autocast(text):
+        with autocast(text):
             weights = self.guidance(text, tokens, text_mask)  # (N, 1, D)
-        gated = (tokens * weights).view(grid.shape)  # every token by the same D weights
+        gated = (tokens * weights).view(grid.shape)  # (N, C, 288, 384): every token by the same D weights
         # the resize of the gate to H x W: columns at once, rows strip by strip, so that it is never whole
         gate = resize_nearest(gated, (grid.shape[2], feature.shape[3]))  # (N, C, 288, W)
         row = nearest_index(grid.shape[2], feature.shape[2], feature.device)  # of the gate, for each row of the image
 
         def merge_strip(feature: Tensor, strip: Strip) -> Tensor:
-            return cut(self.merge(feature, gate.index_select(2, row[strip.seen])), strip.inner)
+            return rows_of(self.merge(feature, gate.index_select(2, row[strip.input_rows])), strip.output_rows)
 
-        return self.by_strips(merge_strip, feature, halo=self.halo)
+        return by_strips(merge_strip, feature, halo=self.halo)  # (N, C, H, W)
 
     def resized_tokens(self, feature: Tensor) -> Tensor:
         """to_tokens and the resize to the grid, which commute: first the one that leaves less to do."""
@@ -167,7 +171,7 @@ class TextGuidedBranch(Branch):
         return x if shrink else resize_nearest(x, self.token_grid)
 
     def merge(self, feature: Tensor, gate: Tensor) -> Tensor:
-        """Features and gate of some rows, (N, C, h, W) each -> stage output (N, C, h, W)."""
+        """act(conv(concat(f, act(conv(gate)) + f))) of some rows, (N, C, h, W) each -> stage output (N, C, h, W)."""
         guided = self.act_gate(pointwise(gate, self.conv_gate.weight, self.conv_gate.bias))
         of_feature, of_guided = self.conv_out.weight.chunk(2, dim=1)  # of concat(feature, guided + feature)
         out = pointwise(feature, of_feature + of_guided, self.conv_out.bias)
@@ -185,16 +189,20 @@ class Stage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Both sources' features (N, C, H, W) by `join`, then `forward` -> the fused image before the sigmoid.
+    """Both sources' features (N, C, H, W) -> the fused image before the sigmoid, (N, outputs, H, W).
 
-    That is (N, outputs, H, W). In two steps, so that the features of the sources can be let go after the first.
+    Call `join(a, b)`, then `forward` on its result; in two steps, so that the caller can free a and b.
+
+    Args:
+        channels, heads, blocks, block_class: as of `Branch`.
+        outputs: maps that it ends in.
     """
 
-    def __init__(self, channels: int, heads: int, blocks: int, outputs: int = 1):
+    def __init__(self, channels: int, heads: int, blocks: int, outputs: int, block_class: type[nn.Module]):
         super().__init__()
 
         def restormer(width: int) -> nn.Sequential:
-            return nn.Sequential(*(RestormerBlock(width, heads) for _ in range(blocks)))
+            return nn.Sequential(*(block_class(width, heads) for _ in range(blocks)))
 
         self.restormer1 = restormer(2 * channels)
         self.reduce = nn.Conv2d(2 * channels, channels, 1)
@@ -203,22 +211,24 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(channels, outputs, 1)
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:
-        """Concatenate, first Restormer, and 2C -> C channels: (N, C, H, W)."""
-        *blocks, last = self.restormer1
-        maps = (a, b)
-        for block in blocks:
-            maps = (block(*maps),)
-        return last(*maps, then=self.reduce)
+        """reduce(restormer1(concat(a, b))): (N, C, H, W) x 2 -> (N, C, H, W), where no map of 2C channels is whole."""
+        maps, last = (a, b), len(self.restormer1) - 1
+        for i, block in enumerate(self.restormer1):
+            maps = (run_block(block, *maps, then=self.reduce if i == last else nn.Identity()),)
+        return maps[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.restormer3(self.restormer2(x)))
+        x = self.restormer2(x)  # (N, C, H, W)
+        x = self.restormer3(x)  # (N, C, H, W)
+        return self.output(x)  # (N, outputs, H, W)
 
 
 @register("film")
 class FILM(FusionNetwork):
     """FILM with the sizes of the published network as defaults (2,070,235 parameters).
 
-    A variant derives from it: it names another `branch_class`, or ends in another way than `forward`.
+    A variant derives from it: it names another `branch_class`, `block_class` or `decoder_class`, or ends in another
+    way than `forward`.
 
     Args:
         text_dim: width of a text token (BLIP-2: 768, MiniLM: 384).
@@ -236,6 +246,8 @@ class FILM(FusionNetwork):
     label = "FILM"
     inputs = ("text", "text_mask")
     branch_class: type[Branch] = TextGuidedBranch
+    block_class: type[nn.Module] = RestormerBlock  # built with (channels, heads); (N, C, H, W) -> (N, C, H, W)
+    decoder_class: type[nn.Module] = Decoder  # built and called as Decoder is
     image_channels = 1  # of what the first stage takes of a source
     outputs = 1  # maps that the decoder ends in
 
@@ -261,12 +273,14 @@ class FILM(FusionNetwork):
                 f"net.channels * net.token_grid ({channels} * {token_grid[0]} * {token_grid[1]}) must be "
                 f"a multiple of net.hidden_dim ({hidden_dim})"
             )
-        sizes = dict(channels=channels, hidden_dim=hidden_dim, heads=heads, blocks=blocks, token_grid=tuple(token_grid))
+        sizes = dict(channels=channels, heads=heads, blocks=blocks, block_class=self.block_class)
+        guidance_sizes = dict(hidden_dim=hidden_dim, token_grid=tuple(token_grid))
         self.text_projection = nn.Linear(text_dim, hidden_dim)
         self.stages = nn.ModuleList(
-            Stage(self.branch_class, channels if i else self.image_channels, **sizes) for i in range(stages)
+            Stage(self.branch_class, channels if i else self.image_channels, **sizes, **guidance_sizes)
+            for i in range(stages)
         )
-        self.decoder = Decoder(channels, heads, blocks, self.outputs)
+        self.decoder = self.decoder_class(outputs=self.outputs, **sizes)
 
     def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim).
@@ -276,18 +290,31 @@ class FILM(FusionNetwork):
         """
         return torch.sigmoid(self.logits(image_a, image_b, text, text_mask))
 
-    def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
-        """All of `forward` before the sigmoid, so that a variant can end in another way."""
-        joined = self.decoder.join(*self.features(image_a, image_b, text, text_mask))  # (N, C, H, W)
-        return self.decoder(joined)  # (N, outputs, H, W)
-
-    def features(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> list[Tensor]:
-        """Both sources' features after all stages, (N, C, H, W) each."""
+    def logits(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """All of `forward` before the sigmoid, (N, outputs, H, W), so that a variant can end in another way."""
         text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
-        maps = [a, b]
-        for stage in self.stages:
-            for i, branch in enumerate((stage.a, stage.b)):  # step by step, so that what a map was can be let go
-                maps[i] = branch.embed(maps[i])  # (N, C, H, W)
-                maps[i] = branch.restormer(maps[i])
-                maps[i] = branch.guide(maps[i], text, text_mask)
-        return maps
+        for stage in self.stages:  # step by step: so each map is freed as soon as the next one is there
+            a = stage.a.embed(a)  # (N, C, H, W)
+            a = stage.a.restormer(a)  # (N, C, H, W)
+            a = stage.a.guide(a, text, text_mask)  # (N, C, H, W)
+            b = stage.b.embed(b)
+            b = stage.b.restormer(b)
+            b = stage.b.guide(b, text, text_mask)
+        x = self.decoder.join(a, b)  # (N, C, H, W)
+        del a, b
+        return self.decoder(x)  # (N, outputs, H, W)
+
+
+def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of (N, C, H, W) to `size` = (H, W); a map of that size is returned as it is."""
+    if torch.compiler.is_exporting():  # the size is not known yet
+        for dim, length in zip((-2, -1), size):
+            x = x.index_select(dim, nearest_index(x.shape[dim], length, x.device))
+        return x
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="nearest")
+
+
+def nearest_index(source: int, size: int, device: torch.device) -> Tensor:
+    """Which of `source` places each of `size` places takes in a nearest-neighbour resize, (size)."""
+    places = torch.arange(size, dtype=torch.float32, device=device)
+    return (places * (source / size)).long().clamp(max=source - 1)

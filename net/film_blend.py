@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from net.base import register
 from net.film import FILM
-from net.registry import register
 
 
 @register("film_blend")

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from net.base import register
+from net.compute import even, with_size
 from net.film_blend import FILMBlend
-from net.registry import register
-from net.restormer import even, with_size
 
 
 @register("film_blend_half")

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.base import FusionNetwork
-from net.registry import register
-from net.restormer import RestormerBlock, RowStriped, Strip, cut
+from net.base import FusionNetwork, register
+from net.compute import Strip, by_strips, rows_of
+from net.restormer import RestormerBlock
 from utils.errors import InputError
 
 
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         return self.restormer(self.feature_layers(image))
 
 
-class InformationInjection(RowStriped):
+class InformationInjection(nn.Module):
     """CII (Figure 2) of one source: F' = F + Ws * Adapter(Wi * clip_A + Wv * clip_B), Wv = 1 - Wi.
 
     Wi (E) is learned and starts at 1/2; Ws = SEP(F) says where in the image the vector goes.
@@ -75,12 +75,12 @@ class InformationInjection(RowStriped):
         semantic = self.adapter(self.clip_weight * clip[:, 0] + (1 - self.clip_weight) * clip[:, 1])  # (N, C, 1, 1)
 
         def inject(x: Tensor, strip: Strip) -> Tensor:
-            return cut(x + self.sep(x) * semantic, strip.inner)
+            return rows_of(x + self.sep(x) * semantic, strip.output_rows)
 
-        return self.by_strips(inject, feature, halo=self.sep.reach)
+        return by_strips(inject, feature, halo=self.sep.reach)
 
 
-class FeatureFusion(RowStriped):
+class FeatureFusion(nn.Module):
     """CFF (Figure 3): Ff = [IRA(clip_A) * F'A, VIA(clip_B) * F'B], then Ff + Wg * Ff, Wg = SAWP(Sobel(Ff))."""
 
     def __init__(self, clip_dim: int, channels: int):
@@ -104,12 +104,12 @@ class FeatureFusion(RowStriped):
         def fuse(a: Tensor, b: Tensor, strip: Strip) -> Tensor:
             fused = torch.cat([a * weight_a, b * weight_b], dim=1)
             texture = self.sawp(self.gradient(fused))  # (N, 1, h, W)
-            return cut(fused * (1 + texture), strip.inner)
+            return rows_of(fused * (1 + texture), strip.output_rows)
 
-        return self.by_strips(fuse, feature_a, feature_b, halo=self.sawp.reach + 1)
+        return by_strips(fuse, feature_a, feature_b, halo=self.sawp.reach + 1)
 
 
-class FeatureDecoder(RowStriped):
+class FeatureDecoder(nn.Module):
     """FD: N Restormer blocks, a feature layer, a convolution with Tanh; (N, 2C, H, W) -> image (N, 1, H, W)."""
 
     def __init__(self, channels: int, heads: int, blocks: int):
@@ -120,9 +120,9 @@ class FeatureDecoder(RowStriped):
 
     def forward(self, x: Tensor) -> Tensor:
         def reconstruct(x: Tensor, strip: Strip) -> Tensor:
-            return cut(self.reconstruction(self.feature_layer(x)), strip.inner)
+            return rows_of(self.reconstruction(self.feature_layer(x)), strip.output_rows)
 
-        return (torch.tanh(self.by_strips(reconstruct, self.restormer(x), halo=2)) + 1) / 2
+        return (torch.tanh(by_strips(reconstruct, self.restormer(x), halo=2)) + 1) / 2
 
 
 @register("mgfusion")

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -49,51 +48,7 @@ class Provenance:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "Provenance":
-        """The provenance that a checkpoint records.
-
-        Older checkpoints have "text" {encoder, path, name, default} and "clip" {name, revision} in place of "guides".
-
-        Raises:
-            ValueError: a part that no training records, named in the message.
-        """
-        guides = dict(as_mapping("guides", checkpoint.get("guides")))
-        if text := checkpoint.get("text"):
-            text = dict(as_mapping("text", text))
-            options = {key: text.pop(key, None) for key in ("encoder", "path")}
-            guides["text"] = text | {"options": options}
-        if clip := checkpoint.get("clip"):
-            guides["clip"] = clip
-        config = as_mapping("config", checkpoint.get("config"))
-        for part in ("data", "text", "train", "test"):
-            as_mapping("config", config.get(part))
-        records = {kind: read_record(kind, values) for kind, values in guides.items()}
+        """The provenance that a checkpoint records; TypeError or AttributeError where it records something else."""
+        guides = {kind: GuideRecord(**values) for kind, values in (checkpoint.get("guides") or {}).items()}
         others = {f.name: checkpoint.get(f.name) for f in fields(cls) if f.name != "guides"}
-        return cls(records, **others)
-
-
-def read_record(kind: str, values: Any) -> GuideRecord:
-    """A record from a checkpoint; ValueError with the guide's name if it is none."""
-    values = as_mapping(kind, values)
-    known = {f.name for f in fields(GuideRecord)}
-    record = GuideRecord(**values) if {"name"} <= values.keys() <= known else None
-    words = [record.revision, *as_mapping(kind, record.options).values()] if record else [0]
-    if (
-        record is None
-        or not (isinstance(record.name, str) and record.name)
-        or not all(word is None or isinstance(word, str) for word in words)
-        or not (record.default is None or (has_values(record.default) and record.default.ndim == 2))
-    ):
-        raise ValueError(kind)
-    return record
-
-
-def as_mapping(name: str, value: Any) -> dict:
-    """`value` if it is a dict, an empty dict for None; ValueError with the name for anything else."""
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(name)
-    return value or {}
-
-
-def has_values(value: object) -> bool:
-    """True for a dense tensor that holds its values, as a network's weights do."""
-    return torch.is_tensor(value) and value.layout is torch.strided and not value.is_meta
+        return cls(guides, **others)

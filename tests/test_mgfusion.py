@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from net import build_model, load_model, prepare
+from net import build_model, configure_compute, load_model
 from net.provenance import GuideRecord
 from tests import literal
 from tests.toy import process, script
@@ -64,7 +64,7 @@ def test_strips_of_any_height_give_the_whole_result(tile):
     model = build_model("mgfusion", **SMALL).double().eval()
     images = [x.double() for x in example(2, (23, 17))]
     whole = model(*images).detach()  # with gradients nothing is cut
-    prepare(model, tile=tile)
+    configure_compute(tile=tile)
     with torch.no_grad():
         torch.testing.assert_close(model(*images), whole, atol=1e-10, rtol=0)
 

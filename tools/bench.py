@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from net import build_model, prepare
+from net import build_model, configure_compute
 from net.published import translate
 from tests import literal
 from tools.bench_video import bench_video
@@ -69,14 +69,14 @@ class FILMCase:
     `ours` and `theirs` run once and return what is compared: the fused image, or the network with its gradients.
     """
 
-    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False, **sizes):
+    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False, grid=(288, 384), **sizes):
         torch.manual_seed(0)
         self.args, self.train = args, train
-        self.literal = literal.LiteralFILM().to(args.device)
-        self.model = build_model("film", **sizes).to(args.device)
+        self.literal = literal.LiteralFILM(grid).to(args.device)
+        self.model = build_model("film", **{"token_grid": list(grid)} | sizes).to(args.device)
         if not sizes:  # the literal form has the published ones
             self.model.load_state_dict(translate(self.literal.state_dict()))
-        prepare(self.model, args.precision, checkpointing=args.checkpointing, compile=args.compile)
+        configure_compute(args.precision, checkpointing=args.checkpointing, compile=args.compile)
         self.images = torch.rand(2, batch, 1, *size).to(args.device)
         self.text = torch.randn(batch, TEXT_TOKENS, self.model.options["text_dim"]).to(args.device)
         self.criterion = FusionLoss().to(args.device)
@@ -162,7 +162,7 @@ def print_peak(name: str, args) -> None:
 def bench_mgfusion(args, size: tuple[int, int] = (480, 640), rounds: int = 5) -> tuple[float, ...]:
     """The whole MGFusion without CLIP, and its Restormer blocks alone."""
     model = build_model("mgfusion").to(args.device).eval()
-    prepare(model, args.precision, compile=args.compile)
+    configure_compute(args.precision, compile=args.compile)
     image_a, image_b = torch.rand(2, 1, 1, *size, device=args.device)
     clip = torch.randn(1, 2, model.config["clip_dim"], device=args.device)
 
@@ -185,7 +185,7 @@ def bench_mgfusion(args, size: tuple[int, int] = (480, 640), rounds: int = 5) ->
 def bench_instruction(args, size: tuple[int, int] = (480, 640), rounds: int = 5, **sizes) -> tuple[float, ...]:
     """FILM with an instruction and without one."""
     model = build_model("film_instructed", **sizes).to(args.device).eval()
-    prepare(model, args.precision, compile=args.compile)
+    configure_compute(args.precision, compile=args.compile)
     with torch.no_grad():
         model.reader.output.bias.fill_(-9)[0] = 9  # whatever the text, it reads that one thing is asked for
     images = torch.rand(2, 1, 1, *size, device=args.device)
@@ -223,7 +223,7 @@ def bench_metrics(
         evaluator = Evaluator(names, torch.device(device))
         for i, triple in enumerate(triples):
             evaluator.add(str(i), *triple)
-        return evaluator.results()
+        return evaluator.results
 
     def theirs() -> dict:
         return {

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from net import load_model, prepare
+from net import configure_compute, load_model
 from tests.toy import ROOT
 from utils.config import load_config
 from utils.export import export_program
@@ -28,7 +28,7 @@ PATIENCE = 15.0  # seconds: a form whose calls took so long is called no more at
 def in_pytorch(weights: Path, precision: str, device: str) -> Callable[[torch.Tensor], object]:
     """What fuses images (2, 1, 1, H, W)."""
     model = load_model(weights, device)
-    prepare(model, precision)
+    configure_compute(precision)
     text = default_text(model, device)
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ def in_onnx(weights: Path, threads: int) -> Callable[[torch.Tensor], object]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take the cores from PyTorch
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_program(path, model, load_config(None, [f"ckpt={weights}"]), [])
+        export_program(path, model, load_config(None, [f"ckpt={weights}"]))
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     text = default_text(model, "cpu").numpy()
     return lambda images: session.run(None, dict(zip(("image_a", "image_b", "text"), (*images.numpy(), text))))

@@ -57,7 +57,7 @@ def gradients(model: FusionNetwork, criterion: Loss, batches: list[dict]) -> dic
     convolved = {id(p) for module in model.modules() if isinstance(module, nn.Conv2d) for p in module.parameters()}
     found: dict[str, list[list[Tensor]]] = {}
     for i, batch in enumerate(batches):
-        total = criterion(model(*model.arguments(batch)), **batch)["total"]
+        total = criterion(model(*model.forward_args(batch)), **batch)["total"]
         slopes = torch.autograd.grad(total, list(parameters.values()), materialize_grads=True)  # 0 for what is not used
         for (name, parameter), slope in zip(parameters.items(), slopes):
             group = "all convolutions" if id(parameter) in convolved else "all others"
@@ -80,7 +80,7 @@ def text_path(model: FusionNetwork, batch: dict) -> set[int]:
 
     model.requires_grad_(False)
     with nn.modules.module.register_module_forward_hook(note):
-        model(*model.arguments(batch | {"text": batch["text"].clone().requires_grad_()}))
+        model(*model.forward_args(batch | {"text": batch["text"].clone().requires_grad_()}))
     model.requires_grad_(True)
     return found
 

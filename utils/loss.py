@@ -1,4 +1,4 @@
-"""Training losses: that of both papers, follow the brighter and the sharper source, and what other tasks need instead.
+"""Training losses. `fusion` matches the brighter source and the stronger gradient (both papers), with optional terms.
 
 Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("mine")`. In the YAML,
 `loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
@@ -29,22 +29,22 @@ class Loss(nn.Module):
     Attributes:
         name: the name it is registered under.
         maps: further maps of each pair that it wants from the data, by name.
-        progress: the share of the training that is done, in [0, 1); train.py sets it before each epoch.
-        follows_progress: True if the loss looks at it: then a run cannot be resumed with another number of epochs.
+        follows_progress: True if the loss looks at `progress`: then a run cannot be resumed with another number of
+            epochs.
     """
 
     name: str
     maps: tuple[str, ...] = ()
-    progress: float = 0.0
     follows_progress: bool = False
 
     def forward(self, fused: Tensor, image_a: Tensor, image_b: Tensor, **batch) -> dict[str, Tensor]:
-        """Called as `criterion(fused, **batch)`; a loss names the arguments that it uses.
+        """Called as `criterion(fused, **batch, progress=...)`; a loss names the arguments that it uses.
 
         Args:
             fused, image_a, image_b: (N, 1, H, W) in [0, 1].
             batch: the rest of the batch, as far as the data has it, on the same device: text (N, L, D), text_mask
-                (N, L), True for a token, clip (N, 2, E), name (list of N words), and `maps`.
+                (N, L), True for a token, clip (N, 2, E), name (list of N words), and `maps`; `progress`, the share of
+                the training that is done, in [0, 1); and what the network's `loss_inputs` gives.
 
         Returns:
             "total", the scalar to minimise, and under any other name the scalars to report.
@@ -216,8 +216,8 @@ class FusionLoss(Loss):
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
         edge_gain: with gradient=vector, mean |dF - edge_gain dS|: over 1, F is somewhat sharper than its sources.
         contrast_weight: of `missing_contrast`: warm targets of an infrared A stand out. Takes the map "warm".
-        target_edges: with gradient=vector, on and beside a warm target A's derivatives count as 1 + target_edges
-            times longer in the choice of S, and the term 1 + target_edges times more. Takes the map "warm".
+        target_edges: with gradient=vector, near targets |dA| is multiplied by 1 + target_edges before the comparison,
+            and the term is weighted likewise. Takes the map "warm".
         targets_from: the share of the training after which contrast_weight and target_edges count. If they counted
             from the start, the network would learn to copy A everywhere, and hardly unlearn it.
         exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py, on the images as they are (crops, as a
@@ -266,16 +266,25 @@ class FusionLoss(Loss):
         self.follows_progress = bool(self.maps and targets_from)
 
     def forward(
-        self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None = None, **batch
+        self,
+        fused: Tensor,
+        image_a: Tensor,
+        image_b: Tensor,
+        warm: Tensor | None = None,
+        progress: float = 0.0,
+        **batch,
     ) -> dict[str, Tensor]:
         """Images and the map (N, 1, H, W) in [0, 1] -> "total", and every term before its weight: scalars.
 
         The term "vif" is V(F, A) + V(F, B), the mean over the images.
         """
-        sources = (image_a, image_b)
+        sources, targets_count = (image_a, image_b), progress >= self.targets_from
+        emphasis = 1
+        if self.target_edges and targets_count:  # an edge of a target lies half outside it
+            emphasis = 1 + self.target_edges * local_mean(grow((warm > TARGET).to(fused.dtype), 7), 5)
         terms = {
             "intensity": (fused - self.intensity(*sources)).abs().mean(),
-            "gradient": self.gradient_term(fused, *sources, warm),
+            "gradient": self.gradient_term(fused, *sources, emphasis),
         }
         total = self.intensity_weight * terms["intensity"] + self.grad_weight * terms["gradient"]
         if self.fidelity_weight:
@@ -288,7 +297,7 @@ class FusionLoss(Loss):
             total = total - self.vif_weight * torch.log(kept + 1e-3).sum(dim=1).mean()
         if self.contrast_weight:
             terms["missing_contrast"] = missing_contrast(fused, image_a, warm).mean()
-            if self.targets_count:
+            if targets_count:
                 total = total + self.contrast_weight * terms["missing_contrast"]
         if self.exposure_weight:
             in_levels = (255 * x for x in (fused, *sources))
@@ -296,65 +305,12 @@ class FusionLoss(Loss):
             total = total + self.exposure_weight * (1 - terms["exposure"])
         return {"total": total, **terms}
 
-    @property
-    def targets_count(self) -> bool:
-        """True once so much of the training is done that warm targets count."""
-        return self.progress >= self.targets_from
-
-    def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor, warm: Tensor | None) -> Tensor:
+    def gradient_term(self, fused: Tensor, image_a: Tensor, image_b: Tensor, emphasis: Tensor | int) -> Tensor:
+        """The gradient term; `emphasis` (N, 1, H, W) says by how much A's edges count more (1: no more)."""
         if self.gradient == "magnitude":
             sharper_edges = torch.maximum(sobel_gradient(image_a), sobel_gradient(image_b))
             return (sobel_gradient(fused) - sharper_edges).abs().mean()
         of_fused, of_a, of_b = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, image_a, image_b))
-        emphasis = 1
-        if self.target_edges and self.targets_count:  # an edge of a target lies half outside it
-            emphasis = 1 + self.target_edges * local_mean(grow((warm > TARGET).to(fused.dtype), 7), 5)
         longer = of_a.square().sum(dim=1, keepdim=True) * emphasis**2 > of_b.square().sum(dim=1, keepdim=True)
         difference = of_fused - self.edge_gain * torch.where(longer, of_a, of_b)
         return (emphasis * (difference.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()).mean()
-
-
-@register_loss("instructed")
-class InstructedLoss(Loss):
-    """How far edited sources E are from those that an instruction asks for, W, and whether the network reads it.
-
-    The total is the mean over the samples of weight x the sum over both sources of mean v |E - W| + grad_weight x
-    mean |dE - dW|, d the Sobel derivatives, and reading_weight times the mean cross-entropy between what texts ask for
-    and what the network reads in them. v is 1, and 1 + target_weight on warm targets. The fusion itself is trained
-    before, and does not count.
-
-    Args:
-        grad_weight: of the gradient term.
-        reading_weight: of the cross-entropy.
-        target_weight: warm targets are few pixels; where they count no more than others, to leave them as they are is
-            nearly right, and nothing else is learned.
-    """
-
-    maps = ("warm",)  # instructions that bring out targets need it, too
-
-    def __init__(self, grad_weight: float = 0.25, reading_weight: float = 0.1, target_weight: float = 3):
-        super().__init__()
-        self.grad_weight, self.reading_weight, self.target_weight = grad_weight, reading_weight, target_weight
-
-    def forward(
-        self,
-        fused: Tensor,
-        image_a: Tensor,
-        image_b: Tensor,
-        wanted_a: Tensor,
-        wanted_b: Tensor,
-        warm: Tensor,
-        weight: Tensor,
-        reading: Tensor,
-        asked: Tensor,
-        **batch,
-    ) -> dict[str, Tensor]:
-        """Edited sources in place of F (N, 2, H, W), weights (N), logits and what is asked for (N, P, K)."""
-        wanted = torch.cat([wanted_a, wanted_b], dim=1)
-        derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, wanted))
-        emphasis = 1 + self.target_weight * (warm > TARGET)
-        intensity = 2 * (emphasis * (fused - wanted).abs()).mean(dim=(1, 2, 3))
-        gradient = 2 * torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
-        misread = F.binary_cross_entropy_with_logits(reading, asked)
-        total = (weight * (intensity + self.grad_weight * gradient)).mean() + self.reading_weight * misread
-        return {"total": total, "intensity": intensity.mean(), "gradient": gradient.mean(), "misread": misread}
