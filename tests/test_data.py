@@ -372,10 +372,10 @@ def test_damaged_h5_is_named(prepared, tmp_path, key, value):
 def test_an_h5_that_is_cut_short_is_named(prepared, tmp_path):
     path = tmp_path / "h5" / "Toy_train.h5"
     dataset = PairDataset([path])
-    dataset[0]
+    dataset[3]
     os.truncate(path, 4096)  # while it is open
-    with pytest.raises(InputError, match=r"'a1' of .*Toy_train\.h5"):
-        dataset[0]
+    with pytest.raises(InputError, match=r"'a4' of .*Toy_train\.h5"):
+        dataset[3]
     with pytest.raises(InputError, match="damaged"):
         PairDataset([path])
 
