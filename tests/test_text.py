@@ -113,10 +113,13 @@ def test_weights_of_another_model_are_refused(bert, blip2, tmp_path):
 
 
 def test_features_of_wrong_shape():
-    assert check_feature(np.zeros((1, 3, 4), np.float32)).shape == (3, 4)
-    for bad in (np.zeros(3), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.zeros((3, 4), int), np.full((2, 2), np.inf)):
+    assert check_feature("text", np.zeros((1, 3, 4), np.float32)).shape == (3, 4)
+    bad = [np.zeros(3), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.zeros((3, 4), int), np.full((2, 2), np.inf), b"text"]
+    for array in bad:
         with pytest.raises(ValueError):
-            check_feature(bad)
+            check_feature("text", array)
+    with pytest.raises(ValueError, match="its clip has 3 rows and not 2"):
+        check_feature("clip", np.zeros((3, 4)))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ pixel of the whole pair was taken from, before any resizing; the identity for a 
 
 import contextlib
 import errno
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from utils.files import plain_name
 from utils.opencv import MAX_PIXELS
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
+MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
 NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
 
@@ -116,8 +118,8 @@ class PairFile:
         stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
         if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
             raise ValueError("its bytes are in a file of another folder")
-        if stored.size > 2 * MAX_PIXELS:
-            raise ValueError(f"it declares {stored.size} values")
+        if max(stored.size, math.prod(stored.chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
+            raise ValueError(f"it declares {stored.size} values in chunks of {stored.chunks}")
         return stored[()]
 
     def _beside(self, file: bytes) -> bool:
