@@ -320,7 +320,7 @@ def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
     ("row", "words"),
     [
         ("{task: IVF, a: [5], b: VI, color: [VI]}", "a in the row Toy of .* must be str"),
-        ("{task: IVF, a: IR, b: VI, color: VI}", "color in the row Toy of .* must be a list"),
+        ("{task: IVF, a: IR, b: VI, color: VI}", r"color in the row Toy of .* must be list\[str\]"),
         ("{task: IVF, a: IR, b: VI, color: [IX]}", "must list none, one or both of IR and VI"),
         ("{task: IVF, a: IR, b: VI}", "the row Toy of .* needs the key 'color'"),
         ("{task: IVF, a: IR, b: IR, color: []}", "must name different folders"),
@@ -371,13 +371,10 @@ def test_damaged_h5_is_named(prepared, tmp_path, key, value):
 
 def test_an_h5_that_is_cut_short_is_named(prepared, tmp_path):
     path = tmp_path / "h5" / "Toy_train.h5"
-    dataset = PairDataset([path])
-    dataset[3]
-    os.truncate(path, 4096)  # while it is open
-    with pytest.raises(InputError, match=r"'a4' of .*Toy_train\.h5"):
-        dataset[3]
-    with pytest.raises(InputError, match="damaged"):
-        PairDataset([path])
+    for size in (path.stat().st_size - 1, 3000, 0):
+        os.truncate(path, size)
+        with pytest.raises(InputError, match=r"Toy_train\.h5 .*damaged"):
+            PairDataset([path])
 
 
 def test_unknown_sets_are_named(toy, monkeypatch):
