@@ -7,7 +7,7 @@
 
 A run writes exp/<time>_<name>/: code/ (this script, the network's files, git commit and diff), model/
 (last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
-curves.png, TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over
+TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over
 all processes, and the loss is a mean over images, so neither the number of processes nor train.accumulate
 changes the training. Exceptions are batch normalisation (MGFusion) on CPUs, where every process and part has
 the statistics of its own pairs, and the L2 term of the loss, which is off.
@@ -111,7 +111,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     started, code = time.monotonic(), commit()
     for epoch in range(first_epoch + 1, train.epochs + 1):
-        criterion.progress = (epoch - 1) / train.epochs
+        progress = (epoch - 1) / train.epochs
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
         net.train()
@@ -126,7 +126,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
                     with nullcontext() if last_part or world == 1 else net.no_sync():
                         part = to_device(part, device, guidances)
                         output = net(*model.forward_args(part))
-                        terms = criterion(output, **part, **model.loss_inputs(part))
+                        terms = criterion(output, **part, **model.loss_inputs(part), progress=progress)
                         (terms["total"] / train.accumulate).backward()
                     fused.append(output.detach())
                     losses.append({key: value.detach() for key, value in terms.items()})
@@ -174,8 +174,6 @@ def train_network(config: Config, closing: ExitStack) -> None:
             # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
             for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:
                 save_checkpoint(folder.path / "model" / name, checkpoint)
-            if kept or epoch == train.epochs:
-                folder.draw_curves()
 
     if main_process:
         log.info(f"trained in {time.monotonic() - started:.0f} s; weights in {folder.path / 'model'}")
@@ -266,7 +264,7 @@ def resume(
         raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
     if epoch >= config.train.epochs:
         raise InputError(f"{path} has {epoch} epochs already; raise train.epochs")
-    return epoch, step, best if folder_to_resume(config) else None  # a new folder has no best.pth yet
+    return epoch, step, best if folder_to_resume(config.train.resume) else None  # a new folder has no best.pth yet
 
 
 def validation_metrics(config: Config) -> tuple[list[str], str]:
@@ -299,7 +297,7 @@ def validate(
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // ranks, disable=rank > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{rank}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
-    return average({key: row for part in distributed.gather(evaluator.results()) for key, row in part.items()})[0]
+    return average({key: row for part in distributed.gather(evaluator.results) for key, row in part.items()})[0]
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:

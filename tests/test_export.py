@@ -1,4 +1,4 @@
-"""Networks as .onnx and .pt2: what they compute without this code is what the network computes."""
+"""Networks as .onnx compute without this code what they compute with it; weights carry what they were tested to do."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ from tests.test_text import bert  # noqa: F401
 from tests.toy import ROOT, script
 from utils.config import load_config
 from utils.errors import InputError
-from utils.export import PACKAGES, Program, constant_features
+from utils.export import Program, text_feature
 from utils.guides.text import TextEncoder
 
 SIZES = [(1, 4, 5), (2, 37, 53), (1, 64, 96), (3, 90, 21)]  # N, H, W
@@ -81,7 +81,7 @@ def test_an_onnx_obeys_the_instruction_that_is_built_in(tmp_path, bert, monkeypa
     ckpt = save(tmp_path / "w.safetensors", "film_instructed", bert)
     (tmp_path / "to").mkdir()
     path = tmp_path / "to" / "model.onnx"
-    output = script("test.py", ckpt, "--export", path, "--instruct", "a warm car", f"text.path={bert}")
+    output = script("utils.export", path, ckpt, "--instruct", "a warm car", f"text.path={bert}")
     assert "inputs: image_a, image_b, text; built in: instruction" in output and "largest difference from" in output
     assert [each.name for each in path.parent.iterdir()] == ["model.onnx"]
     content = path.read_bytes()
@@ -119,7 +119,7 @@ def test_an_onnx_obeys_the_instruction_that_is_built_in(tmp_path, bert, monkeypa
 
 def test_an_onnx_takes_clip_vectors(tmp_path):
     path = tmp_path / "model.onnx"
-    script("test.py", save(tmp_path / "w.safetensors", "mgfusion"), "--export", path)
+    script("utils.export", path, save(tmp_path / "w.safetensors", "mgfusion"))
     model, session = load_model(tmp_path / "w.safetensors"), onnxruntime.InferenceSession(path)
     for n, *size in SIZES:
         inputs = dict(zip(("image_a", "image_b", "clip"), (*draw(n, *size), torch.randn(n, 2, 12))))
@@ -127,26 +127,6 @@ def test_an_onnx_takes_clip_vectors(tmp_path):
         np.testing.assert_allclose(found, fuse(model, *inputs.values()), atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map
     assert np.array_equal(default_of(metadata, "clip")[0], model.provenance.guides["clip"].default)
-
-
-def load_pt2(path) -> tuple[torch.nn.Module, dict[str, str]]:
-    extra = {"metadata.json": ""}
-    return torch.export.load(path, extra_files=extra).module(), json.loads(extra["metadata.json"])
-
-
-@pytest.mark.parametrize("name", ["film", "film_blend_half"])
-def test_a_pt2_takes_text_of_any_length(tmp_path, name):
-    path = tmp_path / "model.pt2"
-    script("test.py", save(tmp_path / "w.safetensors", name), "--export", path)
-    assert not any(str(place).encode() in path.read_bytes() for place in (ROOT, tmp_path, sys.prefix))
-    model = load_model(tmp_path / "w.safetensors")
-    program, metadata = load_pt2(path)
-    for (n, *size), length in zip(SIZES, (1, 2, 9, 30)):
-        a, b = draw(n, *size)
-        text = torch.randn(1, length, 12)
-        expected = fuse(model, a, b, text.expand(n, -1, -1))
-        np.testing.assert_allclose(fuse(program, a, b, text), expected, atol=1e-5)
-    assert np.array_equal(default_of(metadata, "text")[0], model.provenance.guides["text"].default)
 
 
 class Simple(FusionNetwork):
@@ -187,102 +167,84 @@ def simple(monkeypatch):
     return save_simple
 
 
-def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert, simple):  # noqa: F811
-    ckpt, path = simple(tmp_path / "w.safetensors", Simple, bert), tmp_path / "model.pt2"
-    output = script("test.py", ckpt, "--export", path, "export.text=the dark road", f"text.path={bert}")
-    assert "inputs: image_a, image_b; built in: text" in output
+@pytest.mark.parametrize("name", ["film", "film_blend_half"])
+def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert, name):  # noqa: F811
+    """One from the command line, and the default text."""
+    save(tmp_path / "w.safetensors", name, bert)
     model = load_model(tmp_path / "w.safetensors")
-    program, metadata = load_pt2(path)
-    text = torch.from_numpy(TextEncoder("auto", bert).encode(["the dark road"])[0])[None]
+    config = load_config(None, [f"text.path={bert}"])
+    text, given = text_feature(model, config, "the dark road"), TextEncoder("auto", bert).encode(["the dark road"])[0]
+    program = Program(model, text)
+    assert torch.equal(text[0], torch.from_numpy(given)) and list(program.shapes) == ["image_a", "image_b"]
     for n, *size in SIZES:
         images = draw(n, *size)
         np.testing.assert_allclose(fuse(program, *images), fuse(model, *images, text.expand(n, -1, -1)), atol=1e-6)
-    assert metadata["built_in_text"] == "the dark road" and "default_text" not in metadata
-
-
-def test_the_default_text_can_be_built_in(tmp_path):
-    save(tmp_path / "w.safetensors", "film")
-    model = load_model(tmp_path / "w.safetensors")
-    config = load_config(None, ["text.use=default"])
-    (text,) = constant_features(model, config, []).values()
-    assert torch.equal(text[0], model.provenance.guides["text"].default)
-    with pytest.raises(InputError, match="export.text does not count"):
-        constant_features(model, load_config(None, ["text.use=default", "export.text=a road"]), [])
+    assert text_feature(model, config, None) is None
+    config.text.use = "default"
+    assert torch.equal(text_feature(model, config, None)[0], model.provenance.guides["text"].default)
+    with pytest.raises(InputError, match="--text does not count"):
+        text_feature(model, config, "a road")
 
 
 def test_a_network_that_reads_instructions_is_the_plain_fusion_without_one(tmp_path):
     save(tmp_path / "w.safetensors", "film_instructed")
     model, inputs = load_model(tmp_path / "w.safetensors"), [*draw(1, 20, 30), torch.randn(1, 4, 12)]
-    assert np.array_equal(fuse(Program(model, {}), *inputs), fuse(FILMBlend.forward, model, *inputs))
+    assert np.array_equal(fuse(Program(model), *inputs), fuse(FILMBlend.forward, model, *inputs))
+    with pytest.raises(InputError, match="asks for nothing that FILM instructed knows"):
+        Program(model, instruction=torch.zeros(3, 12))
 
 
 def test_a_wrong_program_is_not_written(tmp_path, monkeypatch, simple):
-    ckpt, path = simple(tmp_path / "w.safetensors", Simple), tmp_path / "model.pt2"
+    ckpt, path = simple(tmp_path / "w.safetensors", Simple), tmp_path / "model.onnx"
     path.write_bytes(b"the old one")
     plain = Program.forward
     monkeypatch.setattr(Program, "forward", lambda self, *inputs: plain(self, *inputs) + 2e-4)
-    output = script("test.py", ckpt, "--export", path, code=1)
-    assert "model.pt2 is not written: at 64 x 96 pixels it differs from PyTorch by 2.0e-04" in output
+    output = script("utils.export", path, ckpt, code=1)
+    assert "model.onnx is not written: at 64 x 96 pixels it differs from PyTorch by 2.0e-04" in output
     assert path.read_bytes() == b"the old one" and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
-    ("network", "message"), [(Branching, "cannot be exported as .pt2 ("), (Deep, "takes the input 'depth'")]
+    ("network", "message"), [(Branching, "cannot be exported as .onnx ("), (Deep, "takes the input 'depth'")]
 )
 def test_a_network_that_cannot_be_exported_is_one_sentence(tmp_path, simple, network, message):
-    output = script("test.py", simple(tmp_path / "w.safetensors", network), "--export", tmp_path / "m.pt2", code=1)
+    output = script("utils.export", tmp_path / "m.onnx", simple(tmp_path / "w.safetensors", network), code=1)
     assert message in output and "Traceback" not in output and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_a_missing_package_is_one_sentence(monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    output = script("test.py", "ckpt=models/IVF.safetensors", "--export", "model.onnx", code=1)
-    assert "needs the packages onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime" in output
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    output = script("utils.export", "model.onnx", "ckpt=models/IVF.safetensors", code=1)
+    assert "needs the packages onnx, onnxscript, onnxruntime: pip install onnx onnxscript onnxruntime" in output
 
 
-TWICE = ["--instruct", "a", "--instruct", "b"]
+def test_weights_are_tested_as_they_are_written(prepared, tmp_path):
+    """In half precision: a test of the file gives the means that it carries."""
+    script("train.py", *prepared, "train.epochs=1")
+    weights = tmp_path / "X.safetensors"
+    output = script("utils.export", weights, *prepared, f"ckpt={tmp_path}/exp/*/model/last.pth")
+    measured = load_model(weights).provenance.metrics["Toy_test"]
+    assert "The test result of Toy:" in output and f"measured as above: {weights}" in output
+    script("test.py", *prepared, f"ckpt={weights}")
+    assert json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"] == measured
 
 
 @pytest.mark.parametrize(
-    ("to", "words", "message"),
+    ("words", "message"),
     [
-        ("model.onnx", ["ckpt=null"], "--export writes one network; give ckpt=..."),
-        ("model.pt2", ["ckpt=models/{task}.safetensors"], "--export writes one network; give ckpt=..."),
-        ("model.onnx", ["ckpt=a.pth", "--text-study"], "and no --text-study"),
-        (
-            "model.onnx",
-            ["ckpt=a.pth", "--a", "a.png", "--b", "b.png", "--out", "f.png"],
-            "is not for files of your own",
-        ),
-        ("model.pt2", ["ckpt=a.pth", "--compare"], "tests no set; leave out --compare and --report"),
-        ("model.pt2", ["ckpt=a.pth", "--report"], "tests no set; leave out --compare and --report"),
-        ("model.onnx", ["ckpt=a.pth", *TWICE], "builds in one --instruct"),
-        ("model.pt", ["ckpt=a.pth"], "writes a .safetensors, .onnx or .pt2, or a folder, not"),
-        ("w.safetensors", ["ckpt=a.pth", "--instruct", "a"], "--instruct is built into an .onnx or .pt2"),
-        ("folder", ["ckpt=a.pth", "export.text=a"], "export.text is built into an .onnx or .pt2"),
-        ("model.onnx", ["ckpt=models/MGFusion_IVF.safetensors", "export.text=a"], "MGFusion reads no text"),
-        ("model.pt2", ["ckpt=models/MGFusion_IVF.safetensors", "--instruct", "a"], "MGFusion reads no instructions"),
-        ("file/model.pt2", ["ckpt=models/MGFusion_IVF.safetensors"], "cannot write"),
+        (["model.onnx"], "say which weights: ckpt=models/IVF.safetensors"),
+        (["model.onnx", "ckpt=null"], "give the weights to test with ckpt=..."),
+        (["ckpt=a.pth"], "name one file to write, an .onnx or a .safetensors"),
+        (["model.pt2", "ckpt=a.pth"], "name one file to write, an .onnx or a .safetensors, not 'model.pt2'"),
+        (["w.safetensors", "ckpt=a.pth", "--instruct", "a"], "--text and --instruct are built into an .onnx"),
+        (["model.onnx", "ckpt=models/MGFusion_IVF.safetensors", "--text", "a"], "MGFusion reads no text"),
+        (["model.onnx", "ckpt=models/MGFusion_IVF.safetensors", "--instruct", "a"], "MGFusion reads no instructions"),
     ],
 )
-def test_what_cannot_be_exported_is_one_sentence(tmp_path, to, words, message):
-    (tmp_path / "file").write_text("no folder")
-    output = script("test.py", *words, "--export", tmp_path / to, code=1)
-    assert message in output and "Traceback" not in output
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_an_instruction_that_asks_for_nothing_is_refused(tmp_path):
-    save(tmp_path / "w.safetensors", "film_instructed")
-    with pytest.raises(InputError, match="asks for nothing that FILM instructed knows"):
-        Program(load_model(tmp_path / "w.safetensors"), {"instruction": torch.zeros(1, 3, 12)})
-
-
-def test_several_processes_do_not_export(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    output = script("test.py", "ckpt=models/IVF.safetensors", "--export", "model.pt2", code=1)
-    assert "--export model.pt2 runs in one process" in output
+def test_what_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    output = script("utils.export", *words, code=1)
+    assert message in output and "Traceback" not in output and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("source", [1, 8, 36, 288, 384])

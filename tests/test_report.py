@@ -7,14 +7,14 @@ import shutil
 import subprocess
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 
 from tests.test_faults import files
 from tests.toy import script
 from utils.config import Config
-from utils.errors import InputError
-from utils.results.report import new_report
+from utils.results.report import Report
 from utils.results.table import ranks, to_paste
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -69,25 +69,24 @@ addEventListener("load", () => {
 
 
 @pytest.fixture
-def report(tmp_path):
+def page(tmp_path):
     rng, values = np.random.default_rng(0), {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
-    with new_report(tmp_path / "report", Config(), "abc") as report:
-        report.start_set("Toy_test", ["A", "B", "ours", "max"])
-        for i in range(len(values)):
-            report.add_images(i, list(rng.integers(0, 256, (4, 30, 40), dtype=np.uint8)))
-        per_image = {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}
-        report.add_numbers(SUMMARY, {"ours": per_image})
+    report = Report(tmp_path / "report")
+    report.start_set("Toy_test", ["A", "B", "ours", "max"])
+    for i in range(len(values)):
+        report.add_images(i, list(rng.integers(0, 256, (4, 30, 40), dtype=np.uint8)))
+    report.add_numbers(SUMMARY, {"ours": {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}})
+    report.write(Config(), "abc")
     return tmp_path / "report" / "index.html"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1300, 390], ids=["desk", "phone"])
-def test_report_in_a_browser(report, tmp_path, width):
-    page = report.read_text()
+def test_report_in_a_browser(page, tmp_path, width):
     catcher = "<script>window.problems = 0; addEventListener('error', () => window.problems++);</script>"
     play = PLAY.replace("c</script>", "c<\\/script>")
-    report.write_text(page.replace("<head>", "<head>" + catcher).replace("</body>", play + "</body>"))
-    frame = report.with_name("frame.html")  # narrower than the narrowest window
+    page.write_text(page.read_text().replace("<head>", "<head>" + catcher).replace("</body>", play + "</body>"))
+    frame = page.with_name("frame.html")  # narrower than the narrowest window
     frame.write_text(
         f'<iframe src="index.html" width="{width}" height="900"></iframe>'
         "<script>addEventListener('message', event => document.title = event.data)</script>"
@@ -121,43 +120,27 @@ def test_report_in_a_browser(report, tmp_path, width):
     }
 
 
-def test_report_needs_no_network(report):
-    page = report.read_text()
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(", page) and "fetch(" not in page
-
-
-def test_report_replaces_a_report_and_nothing_else(report, tmp_path):
-    before, labels, black = files(tmp_path), ["A", "B", "ours"], np.zeros((3, 8, 8), np.uint8)
-    with pytest.raises(KeyboardInterrupt), new_report(tmp_path / "report", Config(), "def") as again:
-        again.start_set("Toy_test", labels)
-        again.add_images(0, list(black))
-        raise KeyboardInterrupt
-    assert files(tmp_path) == before  # what was there is whole
-    (tmp_path / "report" / "thesis.tex").write_text("mine")
-    with new_report(tmp_path / "report", Config(), "def") as again:
-        again.start_set("Toy_test", labels)
-        again.add_images(0, list(black))
-        again.add_numbers(SUMMARY, {"ours": {"only": {"EN": 1.0, "CE": 1.0}}})
-    images = {re.sub(r"images-\d+", "images", name) for name in files(tmp_path)}
-    assert images == {"report/index.html", "report/thesis.tex", *(f"report/images/1/0_{k}.png" for k in range(3))}
-    (tmp_path / "mine").mkdir()
-    for name in ("letter.txt", "index.html"):
-        (tmp_path / "mine" / name).write_text("mine")
-        with pytest.raises(InputError, match="is there and is no report"), new_report(tmp_path / "mine", Config(), ""):
-            pass
-
-
-@pytest.mark.parametrize("words", [["--text-study"], ["--a", "x.png", "--b", "y.png", "--out", "z.png"]], ids=str)
-def test_report_without_a_table_is_refused(prepared, tmp_path, words):
-    assert "--report" in script("test.py", *prepared, "net={name: max}", "ckpt=null", *words, "--report", code=1)
+def test_report_needs_no_network(page):
+    text = page.read_text()
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(", text) and "fetch(" not in text
 
 
 def test_report_of_a_test(prepared, tmp_path):
-    output = script("test.py", *prepared, "net={name: max}", "ckpt=null", "--report")
-    assert f"open in a browser: {tmp_path}/out/report/index.html" in output
-    pictures = list((tmp_path / "out" / "report").rglob("*.png"))
-    assert len(pictures) == 2 * (2 + 2 + 3)  # A, B, fused, in colour, and three other rules, of two pairs
-    assert cv2.imread(str(pictures[0])) is not None
+    """It replaces a report, whole, and nothing else; a test that fails leaves the last one."""
+    words, folder = [*prepared, "ckpt=null", "net={name: max}", "--report"], tmp_path / "out" / "report"
+    assert f"open in a browser: {folder}/index.html" in script("test.py", *words)
+    (folder / "thesis.tex").write_text("mine")
+    pictures = {f"report/images/1/{pair}_{k}.png" for pair in range(2) for k in range(2 + 2 + 3)}
+    found = {name for name in files(tmp_path / "out") if name.startswith("report/")}
+    assert found == {"report/index.html", "report/thesis.tex", *pictures}  # A, B, fused, in colour, three other rules
+    assert cv2.imread(str(folder / "images" / "1" / "0_2.png")) is not None
+    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
+        del file["imageB/b2"]
+    before = files(tmp_path / "out")
+    script("test.py", *words, code=1)
+    assert files(tmp_path / "out") == before
+    (folder / "index.html").write_text("mine")
+    assert "is there and is no report" in script("test.py", *words, code=1)
 
 
 def test_ranks_are_of_what_is_printed():
@@ -166,6 +149,7 @@ def test_ranks_are_of_what_is_printed():
         "max": {"EN": 2, "CE": 1},
         "mean": {"EN": 1, "CE": 0},  # 7.00 as well
     }
+    assert ranks({"ours": {"EN": 7.0}}, ["EN"]) == {"ours": {"EN": 0}}  # compared with none
 
 
 def test_tables_to_paste():

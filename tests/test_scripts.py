@@ -18,8 +18,7 @@ from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
 from tests.toy import CONFIG, SHARED, make_pairs, process, script
-from tools import dark_pairs
-from utils.errors import InputError, run_script
+from utils.errors import run_script
 from utils.results.table import PAPER_HEADER, format_table
 
 
@@ -66,11 +65,11 @@ def test_train_then_test(prepared, tmp_path):
         assert color.shape == (45, 53, 3) and np.ptp(color, axis=2).max() > 10  # coloured
         luma = cv2.cvtColor(color, cv2.COLOR_BGR2GRAY).astype(int)
         assert np.median(np.abs(luma - gray)) <= 12  # clipped colours may move the luma
-    assert cv2.imread(str(out / "comparison.png")) is not None
+    assert cv2.imread(str(out / "comparison.png")).shape[1] == 8 * (53 + 4)  # A, B, gray, colour, four rules
     summary = json.loads((out / "metrics.json").read_text())
     rows = list(csv.DictReader((out / "metrics.csv").open()))
-    assert len(rows) == 5 * 3 and summary["stretch"] == rows[0]["stretch"] == "minmax" and summary["images"] == 2
-    per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM" and row["image"] != "mean"]
+    assert len(rows) == 5 * 2 and summary["stretch"] == rows[0]["stretch"] == "minmax" and summary["images"] == 2
+    per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM"]
     assert summary["mean"]["FILM"]["SF"] == pytest.approx(np.mean(per_image))
 
     script("test.py", *prepared, f"ckpt={folder}/model/last.pth", "test.stretch=clamp", "precision=bf16")
@@ -100,20 +99,6 @@ def test_a_term_that_waits_comes_at_its_epoch_and_after_a_resume(prepared, toy, 
     for word in ("train.epochs=3", "train.crop_on=null"):
         output = script("train.py", *waits, word, f"train.resume={first}", code=1)
         assert f"{word.split('=')[0]} is " in output and "in the run to resume" in output
-
-
-def test_dark_pairs_at_full_size(prepared, tmp_path, monkeypatch, capsys):
-    script("train.py", *prepared, "train.epochs=1")
-    last, words = only_run(tmp_path) / "model" / "last.pth", prepared[2:]
-    monkeypatch.setattr("sys.argv", ["dark_pairs", str(last), *words])
-    dark_pairs.main()
-    names = ["b1", "b2"]
-    for name in names:
-        assert cv2.imread(str(tmp_path / "out" / "dark_pairs" / f"Toy_test_{name}.png")).shape[0] >= 45 + 22 + 4
-    assert len(re.findall(r"last\.pth (?:nan|-?[\d.]+)", capsys.readouterr().out)) == len(names)
-    monkeypatch.setattr("sys.argv", ["dark_pairs", str(last), "models/MGFusion_IVF.safetensors", *words])
-    with pytest.raises(InputError, match="networks with different guides"):
-        dark_pairs.main()
 
 
 def test_resume_is_bit_for_bit(prepared, tmp_path):
@@ -150,7 +135,7 @@ def for_all_terms(prepared, tmp_path) -> list[str]:
     return [*prepared, "train.crop=44", *loss]
 
 
-@pytest.mark.parametrize(("parts", "sets"), [(1, "prepared"), (2, "prepared"), (2, "for_all_terms")])
+@pytest.mark.parametrize(("parts", "sets"), [(1, "prepared"), (2, "for_all_terms")])
 def test_two_processes_train_as_one(parts, sets, tmp_path, request):
     """torchrun with gloo: the same global batch, also in parts, gives the same losses, metrics and weights."""
     prepared = request.getfixturevalue(sets)
@@ -239,22 +224,15 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
         (["net.text_dim=13"], "has text 12 wide and the network takes 13"),
         (["net={name: mean}"], "net.name 'mean' has no weights to train"),
         (["net.name=mean"], "net.text_dim is not an option of 'mean'"),
-        (["net.name=5"], "net.name must be the name of a network"),
-        (["net={1: 2}"], "a key of net in the command line must be str"),
-        (["test.metrics=[]"], "test.metrics in the command line must name metrics"),
         (["train.crop=64", "train.num_workers=2"], "error: 'a"),
         (["data.train=[]"], "data.train names no set"),
-        (["data.train=[None_train]"], "None_train.h5; make it with"),
         (["train.crop=64"], "smaller than train.crop"),
         (["loss.grad=3"], "loss.grad is not an option"),
-        (["loss.grad_weight=much"], "loss.grad_weight must be like 20.0"),
         (["loss.vif_weight=1"], "loss.vif_weight needs images of 41 pixels a side or more; raise train.crop"),
         (["loss.intensity=dark"], "loss.intensity must be one of max, sharper, exposed"),
         (["train.best=Quality"], "no metric 'Quality'"),
         (["device=cuda:9"], "device 'cuda:9' is not there"),
-        (["device=gpu"], "device 'gpu' is not there"),
         (["device=mps"], "device 'mps' must be cpu, cuda, cuda:<number> or auto"),
-        (["device=meta"], "device 'meta' must be cpu"),
     ],
 )
 def test_wrong_training_settings_are_one_sentence(prepared, words, message):
@@ -276,39 +254,6 @@ def test_a_variant_trains_and_tests(prepared, tmp_path):
     }
     output = script("test.py", *prepared, f"ckpt={folder}/model/last.pth")
     assert "\nFILM blend      " in output
-
-
-def test_own_pairs(prepared, tmp_path):
-    script("train.py", *prepared, "train.epochs=1")
-    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
-    images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    (tmp_path / "in" / "A").mkdir(parents=True)
-    (tmp_path / "in" / "B").mkdir()
-    for name in ("b1", "b2"):
-        shutil.copy(images / "IR" / f"{name}.png", tmp_path / "in" / "A")
-        shutil.copy(images / "VI" / f"{name}.png", tmp_path / "in" / "B")
-    a, b = images / "IR" / "b1.png", images / "VI" / "b1.png"
-
-    output = script("test.py", "--a", a, "--b", b, "--out", tmp_path / "one.png", ckpt)
-    assert "default text feature" in output and "minmax" in output
-    assert cv2.imread(str(tmp_path / "one.png"), -1).shape == (45, 53, 3)
-    script("test.py", "--a", tmp_path / "in" / "A", "--b", tmp_path / "in" / "B", "--out", tmp_path / "many", ckpt)
-    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["b1.png", "b2.png"]
-    assert (tmp_path / "many" / "b1.png").read_bytes() == (tmp_path / "one.png").read_bytes()
-
-    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((20, 20), np.uint8))
-    for words, message in (
-        (
-            ["--a", a, "--b", tmp_path / "small.png", "--out", tmp_path / "x.png"],
-            "unequal shapes, 1.178 and 1.000 times as wide as high",
-        ),
-        (["--a", a, "--b", b], "needs all of --a, --b and --out"),
-        (["--a", a, "--b", b, "--out", tmp_path / "x"], "cannot write an image named"),
-        (["--a", a, "--b", images / "VI", "--out", tmp_path / "x"], "must be two images or two folders"),
-        (["--a", a, "--b", b, "--out", tmp_path / "x.png", "--text-a", "a car"], "give both --text-a and --text-b"),
-    ):
-        output = script("test.py", *words, ckpt, code=1)
-        assert message in output and "Traceback" not in output and not (tmp_path / "x.png").exists()
 
 
 def test_published_weights_fuse_a_set(shared, prepared, tmp_path):
@@ -385,6 +330,16 @@ def test_metrics_and_rules_by_task(prepared, tmp_path):
     assert {"MEFSSIM", "SD"} <= set(scores) and "TC" not in scores
 
 
+def test_a_test_makes_its_own_sets_alone(prepared, tmp_path):
+    shutil.rmtree(tmp_path / "h5")
+    words = [*prepared, "ckpt=null", "net={name: max}"]
+    output = script("test.py", *words, "data.test=[Toy]", code=1)
+    assert "data.test names the dataset Toy; name a set of it: Toy_test, Toy_train" in output
+    assert not (tmp_path / "h5").exists()
+    script("test.py", *words)
+    assert [path.name for path in (tmp_path / "h5").glob("*.h5")] == ["Toy_test.h5"]
+
+
 def test_table_has_the_papers_form():
     row = dict(zip(["EN", "SD", "SF", "AG", "VIFF", "Qabf"], [6.72, 43.64, 11.55, 3.72, 1.06, 0.70]))
     lines = [
@@ -417,8 +372,3 @@ def test_a_terminal_without_arrows_loses_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     run_script(lambda: print("Qcv↓", flush=True))
     assert sys.stdout.buffer.getvalue() == b"Qcv?\n"
-
-
-def test_help_of_test_waits_for_no_heavy_import():
-    heavy = "{'torch', 'cv2', 'h5py', 'transformers', 'net'}"
-    assert process("-c", f"import sys, test; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"

@@ -176,7 +176,7 @@ def test_text_study(tmp_path, toy, bert):
     script("data_process.py", *words)
     script("train.py", *words, "train.epochs=1", "test.num_workers=0")
     words.append(f"ckpt={tmp_path / 'exp'}/*/model/last.pth")
-    output = script("test.py", *words, "--text-study", "--sentence", "a warm car stands at the road")
+    output = script("utils.studies.text", *words, "--sentence", "a warm car stands at the road")
     folder = tmp_path / "out" / "Toy_test_text_study"
     summary = json.loads((folder / "metrics.json").read_text())
     others = ["another's", "shuffled tokens", "empty text", "default text", "the sentence"]
@@ -196,7 +196,7 @@ def test_text_study(tmp_path, toy, bert):
     script("test.py", *words)
     usual = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"]
     assert summary["mean"]["own text"] == pytest.approx(usual, rel=1e-6)
-    output = script("test.py", *CONFIG, *toy, "ckpt=null", "net={name: max}", "--text-study", code=1)
+    output = script("utils.studies.text", *CONFIG, *toy, "ckpt=null", "net={name: max}", code=1)
     assert "max reads no text" in output
 
 
@@ -205,7 +205,7 @@ def test_a_study_without_texts_is_one_sentence(tmp_path, toy):
     words = [*CONFIG, *toy, *FAST, "text.use=default", f"train.exp={tmp_path / 'exp'}"]
     script("data_process.py", *words)
     script("train.py", *words, "train.epochs=1")
-    output = script("test.py", *words, f"ckpt={tmp_path / 'exp'}/*/model/last.pth", "--text-study", code=1)
+    output = script("utils.studies.text", *words, f"ckpt={tmp_path / 'exp'}/*/model/last.pth", code=1)
     assert "holds no text" in output.splitlines()[-1]
 
 

@@ -48,7 +48,7 @@ def in_onnx(weights: Path, threads: int) -> Callable[[torch.Tensor], object]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take the cores from PyTorch
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_program(path, model, load_config(None, [f"ckpt={weights}"]), [])
+        export_program(path, model, load_config(None, [f"ckpt={weights}"]))
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     text = default_text(model, "cpu").numpy()
     return lambda images: session.run(None, dict(zip(("image_a", "image_b", "text"), (*images.numpy(), text))))

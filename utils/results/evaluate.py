@@ -1,11 +1,10 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from net import FusionNetwork
@@ -39,9 +38,6 @@ def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str],
     return [metric for metric in metrics if metric not in left_out], note
 
 
-GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
-
-
 def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
     """A batch of `collate` on `device`, with the features that its guides compute where it has none.
 
@@ -65,46 +61,29 @@ def split_batch(batch: dict, parts: int) -> list[dict]:
 
 
 class Evaluator:
-    """Metrics of 8-bit images, computed in float64: in batches of one size on a GPU, one by one on a CPU.
+    """Metrics of 8-bit images, computed one by one in float64.
 
     Args:
         metrics: names in METRICS.
         device: where to compute.
 
-    `add` and `results` raise InputError if there is not enough memory.
+    Attributes:
+        results: {image name: {metric: value}} of all images so far.
     """
 
     def __init__(self, metrics: list[str], device: torch.device):
         check_metrics(metrics)
         self.metrics, self.device = metrics, device
-        self.pixels = 0 if device.type == "cpu" else GPU_PIXELS  # of a batch at most, if it is not one image
-        self._waiting: dict[tuple[int, int], list] = {}
-        self._results: dict[str, dict[str, float]] = {}
-
-    def add(self, name: str, fused: np.ndarray, image_a: np.ndarray, image_b: np.ndarray) -> None:
-        """One image: (H, W) uint8 each."""
-        self._results[name] = {}  # keeps the order of the calls
-        waiting = self._waiting.setdefault(fused.shape, [])
-        waiting.append((name, fused, image_a, image_b))
-        if (len(waiting) + 1) * fused.size > self.pixels:
-            self._compute(self._waiting.pop(fused.shape))
-
-    def results(self) -> dict[str, dict[str, float]]:
-        """{image name: {metric: value}} of all images so far."""
-        while self._waiting:
-            self._compute(self._waiting.popitem()[1])
-        return self._results
+        self.results: dict[str, dict[str, float]] = {}
 
     @torch.inference_mode()
-    def _compute(self, images: list) -> None:
-        names, *stacks = zip(*images)
-        height, width = stacks[0][0].shape
-        what = f"compute the metrics of {len(names)} images of {height} x {width} pixels"
-        with enough_memory(what, "leave some out of test.metrics, or use device=cpu, which takes one image at a time"):
-            tensors = [torch.from_numpy(np.stack(stack)[:, None]).to(self.device).double() for stack in stacks]
-            values = torch.stack([METRICS[metric](*tensors) for metric in self.metrics], dim=1).tolist()
-        for name, row in zip(names, values):
-            self._results[name] = dict(zip(self.metrics, row))
+    def add(self, name: str, *images: np.ndarray) -> None:
+        """Measure one image: F, A and B, (H, W) uint8 each; InputError if there is not enough memory."""
+        task = "compute the metrics of {} x {} pixels".format(*images[0].shape)
+        with enough_memory(task, "leave some out of test.metrics, or use device=cpu"):
+            tensors = [torch.from_numpy(image)[None, None].to(self.device).double() for image in images]
+            values = torch.cat([METRICS[metric](*tensors) for metric in self.metrics]).tolist()
+        self.results[name] = dict(zip(self.metrics, values))
 
 
 def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -121,10 +100,9 @@ def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dic
 
 def average_all(per_image: dict[str, dict[str, dict[str, float]]]) -> tuple[dict[str, dict], dict[str, dict]]:
     """`average` of every network: {label: means} and {label: images left out}."""
-    averages = {label: average(results) for label, results in per_image.items()}
-    return {label: means for label, (means, _) in averages.items()}, {
-        label: out for label, (_, out) in averages.items()
-    }
+    averages = [average(results) for results in per_image.values()]
+    means, left_out = zip(*averages)
+    return dict(zip(per_image, means)), dict(zip(per_image, left_out))
 
 
 def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -139,14 +117,12 @@ def fuse_dataset(
     guidances: Mapping[str, Guidance],
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    instructions: Sequence[Tensor] = (),
 ) -> Iterator[tuple[dict, list[np.ndarray]]]:
     """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
 
     Args:
         guidances: of `open_guides` for this set.
         share: (rank, ranks) takes every ranks-th pair, for several processes.
-        instructions: as for `fuse_batch`.
 
     Raises:
         InputError: a damaged sample, a network that returns NaN.
@@ -154,21 +130,21 @@ def fuse_dataset(
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
     pinned = device.type == "cuda"
     for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
-        yield batch, list(fuse_batch(models, batch, device, guidances, instructions)[:, 0])
+        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
 
 
 @torch.inference_mode()
 def fuse_batch(
-    models: list[FusionNetwork],
-    batch: dict,
-    device: torch.device,
-    guidances: Mapping[str, Guidance],
-    instructions: Sequence[Tensor] = (),
+    models: list[FusionNetwork], batch: dict, device: torch.device, guidances: Mapping[str, Guidance]
 ) -> np.ndarray:
-    """The fused images (networks, N, H, W) float32 in [0, 1] of a batch of N pairs.
+    """Fuse N pairs with every network.
 
     Args:
-        instructions: features (L, dim); the first network's results under each come after those of the networks.
+        batch: of `collate`.
+        guidances: of `open_guides`.
+
+    Returns:
+        (networks, N, H, W) float32 in [0, 1].
 
     Raises:
         InputError: a network returns NaN, or there is not enough memory.
@@ -180,11 +156,7 @@ def fuse_batch(
         f"fuse '{names}' ({height} x {width} pixels)",
         "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
     ):
-        calls = [model.forward_args(batch) for model in models]
-        asked = [each.to(device).expand(count, -1, -1) for each in instructions]
-        calls += [models[0].forward_args(batch | {"instruction": each}) for each in asked]
-        networks = [*models, *[models[0]] * len(instructions)]
-        fused = torch.stack([model(*call)[:, 0] for model, call in zip(networks, calls)])
+        fused = torch.stack([model(*model.forward_args(batch))[:, 0] for model in models])
         fused = fused.numpy(force=True)  # in one transfer
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")

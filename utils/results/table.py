@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -27,53 +26,44 @@ def arrow(metric: str, down: str = "↓") -> str:
     return down if metric in LOWER_IS_BETTER else ""
 
 
-def format_row(label: str, values: list[float | None], sign: str = "", width: int = LABEL_WIDTH) -> str:
-    """`label` and values with two decimals, "-" where there is none, in the columns of the paper's tables."""
-    cells = ("-" if value is None else f"{value:{sign}.2f}" for value in values)
-    return f"{label:<{width}} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
-
-
 def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, float]], blocks: list[tuple] = ()) -> str:
-    """The table of one dataset, as the published code prints it.
+    """The table of one dataset, as the published code prints it, and the first row minus each of the others.
 
     Args:
         dataset: name in the title.
         metrics: columns.
         rows: {label: {metric: mean}}.
-        blocks: further (title, rows) under it; with them come the differences of the first row to all others.
+        blocks: further (title, rows) under it, e.g. published ones.
     """
+    (first, ours), *compared = rows.items()
+    compared += [row for _, block in blocks for row in block.items()]
+    width = max(LABEL_WIDTH, *map(len, rows), *(len(f"- {label}") for label, _ in compared))
+
+    def line(label: str, values: list[float | None], sign: str = "") -> str:
+        cells = ("-" if value is None else f"{value:{sign}.2f}" for value in values)
+        return f"{label:<{width}} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
+
     header = PAPER_HEADER
     if metrics != PAPER_METRICS:
         header = f"{'':<14}{''.join(f'{name + arrow(name):^8}' for name in metrics)}".rstrip()
-    labels = [
-        *rows,
-        *(f"- {label}" for label in list(rows)[1:]),
-        *(f"- {label}" for _, others in blocks for label in others),
-    ]
-    width = max(LABEL_WIDTH, *map(len, labels))  # as in the paper, unless a name is longer
     lines = [LINE, f"The test result of {dataset}:", " " * (width - LABEL_WIDTH) + header]
-    lines += [format_row(label, [row.get(m) for m in metrics], width=width) for label, row in rows.items()]
-    first, ours = next(iter(rows.items()))
-    differences = []
-    for title, others in [("", dict(list(rows.items())[1:])), *blocks]:
-        if title:
-            lines += [
-                f"-- {title}",
-                *(format_row(label, [row.get(m) for m in metrics], width=width) for label, row in others.items()),
-            ]
-        differences += [
-            format_row(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], "+", width)
-            for label, row in others.items()
-        ]
-    if differences:
-        lines += [f"-- {first} minus the row", *differences]
+    for title, block in [("", rows), *blocks]:
+        lines += [f"-- {title}"] if title else []
+        lines += [line(label, [row.get(metric) for metric in metrics]) for label, row in block.items()]
+    if compared:
+        lines.append(f"-- {first} minus the row")
+    for label, row in compared:
+        lines.append(line(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], sign="+"))
     return "\n".join([*lines, LINE])
 
 
 def ranks(rows: dict[str, dict[str, float]], metrics: list[str]) -> dict[str, dict[str, int]]:
-    """By label and metric 1 for the best and 2 for the second best, of the values as printed; 0 for the others."""
-    places: dict[str, dict[str, int]] = {label: {} for label in rows}
-    for metric in metrics:
+    """By label and metric 1 for the best and 2 for the second best, of the values as printed; 0 for the others.
+
+    A single row is compared with none and has no best value.
+    """
+    places = {label: dict.fromkeys(metrics, 0) for label in rows}
+    for metric in metrics if len(rows) > 1 else ():
         sign = 1 if metric in LOWER_IS_BETTER else -1
         values = {label: sign * round(row[metric], 2) for label, row in rows.items() if not math.isnan(row[metric])}
         order = sorted(set(values.values()))[:2]
@@ -94,7 +84,7 @@ def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
 def to_paste(summary: dict, latex: bool) -> str:
     """A table ready to paste: LaTeX with booktabs, or Markdown. Best bold, second underlined, published rows apart.
 
-    What is left out of the means is named in comments.
+    Comments name the images that are left out of a mean.
 
     Args:
         summary: as for `write_results`.
@@ -109,38 +99,27 @@ def to_paste(summary: dict, latex: bool) -> str:
         return re.sub(r"[&%$#_{}\\^~]", lambda sign: words.get(sign[0], "\\" + sign[0]), text)
 
     def line(label: str, cells: list[str]) -> str:
-        return " & ".join([escape(label), *cells]) + r" \\" if latex else f"| {' | '.join([escape(label), *cells])} |"
+        cells = [escape(label), *cells]
+        return " & ".join(cells) + r" \\" if latex else f"| {' | '.join(cells)} |"
 
-    def number(row: dict[str, float], metric: str, place: int = 0) -> str:
-        value = row.get(metric)
+    def number(value: float | None, place: int = 0) -> str:
         return "-" if value is None or math.isnan(value) else marks[place].format(f"{value:.2f}")
 
     down = r"$\downarrow$" if latex else "↓"
-    heads = [escape(metric) + arrow(metric, down) for metric in metrics]
-    measured = [line(label, [number(row, m, places[label][m]) for m in metrics]) for label, row in rows.items()]
-    published = [
-        [
-            escape(f"published: {source}"),
-            *(line(label, [number(row, m) for m in metrics]) for label, row in block.items()),
-        ]
-        for source, block in summary["published"].items()
-    ]
+    lines = [line(summary["dataset"], [escape(metric) + arrow(metric, down) for metric in metrics])]
+    lines += [r"\midrule"] if latex else ["| --- |" + " ---: |" * len(metrics)]
+    lines += [line(label, [number(row[m], places[label][m]) for m in metrics]) for label, row in rows.items()]
+    for source, block in summary["published"].items():
+        head = escape(f"published: {source}")
+        if latex:
+            lines += [r"\midrule", rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{{head}}} \\"]
+        else:
+            lines.append(f"| {head} |" + " |" * len(metrics))
+        lines += [line(label, [number(row.get(metric)) for metric in metrics]) for label, row in block.items()]
     if latex:
-        blocks = [
-            [r"\midrule", rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{{head}}} \\", *body] for head, *body in published
-        ]
-        start = [
-            rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}",
-            r"\toprule",
-            line(summary["dataset"], heads),
-            r"\midrule",
-        ]
-        lines = [*start, *measured, *itertools.chain(*blocks), r"\bottomrule", r"\end{tabular}"]
-    else:
-        blocks = [[f"| {head} |" + " |" * len(metrics), *body] for head, *body in published]
-        start = [line(summary["dataset"], heads), "| --- |" + " ---: |" * len(metrics)]
-        lines = [*start, *measured, *itertools.chain(*blocks)]
-    comments = [f"% {line}" if latex else f"<!-- {line} -->" for line in left_out_lines(summary["left_out"])]
+        begin = rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}"
+        lines = [begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"]
+    comments = [f"% {text}" if latex else f"<!-- {text} -->" for text in left_out_lines(summary["left_out"])]
     return "\n".join([*lines, *comments, ""])
 
 
@@ -158,7 +137,7 @@ def write_results(
     per_image: dict[str, dict[str, dict[str, float]]],
     pictures: Sequence[np.ndarray] = (),
 ) -> None:
-    """metrics.json (summary, all values), metrics.csv (a line per network and image, the means), table.tex, table.md.
+    """Write metrics.json (summary, all values), metrics.csv (a row for each image), table.tex and table.md (means).
 
     Args:
         folder: where to; every file is replaced as a whole.
@@ -172,7 +151,7 @@ def write_results(
     metrics = summary["metrics"]
     table.writerow(["network", "image", *metrics, "stretch"])
     for label, images in per_image.items():
-        for name, row in [*images.items(), ("mean", summary["mean"][label])]:
+        for name, row in images.items():
             table.writerow([label, name, *(row[metric] for metric in metrics), summary["stretch"]])
     write_file(folder / "metrics.csv", text.getvalue())
     write_file(folder / "table.tex", to_paste(summary, latex=True))

@@ -1,4 +1,12 @@
-"""Does the text matter? The same pairs with other texts: what changes in the images, in the metrics, and where."""
+"""Does the text matter? The same pairs with other texts: what changes in the images, in the metrics, and where.
+
+    python -m utils.studies.text --config configs/film_ivf_small.yaml "data.test=[RoadScene_test,TNO_test]"
+
+Every pair is fused with its own text and with others: another pair's, its own tokens in a random order, the empty
+text, the network's default text if it has one, and one sentence. Only the text changes; what else guides the network
+stays that of the pair. <test.output>/<set>_text_study/ gets metrics.csv, table.tex and table.md with the metrics,
+text_study.png with the pairs that change most, and metrics.json with all.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,22 +20,52 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from net import FusionNetwork
-from utils.config import Config
+from test import open_sets
+from utils.config import Config, parse_args
 from utils.data.features import collate_features
+from utils.data.h5 import check_shape, h5_path
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
+from utils.errors import InputError, run_script
+from utils.files import atomic_folder
+from utils.guides import open_guides
 from utils.guides.guidance import Guidance
-from utils.guides.text import TextEncoder
+from utils.guides.text import TextEncoder, open_text_encoder
 from utils.opencv import cv2
+from utils.process import pick_device, set_up_process
 from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
 from utils.results.table import PICTURE_PAIRS, arrow, left_out_lines, write_results
 
 OWN = "own text"
 TILES = 3  # pictures beside each other in text_study.png
+SENTENCE = {"metavar": "TEXT", "default": "A red rose on a white table.", "help": "one of the other texts"}
 NOTES = (
     "mean, 99 %: how far a pixel is from the result with its own text, in levels of 255; PSNR: between the two, in dB",
     "p: Wilcoxon signed-rank test of a metric against own text over the images, Holm-corrected for all p of the table",
 )
+
+
+def main() -> None:
+    config, args = parse_args(__doc__, arguments={"--sentence": SENTENCE})
+    config.text.use = "own"
+    set_up_process(config.precision)
+    device = pick_device(config.device)
+    for name, (used, model) in open_sets(config, args.overrides, device).items():
+        if "text" not in model.inputs:
+            raise InputError(f"{model.label} reads no text; the study needs a network that does")
+        path = h5_path(config.data.h5, name)
+        dataset = PairDataset([path], model.inputs)
+        check_shape(path, config.data, training=False)
+        guidances = open_guides(used, model, [dataset], device)
+        if dataset.lacking["text"]:
+            raise InputError(f"{path} holds no text; the study compares each pair's own with others")
+        if len(dataset) < 2:
+            raise InputError(f"{name} has one pair; the study gives each the text of another and needs two")
+        encoder = open_text_encoder(config, guidances["text"].record, model.options["text_dim"], device)
+        folder = Path(config.test.output) / f"{name}_text_study"
+        with atomic_folder(folder) as staged:
+            text_study(model, dataset, name, guidances, encoder, args.sentence, used, device, staged)
+        print(f"written: {folder}")
 
 
 def text_study(
@@ -41,10 +79,7 @@ def text_study(
     device: torch.device,
     folder: Path,
 ) -> None:
-    """Fuse every pair with its own text and with others; print a table, and write what was measured.
-
-    The others are those of `variants` and, for all pairs, the empty text, the network's default text if it has one,
-    and one sentence. Only the text changes; what else guides the network stays that of the pair.
+    """Study one set: print a table, and write what was measured.
 
     Args:
         model: a network that reads text.
@@ -52,10 +87,9 @@ def text_study(
         guidances: of `open_guides` for the set; the default text is that of the text's record.
         encoder: that of the set's text.
         sentence: the paragraph of A and of B in "the sentence".
-        folder: gets metrics.csv, table.tex and table.md with the metrics, text_study.png, and metrics.json with all:
-            "change" and "change_per_image" as in `change_from` ("change" has the means over the images; that of PSNR
-            is over those whose results differ, null if none does), "equal" {label: {"PSNR": images whose results are
-            equal}} and "p" as in `p_values`.
+        folder: gets the files. In metrics.json "change" and "change_per_image" are as in `change_from` ("change" has
+            the means over the images; that of PSNR is over those whose results differ, null if none does), "equal"
+            {label: {"PSNR": images whose results are equal}} and "p" as in `p_values`.
     """
     empty, said = map(torch.from_numpy, encoder.encode_pairs([("", ""), (sentence, sentence)]))
     record = guidances["text"].record
@@ -79,7 +113,7 @@ def text_study(
         shown.append((float(np.mean([levels.mean() for levels in maps.values()])), name, {OWN: own} | maps))
         shown = sorted(shown, key=lambda row: -row[0])[:PICTURE_PAIRS]
 
-    per_image = {label: evaluator.results() for label, evaluator in evaluators.items()}
+    per_image = {label: evaluator.results for label, evaluator in evaluators.items()}
     (means, left_out), (change, equal) = average_all(per_image), average_all(changes)
     summary = {
         "ckpt": config.ckpt,
@@ -167,43 +201,40 @@ def study_table(summary: dict) -> str:
     Args:
         summary: with "metrics", "mean", "p" and "change" as `text_study` writes them.
     """
-
-    def line(label: str, cells: list[str], changes: list[str] = ()) -> str:
-        return f"{label:<16}{''.join(f'{cell:>9}' for cell in cells)} |{''.join(f'{c:>9}' for c in changes)}".rstrip(
-            " |"
-        )
-
     metrics = summary["metrics"]
+
+    def line(label: str, cells: list[str], changes: list[str]) -> str:
+        text = f"{label:<16}{''.join(f'{cell:>9}' for cell in cells)} |{''.join(f'{each:>9}' for each in changes)}"
+        return text.rstrip(" |")
+
     lines = [line("", [name + arrow(name) for name in metrics], ["mean", "99 %", "PSNR"])]
     for label, means in summary["mean"].items():
-        change = summary["change"].get(label)
-        psnr = f"{change['PSNR']:.1f}" if change and math.isfinite(change["PSNR"]) else "equal"
-        beside = [f"{change['mean']:.3g}", f"{change['99 %']:.3g}", psnr] if change else []
-        lines.append(line(label, [f"{means[metric]:.4f}" for metric in metrics], beside))
-        if change:
-            p = summary["p"][label]
-            lines.append(line("  p", [f"{p[metric]:.3f}" if p[metric] >= 0.001 else "<0.001" for metric in metrics]))
+        cells = [f"{means[metric]:.4f}" for metric in metrics]
+        if label == OWN:
+            lines.append(line(label, cells, []))
+            continue
+        change, p = summary["change"][label], summary["p"][label]
+        decibels = f"{change['PSNR']:.1f}" if math.isfinite(change["PSNR"]) else "equal"
+        lines.append(line(label, cells, [f"{change['mean']:.3g}", f"{change['99 %']:.3g}", decibels]))
+        lines.append(line("  p", [f"{p[metric]:.3f}" if p[metric] >= 0.001 else "<0.001" for metric in metrics], []))
     return "\n".join(lines)
 
 
 def draw_maps(name: str, maps: dict[str, np.ndarray]) -> np.ndarray:
-    """The result with its own text and, in colours, how far the others are from it, in lines of TILES with a bar.
+    """The result with its own text and, in colours, how far the others are from it, in lines of TILES.
 
-    The colours end at the 99.9th percentile of the strongest change, so that a few pixels do not darken all others.
+    Red is the 99.9th percentile of the strongest change, so that a few pixels do not darken all others.
     """
-    changes = {label: change for label, change in maps.items() if label != OWN}
-    top = max(1e-6, *(float(np.percentile(change, 99.9)) for change in changes.values()))
-    height, width = maps[OWN].shape
+    top = max(1e-6, *(float(np.percentile(change, 99.9)) for label, change in maps.items() if label != OWN))
     tiles = {name: to_8bit(maps[OWN], "clamp")}
-    for label, change in changes.items():
-        tiles[f"change: {label}"] = cv2.applyColorMap(to_8bit(change / top, "clamp"), cv2.COLORMAP_TURBO)
-    while len(tiles) % TILES:
-        tiles[" " * len(tiles)] = np.full((height, width), 255, np.uint8)
-    bar = np.repeat(np.linspace(255, 0, height).astype(np.uint8)[:, None], 70, axis=1)
-    bar = cv2.applyColorMap(bar, cv2.COLORMAP_TURBO)
-    bar[:, 14:] = 255
-    for text, y in ((f"{top:.3g}+", 12), (f"{top / 2:.3g}", height // 2 + 4), ("0", height - 3)):
-        cv2.putText(bar, text, (18, y), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    for label, change in maps.items():
+        if label != OWN:
+            colors = cv2.applyColorMap(to_8bit(change / top, "clamp"), cv2.COLORMAP_TURBO)
+            tiles[f"{label}, red: {top:.3g} levels"] = colors
     labels, images = list(tiles), list(tiles.values())
     starts = range(0, len(tiles), TILES)
-    return np.vstack([side_by_side([*images[i : i + TILES], bar], [*labels[i : i + TILES], "levels"]) for i in starts])
+    return stack_rows([side_by_side(images[i : i + TILES], labels[i : i + TILES]) for i in starts])
+
+
+if __name__ == "__main__":
+    run_script(main)
