@@ -1,4 +1,4 @@
-"""The fixtures that the tests share: the reference data beside the repository, and sets of generated pairs."""
+"""The fixtures that the tests share: reference values, real pairs beside the repository, and generated pairs."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from net import configure_compute
-from tests.toy import CONFIG, FAST, SHARED, make_pairs, script
+from tests.literal import published_checkpoint
+from tests.toy import CONFIG, FAST, ROOT, SHARED, make_pairs, script
 from utils.guides.clip import load_clip
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,12 +17,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of references and real pairs; tests that need it skip without it, but never in CI."""
+    """The folder of real pairs beside the repository; tests that need it are skipped without it, but not in CI."""
     if not SHARED.is_dir():
         if os.environ.get("CI") == "true":
             pytest.fail(f"{SHARED} is missing")
-        pytest.skip("needs the shared reference data")
+        pytest.skip("needs the real pairs")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of values that the published code gives; see its README.md."""
+    return ROOT / "tests" / "reference"
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """A checkpoint file as FILM's authors publish them, with the weights of reference/film_forward.npz."""
+    path = tmp_path_factory.mktemp("published") / "IVF.pth"
+    torch.save(published_checkpoint(), path)
+    return path
 
 
 @pytest.fixture(autouse=True)

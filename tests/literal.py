@@ -1,6 +1,6 @@
 """Slow literal forms, kept as oracles: what the formulas say, before any rewriting.
 
-LiteralFILM carries the published names, so the published state dict loads into it as it is.
+LiteralFILM carries the published names in the published order, so the published state dict loads into it as it is.
 """
 
 import math
@@ -40,13 +40,13 @@ class Restormer(nn.Module):
     def __init__(self, dim: int, heads: int = 8, expansion: int = 4):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = WithBiasLayerNorm(dim), WithBiasLayerNorm(dim)
-        self.attn, self.ffn = nn.Module(), nn.Module()
+        hidden = dim * expansion
+        self.norm1, self.attn = WithBiasLayerNorm(dim), nn.Module()
         self.attn.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.attn.qkv = nn.Conv2d(dim, dim * 3, 1, bias=False)
         self.attn.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=False)
         self.attn.project_out = nn.Conv2d(dim, dim, 1, bias=False)
-        hidden = dim * expansion
+        self.norm2, self.ffn = WithBiasLayerNorm(dim), nn.Module()
         self.ffn.project_in = nn.Conv2d(dim, hidden * 2, 1, bias=False)
         self.ffn.dwconv = nn.Conv2d(hidden * 2, hidden * 2, 3, padding=1, groups=hidden * 2, bias=False)
         self.ffn.project_out = nn.Conv2d(hidden, dim, 1, bias=False)
@@ -68,18 +68,20 @@ class Stage(nn.Module):
     def __init__(self, in_channels: int, dim: int = 32, hidden: int = 256, grid=(288, 384)):
         super().__init__()
         self.grid, self.hidden = grid, hidden
-        for source, attention in (("A", "cross_attentionA1"), ("B", "cross_attentionA2")):
+        for source in "AB":
             setattr(self, f"conv{source}1", nn.Conv2d(in_channels, dim, 3, padding=1, bias=False))
             setattr(self, f"prelu{source}1", nn.PReLU())
             setattr(self, f"conv{source}2", nn.Conv2d(dim, dim, 1))
             setattr(self, f"prelu{source}2", nn.PReLU())
             setattr(self, f"conv{source}3", nn.Conv2d(2 * dim, dim, 1))
             setattr(self, f"prelu{source}3", nn.PReLU())
-            setattr(self, f"restormer{source}1", Restormer(dim))
-            setattr(self, f"imagef2textf{source}1", nn.Module())
-            getattr(self, f"imagef2textf{source}1").conv = nn.Conv2d(dim, dim, 1)
+        self.restormerA1, self.restormerB1 = Restormer(dim), Restormer(dim)
+        for attention in ("cross_attentionA1", "cross_attentionA2"):  # of A and of B
             setattr(self, attention, nn.Module())
             getattr(self, attention).multihead_attn = nn.MultiheadAttention(hidden, 8, batch_first=True)
+        for source in "AB":
+            setattr(self, f"imagef2textf{source}1", nn.Module())
+            getattr(self, f"imagef2textf{source}1").conv = nn.Conv2d(dim, dim, 1)
 
     def one(self, x: Tensor, text: Tensor, source: str, attention: str) -> Tensor:
         feature = getattr(self, f"restormer{source}1")(
@@ -101,11 +103,11 @@ class Stage(nn.Module):
 class LiteralFILM(nn.Module):
     """The published network, value projection over all tokens and resizes that do nothing included."""
 
-    def __init__(self):
+    def __init__(self, grid=(288, 384)):
         super().__init__()
         self.text_process = nn.Module()
         self.text_process.conv = nn.Conv1d(768, 256, 1)
-        self.restormerca1, self.restormerca2, self.restormerca3 = Stage(1), Stage(32), Stage(32)
+        self.restormerca1, self.restormerca2, self.restormerca3 = (Stage(n, grid=grid) for n in (1, 32, 32))
         self.restormer1, self.restormer2, self.restormer3 = Restormer(64), Restormer(32), Restormer(32)
         self.conv1, self.conv2 = nn.Conv2d(64, 32, 1), nn.Conv2d(32, 1, 1)
 
@@ -115,6 +117,18 @@ class LiteralFILM(nn.Module):
             a, b = stage(a, b, text)
         x = self.conv1(self.restormer1(torch.cat((a, b), 1)))
         return torch.sigmoid(self.conv2(self.restormer3(self.restormer2(x))))
+
+
+def published_checkpoint() -> dict:
+    """A checkpoint as FILM's authors save it, with the random weights of reference/film_forward.npz."""
+    noise = torch.Generator().manual_seed(8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = LiteralFILM()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += (0.15 if weight.ndim > 1 else 0.05) * torch.randn(weight.shape, generator=noise)
+    return {"model": {f"module.{name}": weight for name, weight in model.state_dict().items()}, "epoch": 0, "step": 0}
 
 
 # --- MGFusion (section 3), equation by equation on a state dict of ours -----------------------------

@@ -1,11 +1,10 @@
-"""Faults: no space, no folder, two runs at once, a run killed before. One sentence, and what was there is whole.
+"""Faults: no space, no folder, two runs at once, a run killed before. One sentence, and what was there is whole."""
 
-Scripts killed at random moments, many times: `python -m tests.faults`.
-"""
-
+import contextlib
+import resource
 import shutil
-import threading
-import time
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -13,18 +12,21 @@ import pytest
 
 from tests.test_scripts import only_run
 from tests.toy import CONFIG, ROOT, process, script
-from utils.data.images import THREADS, background
-from utils.data.pairs import PairDataset
-from utils.errors import InputError
 from utils.files import atomic_folder, exclusive_lock, write_file
-from utils.run_folder import RunFolder
 
 MAX = ["ckpt=null", "net={name: max}"]
-LIMITED = (
-    "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2);"
-    "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+
+
+@contextlib.contextmanager
+def full_disk(size: int, monkeypatch) -> Iterator[None]:
+    """No file can become larger than `size` bytes, which takes the place of a full disk."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -32,75 +34,48 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("size", [50, 1500, 30000])
-def test_no_space_to_train(prepared, tmp_path, size):
-    """A limit on the size of a file takes the place of a full disk."""
-    words = [*prepared, "train.epochs=1", "train.batch_size=1"]
-    output = process("-c", LIMITED, size, "train.py", *words, code=1)
-    assert output.count("error: cannot write") == 1 and "is there space" in output, output
+@pytest.mark.parametrize("size", [50, 1500, 30000])  # config.yaml, the log, a checkpoint
+def test_no_space_to_train(prepared, tmp_path, size, monkeypatch):
+    with full_disk(size, monkeypatch):
+        output = script("train.py", *prepared, "train.epochs=1", "train.batch_size=1", code=1)
+    assert output.count("cannot write") == 1 and "is there space" in output, output
     assert "Traceback" not in output and "Logging error" not in output
-    assert not list(tmp_path.rglob(".*"))  # nothing half-written, no lock
+    assert not list(tmp_path.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize("size", [100, 1500, 2700])
-def test_no_space_to_test(prepared, tmp_path, size):
+def test_no_space_to_resume(prepared, tmp_path, monkeypatch):
+    """The checkpoint of the epoch before is whole."""
+    script("train.py", *prepared, "train.epochs=1")
+    last = only_run(tmp_path) / "model" / "last.pth"
+    before = last.read_bytes()
+    with full_disk(len(before) // 2, monkeypatch):
+        output = script("train.py", *prepared, "train.epochs=2", f"train.resume={last}", code=1)
+    assert "cannot write" in output and last.read_bytes() == before
+
+
+def test_no_space_to_make_a_set(prepared, tmp_path, monkeypatch):
+    path = tmp_path / "h5" / "Toy_train.h5"
+    before = path.read_bytes()
+    with full_disk(len(before) // 2, monkeypatch):
+        output = script("data_process.py", *prepared, "Toy_train", code=1)
+    assert "cannot write" in output and "Traceback" not in output, output
+    assert files(tmp_path / "h5").keys() == {"Toy_train.h5", "Toy_test.h5"} and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("size", [100, 2700])  # an image, the report
+def test_no_space_to_test(prepared, tmp_path, size, monkeypatch):
     script("test.py", *prepared, "ckpt=null", "net={name: mean}", "--report")
     before = files(tmp_path / "out")
-    output = process("-c", LIMITED, size, "test.py", *prepared, *MAX, "--report", "test.num_workers=0", code=1)
-    assert "error: cannot write" in output and "is there space" in output and "Traceback" not in output, output
+    with full_disk(size, monkeypatch):
+        output = script("test.py", *prepared, *MAX, "--report", "test.num_workers=0", code=1)
+    assert "cannot write" in output and "is there space" in output and "Traceback" not in output, output
     assert files(tmp_path / "out") == before
 
 
-def test_what_is_written_in_the_background_waits_in_a_short_line():
-    """One more than may wait is taken when one has ended; at the end of the block all have."""
-    may_end, ended, taken = threading.Event(), [], []
-
-    def write(number: int) -> None:
-        may_end.wait(60)
-        time.sleep(0.1)
-        ended.append(number)
-
-    def watch() -> None:
-        time.sleep(0.5)
-        taken.append(len(calls))
-        may_end.set()
-
-    calls, watcher = [], threading.Thread(target=watch)
-    watcher.start()
-    with background() as call:
-        for number in range(3 * THREADS):
-            call(write, number)
-            calls.append(number)
-    watcher.join()
-    assert taken == [THREADS] and sorted(ended) == calls
-
-
-@pytest.mark.parametrize("count", [1, 3 * THREADS])
-def test_what_fails_in_the_background_ends_the_block(count):
-    def write(number: int) -> None:
-        if number == 0:
-            raise InputError("cannot write the first")
-        begun.append(number)
-        time.sleep(0.05)
-
-    begun = []
-    with pytest.raises(InputError, match="the first"), background() as call:
-        for number in range(count):
-            call(write, number)
-        assert count == 1
-    assert len(begun) < max(THREADS, count)  # no more than were waiting
-    with pytest.raises(KeyboardInterrupt), background() as call:
-        call(write, 0)
-        raise KeyboardInterrupt  # what the block itself ends with is what counts
-
-
-def test_no_space_for_a_pair_of_ones_own(prepared, tmp_path):
-    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "b1.png"
-    write_file(tmp_path / "fused.png", "what was there before")
-    words = ["--a", image, "--b", image, "--out", tmp_path / "fused.png", *MAX]
-    output = process("-c", LIMITED, 100, "test.py", *prepared, *words, code=1)
-    assert "cannot write" in output and "Traceback" not in output
-    assert (tmp_path / "fused.png").read_text() == "what was there before"
+@pytest.mark.slow
+@pytest.mark.parametrize("script, kills", [("data_process", 6), ("train", 4), ("test", 6)])
+def test_killed(script, kills):
+    process("-m", "tools.faults", script, kills)
 
 
 @pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])
@@ -188,50 +163,12 @@ def test_two_sets_of_one_dataset_have_folders_of_their_own(prepared, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"Toy", "Mine_test"}
 
 
-def test_a_result_is_not_written_over_its_source(prepared, tmp_path):
-    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    before = files(image)
-    one = (image / "IR" / "b1.png", image / "VI" / "b1.png", image / "VI" / "b1.png")
-    for a, b, out in (one, (image / "IR", image / "VI", image / "IR")):
-        output = script("test.py", *prepared, *MAX, "--a", a, "--b", b, "--out", out, code=1)
-        assert "would write over the source" in output and files(image) == before
-
-
-def test_a_folder_that_is_no_saved_network_is_not_written_to(prepared, tmp_path):
-    script("train.py", *prepared, "train.epochs=1")
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "README.md").write_text("precious")
-    words = [*prepared, f"ckpt={only_run(tmp_path)}/model/last.pth", "--export", mine]
-    assert "choose a new or empty folder" in script("test.py", *words, code=1)
-    assert files(mine) == {"README.md": b"precious"} and not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_leads_nowhere_ends_the_training(prepared, tmp_path):
-    """A link to a disk that is not there."""
-    (tmp_path / "link").symlink_to(tmp_path / "gone" / "disk")
-    assert "cannot write" in script("train.py", *prepared, f"train.exp={tmp_path}/link", code=1)
-
-
 def test_a_run_is_resumed_from_within_its_folder(prepared, tmp_path, monkeypatch):
     script("train.py", *prepared, "train.epochs=1")
     monkeypatch.chdir(only_run(tmp_path))
     words = ["--config", ROOT / "configs" / "film_ivf.yaml", *prepared[2:]]
     script("train.py", *words, "train.epochs=2", "train.resume=model/last.pth")
     assert only_run(tmp_path).is_dir()
-
-
-def test_an_h5_that_vanishes_is_named(prepared, tmp_path):
-    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"])
-    shutil.rmtree(tmp_path / "h5")
-    with pytest.raises(InputError, match=r"there is no .*Toy_train\.h5"):
-        dataset[0]
-
-
-def test_a_run_folder_that_vanishes_ends_the_training(prepared, tmp_path, monkeypatch):
-    record = RunFolder.record
-    monkeypatch.setattr(RunFolder, "record", lambda self, *rest: (shutil.rmtree(self.path), record(self, *rest)))
-    assert "cannot write" in script("train.py", *prepared, "train.epochs=2", code=1)
 
 
 def test_a_damaged_set_is_made_again(prepared, tmp_path):

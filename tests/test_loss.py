@@ -30,9 +30,9 @@ from utils.targets import warm_map
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_published_values(shared, k):
-    arrays = np.load(shared / "reference" / "film_loss.npz")
-    expected = json.loads((shared / "reference" / "film_loss.json").read_text())[f"case{k}"]
+def test_published_values(reference, k):
+    arrays = np.load(reference / "film_loss.npz")
+    expected = json.loads((reference / "film_loss.json").read_text())[f"case{k}"]
     fused, a, b = (torch.from_numpy(arrays[f"case{k}_{key}"]) for key in ("fused", "imageA", "imageB"))
     terms = FusionLoss()(fused, a, b)
     difference = terms["total"].item() / expected["fusion_total"] - 1
@@ -271,7 +271,7 @@ def test_build_loss():
         ({"grad_weight": "much"}, "loss.grad_weight must be like 20.0, not 'much'"),
         ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
         ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
-        ({"intensity": 3}, "loss.intensity must be like 'max', not 3"),
+        ({"intensity": 3}, "loss.intensity must be one of max, sharper, exposed, not '3'"),
         ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
         ({"targets_from": float("nan")}, "loss.targets_from must be like 0.0, not nan"),
         ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
@@ -337,7 +337,7 @@ class Box:
         ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "like 32"),
         ("scale", [7, 0.5, 2**40], ["wide", False, None], "like 1.0"),
         ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], [1, 2.0], 1, "12", None], "like (288, 384)"),
-        ("without", [[], ["a", "b", "c"]], ["a", [1], None], "like ()"),
+        ("without", [[], ["a", "b", "c"]], ["a", [1.5], None], "like ()"),
         ("deep", [True], [1, "yes", None], "like False"),
         ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "like 0.5"),
         ("crop", [None, 64], ["wide", 64.0, True, 2**31, [64]], "int | None"),

@@ -2,25 +2,36 @@
 
 import json
 import math
-import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from scipy.signal import convolve2d
 
 from tests import literal
-from tools.bench import bench_metrics
-from utils import targets as warm_targets
 from utils.data.images import read_image
 from utils.errors import InputError
-from utils.filters import CACHED, filter_windows, gaussian_window, sobel
-from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS
+from utils.filters import CACHED, filter_windows
+from utils.metrics import LOWER_IS_BETTER, METRICS
 from utils.results.evaluate import Evaluator, applicable, average
-from utils.targets import targets
+from utils.targets import kept_contrast, targets
 
-CASES = range(14)
-PUBLISHED = {"EN", "SD", "SF", "AG", "VIFF", "Qabf", "MI", "MSE", "CC", "PSNR", "SCD", "SSIM"}
+PUBLISHED = {
+    "EN",
+    "SD",
+    "SF",
+    "AG",
+    "VIFF",
+    "Qabf",
+    "MI",
+    "MSE",
+    "CC",
+    "PSNR",
+    "SCD",
+    "SSIM",
+}  # what FILM's evaluator computes
 
 
 def picture(seed: int, h: int = 53, w: int = 61) -> np.ndarray:
@@ -49,14 +60,27 @@ def tensors(*images, dtype=torch.float64) -> list[torch.Tensor]:
     return [torch.from_numpy(np.asarray(image))[None, None].to(dtype) for image in images]
 
 
-@pytest.mark.parametrize("k", CASES)
-def test_published_evaluator(shared, k):
-    case = json.loads((shared / "reference" / "metrics_film.json").read_text())["cases"][k]
-    root = shared / "data" / "VLFDataset" / "Image" / case["dataset"]
-    a, b = (read_image(next((root / f).glob(f"{case['name']}.*")))[0].astype(np.float64) for f in case["folders"])
+def values(reference: Path, name: str) -> dict:
+    return json.loads((reference / f"{name}.json").read_text())
+
+
+def sources(shared: Path, dataset: str, name: str, folders: list[str]) -> list[np.ndarray]:
+    """A and B of <task>/<dataset>/<name>, gray."""
+    root = shared / "data" / "VLFDataset" / "Image" / dataset
+    return [read_image(next((root / folder).glob(f"{name}.*")))[0].astype(np.float64) for folder in folders]
+
+
+def first_or_all(first: int):
+    """A test of one case in so many; of all of them where the slow tests run."""
+    return pytest.mark.parametrize("every", [first, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@pytest.mark.parametrize("k", [pytest.param(k, marks=[pytest.mark.slow] * (k % 3 > 0)) for k in range(14)])
+def test_published_evaluator(reference, shared, k):
+    case = values(reference, "metrics_film")["cases"][k]
+    a, b = sources(shared, case["dataset"], case["name"], case["folders"])
     fused = np.round((a + b) / 2) if case["fused"] == "mean" else np.maximum(a, b)
-    assert list(fused.shape) == case["shape"]
-    assert set(case["values"]) == PUBLISHED  # what that evaluator computes
+    assert list(fused.shape) == case["shape"] and set(case["values"]) == PUBLISHED
     worst = {}
     for name, expected in case["values"].items():
         double = METRICS[name](*tensors(fused, a, b)).item()
@@ -69,45 +93,33 @@ def test_published_evaluator(shared, k):
     print(f"metrics, float64, {case['name']} {case['fused']}: largest relative difference {worst[name]:.1e} ({name})")
 
 
-def reference(shared, name: str) -> dict[str, dict]:
-    return json.loads((shared / "reference" / f"{name}.json").read_text())["values"]
-
-
-def sources(shared, task: str, case: str, *folders: str) -> list[np.ndarray]:
-    """Both sources of <dataset>/<name>, gray."""
-    dataset, name = case.split("/")
-    root = shared / "data" / "VLFDataset" / "Image" / task / dataset
-    return [read_image(next((root / folder).glob(f"{name}.*")))[0].astype(np.float64) for folder in folders]
-
-
-@pytest.mark.parametrize("dataset", ["TNO", "LLVIP", "RoadScene"])
-def test_target_contrast_of_the_reference(shared, dataset):
-    cases = {case: values for case, values in reference(shared, "target_contrast").items() if dataset in case}
-    assert len(cases) == {"TNO": 25, "LLVIP": 12, "RoadScene": 50}[dataset]
-    for case, expected in cases.items():
-        a, b = sources(shared, "IVF", case, "IR", "VI")
+@first_or_all(12)
+def test_target_contrast_of_the_reference(reference, shared, every):
+    cases = list(values(reference, "target_contrast")["values"].items())
+    assert len(cases) == 87
+    for case, expected in cases[::every]:
+        dataset, name = case.split("/")
+        a, b = sources(shared, f"IVF/{dataset}", name, ["IR", "VI"])
         for rule, fused in {"mean": (a + b) / 2, "max": np.maximum(a, b), "visible": b}.items():
-            images = tensors(fused, a, b)
-            assert [METRICS[name](*images).item() for name in ("TC", "TClost")] == pytest.approx(
-                expected[rule], abs=1e-4
-            ), (case, rule)
-            single = [METRICS[name](*tensors(fused, a, b, dtype=torch.float32)) for name in ("TC", "TClost")]
-            assert all(value.dtype == torch.float32 for value in single)
-            assert [value.item() for value in single] == pytest.approx(expected[rule], abs=1e-4), (case, rule)
-        assert len(warm_targets.kept_contrast(*images[:2])[0]) == expected["targets"]
+            for dtype in (torch.float64, torch.float32):
+                found = [METRICS[name](*tensors(fused, a, b, dtype=dtype)) for name in ("TC", "TClost")]
+                assert all(value.dtype == dtype for value in found)
+                assert [value.item() for value in found] == pytest.approx(expected[rule], abs=1e-4), (case, rule)
+        assert len(kept_contrast(*tensors(b, a))[0]) == expected["targets"]
 
 
-def test_exposure_similarity_of_the_reference(shared):
-    cases = reference(shared, "mef_ssim")
+@first_or_all(6)
+def test_exposure_similarity_of_the_reference(reference, shared, every):
+    cases = list(values(reference, "mef_ssim")["values"].items())
     assert len(cases) == 18
-    for case, expected in cases.items():
-        a, b = sources(shared, "MEF", case, "OVER", "UNDER")
+    for case, expected in cases[::every]:
+        dataset, name = case.split("/")
+        a, b = sources(shared, f"MEF/{dataset}", name, ["OVER", "UNDER"])
         for rule, fused in {"mean": np.round((a + b) / 2), "max": np.maximum(a, b), "over": a}.items():
             for name, form in (("MEFSSIM", "plain"), ("MEFSSIMl", "luminance")):
-                double = METRICS[name](*tensors(fused, a, b)).item()
-                assert double == pytest.approx(expected[rule][form], abs=1e-7), case
-                single = METRICS[name](*tensors(fused, a, b, dtype=torch.float32)).item()
-                assert single == pytest.approx(expected[rule][form], abs=1e-3), case
+                for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-3)):
+                    value = METRICS[name](*tensors(fused, a, b, dtype=dtype)).item()
+                    assert value == pytest.approx(expected[rule][form], abs=tolerance), case
 
 
 def test_every_metric_has_a_literal_form():
@@ -118,7 +130,7 @@ def test_every_metric_has_a_literal_form():
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) & set(literal.METRICS)))
-@pytest.mark.parametrize("size", [(53, 61), (48, 64), (64, 49)])
+@pytest.mark.parametrize("size", [(53, 61), (64, 48)])
 def test_literal_form(name, size):
     for f, a, b in ((1, 2, 3), (4, 1, 5)):
         images = [picture(i, *size) for i in (f, a, b)]
@@ -140,17 +152,15 @@ def test_batch_of_n_is_n_singles(name, dtype, tolerance):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [(120, 160), (97, 143), (150, 90)])
-def test_literal_form_with_targets(size):
+def test_literal_form_with_targets():
     seen = []
-    for seed in range(4):
+    for seed, size in enumerate([(120, 160), (97, 143)]):
         images = warm(seed, *size)
-        seen.append(literal.kept_contrast(*images[:2]))
+        seen += list(literal.kept_contrast(*images[:2]))
         for name in ("TC", "TClost"):
             expected = literal.METRICS[name](*images)
-            assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-10, nan_ok=True)
-    seen = np.concatenate(seen)
-    assert len(seen) > 10 and 0 < (seen < 0.3).mean() < 1  # some are lost, some are not
+            assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-10)
+    assert len(seen) > 5 and 0 < (np.array(seen) < 0.3).mean() < 1  # some are lost, some are not
 
 
 def test_targets_of_a_batch():
@@ -220,20 +230,18 @@ def test_regions_touch_at_corners():
 
 
 def test_targets_are_found_once(monkeypatch):
-    """However many networks and columns ask, and other pixels are never mistaken for them."""
-    calls, find = [], warm_targets._find_targets
-    monkeypatch.setattr(warm_targets, "_find_targets", lambda image: calls.append(1) or find(image))
-    monkeypatch.setattr(warm_targets, "_REMEMBERED", {})
-    images = [warm(seed, 100, 120) for seed in range(warm_targets.REMEMBER + 4)]
-    for _ in range(3):
-        for name in ("TC", "TClost"):
-            METRICS[name](*tensors(*images[0]))
+    """However many networks and columns ask; and other pixels are never mistaken for them."""
+    calls, find = [], cv2.connectedComponentsWithStats
+    monkeypatch.setattr(
+        cv2, "connectedComponentsWithStats", lambda *args, **options: calls.append(1) or find(*args, **options)
+    )
+    fused, a, b = warm(99, 100, 120)
+    for name in ("TC", "TClost"):
+        METRICS[name](*tensors(fused, a, b))
+        METRICS[name](*tensors(b, a, b))
     assert len(calls) == 1
-    METRICS["TC"](*tensors(images[0][0].T, images[0][1].reshape(120, 100), images[0][2].T))  # the same bytes
+    METRICS["TC"](*tensors(fused.T, a.reshape(120, 100), b.T))  # the same bytes
     assert len(calls) == 2
-    for triple in images:
-        METRICS["TC"](*tensors(*triple))
-    assert len(warm_targets._REMEMBERED) == warm_targets.REMEMBER
 
 
 @pytest.mark.parametrize("name", ["MEFSSIM", "MEFSSIMl", "TC"])
@@ -267,62 +275,31 @@ def test_known_exposure_similarity():
 
 def test_metrics_for_infrared_are_left_out_elsewhere():
     names = ["TC", "Qabf", "TClost"]
-    assert set(METRICS) >= INFRARED_ONLY
-    for tasks in ({"TNO_test": "IVF"}, {"Old_test": ""}, {}):
+    for tasks in ({"TNO_test": "IVF"}, {"Old_test": ""}):
         assert applicable(names, tasks) == (names, "")
     note = "TC and TClost are for an infrared source A and left out of SICE_test"
-    assert applicable(names, {"SICE_test": "MEF"}) == (["Qabf"], note)
     assert applicable(names, {"TNO_test": "IVF", "SICE_test": "MEF"}) == (["Qabf"], note)
-    assert applicable(["Qabf"], {"SICE_test": "MEF"}) == (["Qabf"], "")
-    assert applicable(["TC"], {"SICE_test": "MEF"}) == (
-        [],
-        "TC is for an infrared source A and left out of SICE_test",
-    )
+    note = "TC is for an infrared source A and left out of SICE_test"
+    assert applicable(["TC"], {"SICE_test": "MEF"}) == ([], note)
 
 
-def test_a_new_metric(monkeypatch):
-    """A function and an entry are all that it takes: the tests above and the evaluator work with it."""
-
-    def contrast(fused, image_a, image_b):
-        return fused.amax(dim=(1, 2, 3)) - fused.amin(dim=(1, 2, 3))
-
-    monkeypatch.setitem(METRICS, "contrast", contrast)
-    with pytest.raises(AssertionError, match="WITHOUT_LITERAL_FORM"):
-        test_every_metric_has_a_literal_form()
-    monkeypatch.setattr(literal, "WITHOUT_LITERAL_FORM", {"contrast"})
-    test_every_metric_has_a_literal_form()
-    test_batch_of_n_is_n_singles("contrast", torch.float32, 1e-3)
-    test_identical_images()
-    test_flat_images()
-
+def test_evaluator():
     triples = [[picture(i + k).astype(np.uint8) for k in range(3)] for i in range(3)]
-    for pixels in (0, 10**6):  # one by one, and all in a batch
-        evaluator = Evaluator(["SD", "contrast"], torch.device("cpu"))
-        evaluator.pixels = pixels
-        for i, triple in enumerate(triples):
-            evaluator.add(str(i), *triple)
-        results = evaluator.results()
-        assert [results[str(i)]["contrast"] for i in range(3)] == [float(np.ptp(triple[0])) for triple in triples]
-        assert average(results)[0]["SD"] == pytest.approx(np.mean([triple[0].std() for triple in triples]))
+    evaluator = Evaluator(["SD", "MSE"], torch.device("cpu"))
+    for i, triple in enumerate(triples):
+        evaluator.add(str(i), *triple)
+    results = evaluator.results
+    assert list(results) == ["0", "1", "2"]
+    assert average(results)[0]["SD"] == pytest.approx(np.mean([triple[0].std() for triple in triples]))
+    for i, triple in enumerate(triples):
+        assert results[str(i)]["MSE"] == METRICS["MSE"](*tensors(*triple)).item()
 
 
 def test_too_little_memory_is_one_sentence(monkeypatch):
     monkeypatch.setitem(METRICS, "SD", lambda *images: torch.empty(10**15))  # the allocator's own error
     evaluator = Evaluator(["EN", "SD"], torch.device("cpu"))
-    evaluator.pixels = 10**6  # as on a GPU
-    for name in "ab":
-        evaluator.add(name, *[picture(1).astype(np.uint8)] * 3)
-    with pytest.raises(InputError, match="not enough memory to compute the metrics of 2 images of 53 x 61 pixels; "):
-        evaluator.results()
-
-
-@pytest.mark.parametrize("border, mode", [("constant", "constant"), ("replicate", "nearest")])
-def test_sobel(border, mode):
-    x = torch.rand(2, 3, 9, 11, dtype=torch.float64)
-    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], float)
-    for ours, weights in zip(sobel(x, border), (kernel, -kernel.T)):
-        expected = np.stack([[literal.correlate(c, weights, mode=mode) for c in image] for image in x.numpy()])
-        torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=0, atol=1e-14)
+    with pytest.raises(InputError, match="not enough memory to compute the metrics of 53 x 61 pixels; "):
+        evaluator.add("a", *[picture(1).astype(np.uint8)] * 3)
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -340,23 +317,12 @@ def test_filter_windows(shape, step):
         filter_windows(x[..., :4], window, step)
 
 
-def test_gaussian_window():
-    window = gaussian_window(5, 1.5)
-    assert sum(window) == pytest.approx(1) and window == window[::-1]
-    assert window[0] / window[2] == pytest.approx(math.exp(-(2**2) / (2 * 1.5**2)))
-
-
 def test_known_values():
-    half = np.zeros((64, 64))
-    half[:, 32:] = 255
-    zero = np.zeros((64, 64))
-    f, a, b = tensors(half, half, zero)
-    assert METRICS["EN"](f, a, b).item() == pytest.approx(1.0)
-    assert METRICS["SD"](f, a, b).item() == pytest.approx(127.5)
-    assert METRICS["SF"](f, a, b).item() == pytest.approx(math.sqrt(255**2 / 63))
-    assert METRICS["MI"](f, a, b).item() == pytest.approx(math.log(2))
-    assert METRICS["MSE"](f, a, b).item() == pytest.approx(255**2 / 4)
-    assert METRICS["PSNR"](f, a, b).item() == pytest.approx(10 * math.log10(4))
+    half, black = np.full((64, 64), 255.0), np.zeros((64, 64))
+    half[:, :32] = 0
+    expected = {"EN": 1, "SD": 127.5, "SF": math.sqrt(255**2 / 63), "MI": math.log(2), "MSE": 255**2 / 4}
+    for name, value in (expected | {"PSNR": 10 * math.log10(4)}).items():
+        assert METRICS[name](*tensors(half, half, black)).item() == pytest.approx(value), name
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
@@ -371,39 +337,30 @@ def test_levels_of_any_kind(dtype, tolerance):
 
 
 def test_identical_images():
-    x = tensors(*[picture(1)] * 3)
-    values = {name: METRICS[name](*x).item() for name in METRICS}
-    assert values["MSE"] == 0 and values["PSNR"] == math.inf
-    assert (
-        values["CC"] == pytest.approx(1) and values["SSIM"] == pytest.approx(2) and values["VIFF"] == pytest.approx(2)
-    )
-    assert values["Qabf"] == pytest.approx(0.97533, abs=5e-3)
-    assert math.isnan(values["SCD"])
-    assert values["Qcv"] == values["CE"] == 0 and values["Qcb"] == pytest.approx(1)
-    assert values["MEFSSIM"] == pytest.approx(1) and values["MEFSSIMl"] == pytest.approx(1)
+    values = {name: metric(*tensors(*[picture(1)] * 3)).item() for name, metric in METRICS.items()}
+    assert values["MSE"] == values["Qcv"] == values["CE"] == 0 and values["PSNR"] == math.inf
+    ones = [values[name] for name in ("CC", "Qcb", "MEFSSIM", "MEFSSIMl")]
+    assert ones == pytest.approx([1] * 4) and [values["SSIM"], values["VIFF"]] == pytest.approx([2, 2])
+    assert values["Qabf"] == pytest.approx(0.97533, abs=5e-3) and math.isnan(values["SCD"])
 
 
 def test_flat_images():
     flat, other = np.full((50, 50), 100.0), picture(1, 50, 50)
-    constant_fused = {name: METRICS[name](*tensors(flat, other, picture(2, 50, 50))).item() for name in METRICS}
-    assert math.isnan(constant_fused["CC"])
-    assert constant_fused["EN"] == constant_fused["SD"] == constant_fused["SF"] == constant_fused["AG"] == 0
-    assert constant_fused["VIFF"] == pytest.approx(0, abs=1e-6)
-    assert math.isnan(constant_fused["Qcv"]) and math.isnan(constant_fused["Qcb"]) and constant_fused["EI"] == 0
-    black = {name: METRICS[name](*tensors(*[np.zeros((50, 50))] * 3)).item() for name in METRICS}
-    assert black["VIFF"] == 2
+    values = {name: metric(*tensors(flat, other, picture(2, 50, 50))).item() for name, metric in METRICS.items()}
+    assert all(values[name] == 0 for name in ("EN", "SD", "SF", "AG", "EI"))
+    assert all(math.isnan(values[name]) for name in ("CC", "Qcv", "Qcb"))
+    assert values["VIFF"] == pytest.approx(0, abs=1e-6)
+    black = {name: metric(*tensors(*[np.zeros((50, 50))] * 3)).item() for name, metric in METRICS.items()}
     assert all(math.isnan(black[name]) for name in ("CC", "SCD", "PSNR", "Qabf", "Qcv", "Qcb", "TC", "TClost"))
-    assert black["MEFSSIM"] == black["MEFSSIMl"] == pytest.approx(1)
+    assert black["VIFF"] == 2 and black["MEFSSIM"] == black["MEFSSIMl"] == pytest.approx(1)
     assert METRICS["PSNR"](*tensors(np.zeros((50, 50)), other, other)).item() == -math.inf
 
 
-def test_images_smaller_than_a_window():
-    small = [picture(i, 40, 60) for i in range(3)]
-    assert math.isnan(METRICS["VIFF"](*tensors(*small)).item())
-    assert math.isfinite(METRICS["VIFF"](*tensors(*[picture(i, 41, 41) for i in range(3)])).item())
-    tiny = [picture(i, 6, 60) for i in range(3)]
-    assert math.isnan(METRICS["SSIM"](*tensors(*tiny)).item())
-    assert math.isfinite(METRICS["SSIM"](*tensors(*[picture(i, 7, 7) for i in range(3)])).item())
+@pytest.mark.parametrize("name, side", [("VIFF", 41), ("SSIM", 7)])
+def test_images_smaller_than_a_window(name, side):
+    for height, defined in ((side, True), (side - 1, False)):
+        value = METRICS[name](*tensors(*[picture(i, height, 60) for i in range(3)])).item()
+        assert math.isfinite(value) if defined else math.isnan(value)
 
 
 def test_one_bad_image_does_not_spoil_a_mean():
@@ -419,15 +376,3 @@ def test_better_image_scores_better():
     for name in ("VIFF", "Qabf", "MSE", "CC", "SSIM", "Qcv", "Qcb", "MEFSSIM", "MEFSSIMl"):
         good, bad = (METRICS[name](*tensors(f, a, b)).item() for f in ((a + b) / 2, worse))
         assert good < bad if name in LOWER_IS_BETTER else good > bad, name
-
-
-def test_viff_and_qabf_are_ten_times_faster_than_the_literal_form():
-    """On a noisy machine one of six measurements, each a ratio of interleaved medians, has to show it.
-
-    It is the time of this process that counts: another worker of the tests is busy beside it.
-    """
-    for _ in range(6):
-        fast, slow, _ = bench_metrics(["VIFF", "Qabf"], images=1, rounds=3, clock=time.process_time)
-        if slow / fast >= 10:
-            return
-    pytest.fail(f"only {slow / fast:.1f} times faster")

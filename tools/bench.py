@@ -69,11 +69,11 @@ class FILMCase:
     `ours` and `theirs` run once and return what is compared: the fused image, or the network with its gradients.
     """
 
-    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False, **sizes):
+    def __init__(self, args, size: tuple[int, int], batch: int = 1, train: bool = False, grid=(288, 384), **sizes):
         torch.manual_seed(0)
         self.args, self.train = args, train
-        self.literal = literal.LiteralFILM().to(args.device)
-        self.model = build_model("film", **sizes).to(args.device)
+        self.literal = literal.LiteralFILM(grid).to(args.device)
+        self.model = build_model("film", **{"token_grid": list(grid)} | sizes).to(args.device)
         if not sizes:  # the literal form has the published ones
             self.model.load_state_dict(translate(self.literal.state_dict()))
         configure_compute(args.precision, checkpointing=args.checkpointing, compile=args.compile)
@@ -223,7 +223,7 @@ def bench_metrics(
         evaluator = Evaluator(names, torch.device(device))
         for i, triple in enumerate(triples):
             evaluator.add(str(i), *triple)
-        return evaluator.results()
+        return evaluator.results
 
     def theirs() -> dict:
         return {

@@ -11,21 +11,17 @@ written anew after every check, so that a run that is cut off loses nothing. Wha
 """
 
 import argparse
-import contextlib
 import faulthandler
-import functools
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch
 
-from net import NETWORKS, FusionNetwork, build_model, restormer
-from tests import literal
-from tools import bench, gpu_checks, gpu_speed
+from net import configure_compute
+from tools import gpu_checks, gpu_speed
 from tools.gpu_checks import Check, Machine, Row, free_memory
 from utils.files import to_json, write_file
 from utils.process import set_up_process
@@ -66,6 +62,9 @@ class Report:
         return time.monotonic() - self.start
 
     @property
+    def failed(self) -> int:
+        return sum(row["verdict"] == "FAIL" for row in self.rows)
+
     def late(self) -> bool:
         return self.seconds >= 0.9 * self.budget
 
@@ -81,61 +80,35 @@ class Report:
         content = {"finished": finished, "seconds": self.seconds, "failed": self.failed, "rows": self.rows}
         write_file(self.path, to_json(content, indent=1) + "\n")
 
-    @property
-    def failed(self) -> int:
-        return sum(row["verdict"] == "FAIL" for row in self.rows)
 
-
-def sentence(error: Exception) -> str:
-    """An error in one line; of a long one, such as the output of a process, how it ends."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 160 else '...' + text[-157:]}"
-
-
-def run_check(section: str, title: str, call, report: Report) -> None:
+def run_check(section: str, title: str, call: Callable[[], list[Row]], report: Report) -> None:
     """Call a check and add its rows."""
     set_up_process()  # float32 in full, where a check does not say otherwise
+    configure_compute()
     try:
         for row in call():
             report.add(section, title, row)
     except Exception as error:  # whatever a check can raise
         expected = isinstance(error, torch.OutOfMemoryError) and section in MAY_NOT_FIT
-        row = Row("", "out of memory") if expected else Row("", sentence(error), verdict="FAIL")
+        sentence = f"{type(error).__name__}: {' '.join(str(error).split())[-160:]}"
+        row = Row("", "out of memory") if expected else Row("", sentence, verdict="FAIL")
         report.add(section, title, row, traceback.format_exc())
     report.write()
-    if section in MAY_NOT_FIT:
-        free_memory()
+    free_memory()
 
 
-def run(machine: Machine, sections: list[str], report: Report) -> None:
+def run(machine: Machine, sections: list[str], report: Report) -> int:
+    """Run the checks of some sections; how many were not reached."""
+    left = 0
     for section in sections:
         for title, call in SECTIONS[section](machine):
-            if report.late:
+            if report.late():
+                left += 1
                 report.add(section, title, Row("", "not reached"))
             else:
                 run_check(section, title, call, report)
     report.write(finished=True)
-
-
-def build_model_with_few_tokens(name: str, **options) -> FusionNetwork:
-    few = {"token_grid": [24, 32]} if "token_grid" in NETWORKS.defaults(name) else {}
-    return build_model(name, **few | options)
-
-
-@contextlib.contextmanager
-def rehearsal() -> Iterator[Machine]:
-    """The CPU in place of a GPU: every line of the checks runs, on sizes that take seconds.
-
-    Nothing is compiled, but where graphs are counted: there they are made, and not translated.
-    """
-    restormer.compiled.cache_clear()
-    with contextlib.ExitStack() as patches:
-        patches.callback(restormer.compiled.cache_clear)  # what is compiled in another way is not kept
-        patches.enter_context(torch.compiler.set_stance("force_eager"))
-        patches.enter_context(mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")))
-        patches.enter_context(mock.patch.object(literal, "Stage", functools.partial(literal.Stage, grid=(24, 32))))
-        patches.enter_context(mock.patch.object(bench, "build_model", build_model_with_few_tokens))
-        yield Machine(torch.device("cpu"), rehearsal=True)
+    return left
 
 
 def main(words: list[str] | None = None) -> int:
@@ -143,23 +116,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all if none is named")
     parser.add_argument("--minutes", type=float, default=8, help="what the run may take")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON")
-    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rehearse", action="store_true", help="the CPU in place of a GPU, tiny sizes, not compiled")
     args = parser.parse_args(words)
     if not (args.rehearse or torch.cuda.is_available()):
         print("skipped: this machine has no GPU that PyTorch can use")
         return 0
     report = Report(args.out, args.minutes)
-    places = rehearsal() if args.rehearse else contextlib.nullcontext(Machine(torch.device("cuda")))
+    machine = Machine(torch.device("cpu" if args.rehearse else "cuda"), args.rehearse)
+    # ends a check that hangs, and shows where
+    faulthandler.dump_traceback_later(60 * args.minutes + 60, exit=True, file=sys.__stderr__)
     # what is compiled more often than PyTorch allows would go on uncompiled, without a word
-    with places as machine, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        # ends a check that hangs, and shows where
-        faulthandler.dump_traceback_later(60 * args.minutes + 60, exit=True, file=sys.__stderr__)
-        try:
-            run(machine, args.sections or list(SECTIONS), report)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-    reached = sum(row["value"] != "not reached" for row in report.rows)
-    print(f"{reached} rows in {report.seconds:.0f} s, {report.failed} failed, {len(report.rows) - reached} not reached")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        left = run(machine, args.sections or list(SECTIONS), report)
+    faulthandler.cancel_dump_traceback_later()
+    print(f"{len(report.rows) - left} rows in {report.seconds:.0f} s, {report.failed} failed, {left} not reached")
     return 1 if report.failed else 0
 
 

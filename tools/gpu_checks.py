@@ -1,4 +1,4 @@
-"""What tools/gpu.py checks, section by section, and what its measurements in tools/gpu_speed.py share with that.
+"""What `python -m tools.gpu` checks, section by section, and what its measurements (tools/gpu_speed.py) share with that.
 
 A section is a function that lists its checks, `(title, function)`, and does nothing else: tools/gpu.py calls the
 functions. A check returns its rows, and may raise what it likes.
@@ -75,13 +75,14 @@ class Machine:
         return rehearsed if self.rehearsal else real
 
 
-# how float32 is rounded in convolutions and in matrix products, before anything here changes it
-PRECISION_AT_START = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-
 Check = tuple[str, Callable[[], Sequence[Row]]]
 
 
-# --- what differs between a GPU and the CPU in its place --------------------------------------------
+# --- the device -------------------------------------------------------------------------------------
+
+
+def device_facts(m: Machine) -> Iterator[Check]:
+    yield "facts", lambda: [told(name, value, "GiB" if name == "memory" else "") for name, value in facts(m).items()]
 
 
 def facts(m: Machine) -> dict[str, object]:
@@ -91,16 +92,13 @@ def facts(m: Machine) -> dict[str, object]:
         found = torch.cuda.get_device_properties(m.device)
         gpu = {"device": found.name, "memory": found.total_memory / 2**30, "processors": found.multi_processor_count}
         gpu |= {"compute capability": f"{found.major}.{found.minor}", "bf16": str(torch.cuda.is_bf16_supported())}
-    return gpu | {
-        "commit": (commit() or "none")[:12],
-        "python": platform.python_version(),
-        "CPU cores": os.cpu_count(),
+    versions = {
         "torch": torch.__version__,
         "CUDA": str(torch.version.cuda),
         "cuDNN": str(torch.backends.cudnn.version()),
-        "convolutions in fp32": PRECISION_AT_START[0],
-        "matrix products in fp32": PRECISION_AT_START[1],
     }
+    here = {"commit": (commit() or "none")[:12], "python": platform.python_version(), "CPU cores": os.cpu_count()}
+    return gpu | versions | here
 
 
 def free_memory() -> None:
@@ -111,34 +109,23 @@ def free_memory() -> None:
 
 
 def peak(m: Machine, call: Callable[[], object]) -> float:
-    """GiB that a call takes beyond what is there before; inf if that is more than there is."""
+    """GiB of a GPU that a call takes beyond what is there before; inf if that is more than there is, 0 on the CPU."""
     free_memory()
     if m.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
-    else:  # of the whole process, as a stand-in
-        import resource
-
-        before, most = 0, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = torch.cuda.memory_allocated()
     try:
         call()
         synchronize()
     except torch.OutOfMemoryError:
         return math.inf
-    return (most() - before) / 2**30
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def seconds(call: Callable[[], object], rounds: int) -> float:
     """Median seconds of a call, warmed up."""
     call()
     return interleave(call, lambda: None, rounds)[0]
-
-
-# --- the device -------------------------------------------------------------------------------------
-
-
-def device_facts(m: Machine) -> Iterator[Check]:
-    yield "facts", lambda: [told(name, value, "GiB" if name == "memory" else "") for name, value in facts(m).items()]
 
 
 # --- networks, CPU against GPU ----------------------------------------------------------------------
@@ -196,18 +183,17 @@ def example(model: FusionNetwork, size: tuple[int, int], n: int = 2) -> dict:
     """A batch of n pairs for a network, as a DataLoader gives it."""
     images = torch.from_numpy(np.stack(pictures(2 * n, *size))).float().div(255).view(2, n, 1, *size)
     batch = {"name": [str(i) for i in range(n)], "image_a": images[0], "image_b": images[1]}
-    for guide in features_of(model.inputs):
-        lengths = [2] * n if guide.name == "clip" else [5 + i for i in range(n)]
-        features = [torch.randn(length, model.options[f"{guide.name}_dim"]) for length in lengths]
-        batch |= collate_features(guide.name, features)
+    for feature in features_of(model.inputs):
+        lengths = [feature.rows] * n if feature.rows else [5 + i for i in range(n)]
+        rows = [torch.randn(length, model.options[f"{feature.name}_dim"]) for length in lengths]
+        batch |= collate_features(feature.name, rows)
     return batch
 
 
-def prepare_on(m: Machine, model: nn.Module, precision: str = "fp32", **options) -> nn.Module:
-    """Move a network to the device, to compute as `prepare` and `set_up_process` say."""
+def configure(precision: str = "fp32", **options) -> None:
+    """How networks, convolutions and matrix products compute from now on; `options` of `configure_compute`."""
     configure_compute(precision, **options)
     set_up_process(precision)
-    return model
 
 
 def agreement(m: Machine, source: str | Path, limit: float, odd: bool = False, **options) -> list[Row]:
@@ -215,13 +201,14 @@ def agreement(m: Machine, source: str | Path, limit: float, odd: bool = False, *
 
     Args:
         odd: odd sizes.
-        options: of `prepare_on`.
+        options: of `configure`.
     """
     model = open_network(source)
     batches = [example(model, size) for size in sizes(m, odd)]
     with torch.inference_mode():
         expected = [model(*model.forward_args(batch)) for batch in batches]
-        prepare_on(m, model, **options)
+        configure(**options)
+        model.to(m.device)
         fused = [model(*model.forward_args(to_device(batch, m.device, {}))).cpu() for batch in batches]
     if any(image.std() < 1e-3 for image in expected):
         raise ValueError("the fused image is flat: nothing is compared")
@@ -267,14 +254,14 @@ def step(model: FusionNetwork, criterion: nn.Module, batch: dict, device: torch.
     losses = []
     for part in split_batch(batch, parts):
         part = to_device(part, device, {})
-        terms = criterion(model(*model.forward_args(part)), **part, **model.loss_inputs(part))
+        terms = criterion(model(*model.forward_args(part)), **part, **model.loss_inputs(part), progress=0.5)
         (terms["total"] / parts).backward()
         losses.append(terms["total"].detach())
     return torch.stack(losses).mean().cpu()
 
 
 def training_step(m: Machine, source: str, limit: float, parts: int = 1, **options) -> list[Row]:
-    """Loss and gradients on the device, in `parts`, against those of the CPU in float32; `options` of `prepare_on`."""
+    """Loss and gradients on the device, in `parts`, against those of the CPU in float32; `options` of `configure`."""
     model = open_network(source).train()
     for module in model.modules():
         if isinstance(module, _BatchNorm) and parts > 1:
@@ -283,7 +270,8 @@ def training_step(m: Machine, source: str, limit: float, parts: int = 1, **optio
     batch = training_batch(model, *m.pick(((48, 64), 4), ((44, 44), 2)))  # the loss takes 41 pixels or more
     expected_loss = step(model, criterion, batch, torch.device("cpu"), 1)
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    prepare_on(m, model, **options)
+    configure(**options)
+    model.to(m.device)
     loss = step(model, criterion.to(m.device), batch, m.device, parts)
     gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     if gradients.keys() != expected.keys():
@@ -337,7 +325,7 @@ def mixed_sizes(m: Machine) -> list[Row]:
         evaluator = Evaluator(list(METRICS), device)
         for i, size in enumerate(sizes):
             evaluator.add(str(i), *(image[0] for image in triples(1, size)))
-        results.append(evaluator.results())
+        results.append(evaluator.results)
     expected, values = ([value for row in each.values() for value in row.values()] for each in results)
     if list(results[0]) != list(results[1]):
         raise ValueError(f"images in another order: {list(results[1])}")

@@ -1,4 +1,4 @@
-"""What tools/gpu.py measures of a machine, section by section; as tools/gpu_checks.py, whose helpers it uses."""
+"""What `python -m tools.gpu` measures, section by section; as tools/gpu_checks.py, whose helpers it uses."""
 
 import json
 import math
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from net import build_model, configure_compute
-from tests.literal import LiteralFILM
+from net import build_model
 from tests.toy import FAST, ROOT
 from tools.bench import (
     FILM,
@@ -39,13 +38,13 @@ from tools.gpu_checks import (
     agreement,
     aim,
     at_most,
+    configure,
     example,
     generated_set,
     label,
     launch,
     open_network,
     peak,
-    prepare_on,
     run_folder,
     seconds,
     sizes,
@@ -96,15 +95,18 @@ def ceilings(m: Machine) -> Iterator[Check]:
 # --- the cases of tools/bench.py against the literal form ---------------------------------------------
 
 
+GRID = dict(grid=(24, 32))  # of a rehearsal
+
+
 def cases(m: Machine) -> dict[str, dict]:
     """Options of FILMCase by the name of the case."""
     real = {name: options for name, (options, _) in FILM.items()}
     rehearsed = {"inference-12x16": dict(size=(12, 16)), "training-2x6x8": dict(size=(6, 8), batch=2, train=True)}
-    return m.pick(real, rehearsed)
+    return m.pick(real, {name: options | GRID for name, options in rehearsed.items()})
 
 
-def bench_args(m: Machine, precision: str = "fp32", compile: bool = False, checkpointing: bool = False) -> Namespace:
-    return Namespace(device=str(m.device), precision=precision, compile=compile, checkpointing=checkpointing)
+def bench_args(m: Machine, precision: str = "fp32", **options) -> Namespace:
+    return Namespace(device=str(m.device), precision=precision, **dict(compile=False, checkpointing=False) | options)
 
 
 @cache
@@ -120,9 +122,9 @@ def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> l
     """Ours in some precision against the literal form in fp32; of tf32, both."""
     if compile:
         torch.compiler.reset()  # graphs for this size alone, as in a program that meets no other
-    options = cases(m)[name]
+    options, flops = cases(m)[name], work(m, name)
     train = "train" in options
-    case = FILMCase(bench_args(m, precision, compile), **options)
+    case = FILMCase(bench_args(m, precision, compile=compile), **options)
     set_up_process(precision)
     start = time.perf_counter()
     difference = case.difference()
@@ -131,7 +133,7 @@ def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> l
     start = time.perf_counter()
     case.ours()
     launching = time.perf_counter() - start
-    rate = work(m, name) / ours
+    rate = flops / ours
     ratio = told("literal / ours", literal / ours)
     if precision == "fp32" or (compile and not train):
         ratio = aim("literal / ours", literal / ours, "", least=8 if compile else 4)
@@ -183,13 +185,14 @@ def recipe_rate(m: Machine, precision: str, compile: bool = False) -> list[Row]:
     batch = to_device(example(model, size, n), m.device, {})
     batch["text"] = torch.randn(n, TEXT_TOKENS, model.options["text_dim"], device=m.device)
     batch["text_mask"] = torch.ones(batch["text"].shape[:2], dtype=torch.bool, device=m.device)
-    prepare_on(m, model.train(), precision, compile=compile)
+    model.to(m.device).train()
+    configure(precision, compile=compile)
     criterion = build_loss(config.loss).to(m.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=True)
 
     def one_step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        criterion(model(*model.forward_args(batch)), **batch)["total"].backward()
+        criterion(model(*model.forward_args(batch)), **batch, progress=0.5)["total"].backward()
         optimizer.step()
 
     one_step()
@@ -236,21 +239,22 @@ def memory_of(m: Machine, options: dict, least: float | None) -> list[Row]:
         precision = "bf16" if "bf16" in form else "fp32"
         case = FILMCase(bench_args(m, precision, checkpointing="checkpointing" in form), **options)
         if "tile" in form:
-            configure_compute(precision, tile=64)
+            configure(precision, tile=64)
         found[form] = peak(m, case.theirs if form == "literal" else case.ours)
         del case
     rows = [told(form, value, "GiB") for form, value in found.items()]
     if max(found["ours"], found["literal"]) == math.inf:
         return rows
-    ratio = found["literal"] / found["ours"]
+    ratio = found["literal"] / max(found["ours"], 1e-9)
     return [*rows, aim("literal / ours", ratio, "", least) if least else told("literal / ours", ratio)]
 
 
 def memory(m: Machine) -> Iterator[Check]:
+    grid = m.pick({}, GRID)
     for height, width in m.pick([(480, 640), (1024, 1280), (2160, 3840)], [(12, 16)]):
-        yield f"inference {height} x {width}", partial(memory_of, m, dict(size=(height, width)), None)
+        yield f"inference {height} x {width}", partial(memory_of, m, dict(size=(height, width), **grid), None)
     height, width = m.pick((288, 384), (6, 8))
-    options = dict(size=(height, width), batch=2, train=True)
+    options = dict(size=(height, width), batch=2, train=True, **grid)
     yield f"training 2 x {height} x {width}", partial(memory_of, m, options, 3)
 
 
@@ -271,7 +275,7 @@ def six_metrics(m: Machine) -> list[Row]:
             images = [read_image(Path(folder, f"{i}_{k}.png"))[0] for k in range(3)]
             reading += time.perf_counter() - began
             evaluator.add(str(i), *images)
-        results = evaluator.results()
+        results = evaluator.results
         total = time.perf_counter() - start
     if len(results) != count or not all(math.isfinite(v) for row in results.values() for v in row.values()):
         raise ValueError("a value is missing")
@@ -288,11 +292,11 @@ def files(m: Machine) -> Iterator[Check]:
 def graphs(m: Machine) -> list[Row]:
     """How many graphs images of several sizes need."""
     torch.compiler.reset()
-    model = prepare_on(m, open_network("film"), compile=True)
-    found = []
+    model, found = open_network("film").to(m.device), []
+    configure(compile=True)
     for size in sizes(m) + sizes(m, odd=True):
         before = counters["stats"]["unique_graphs"]
-        with torch.inference_mode(), torch.compiler.set_stance("default"):  # in a rehearsal, too
+        with torch.inference_mode():
             model(*model.forward_args(to_device(example(model, size), m.device, {})))
         found.append(counters["stats"]["unique_graphs"] - before)
     return [
@@ -303,14 +307,15 @@ def graphs(m: Machine) -> list[Row]:
 
 
 def compiled(m: Machine) -> Iterator[Check]:
+    if m.rehearsal:  # it would take minutes
+        return
     for source in [*trained(), *weights(m)]:
         yield label(source), partial(agreement, m, source, 1e-4, compile=True)
     yield "film, several sizes", partial(graphs, m)
     yield "film, training step", partial(training_step, m, "film", 1e-3, compile=True)
-    precision = m.pick("bf16", "fp32")
     for name in cases(m):
-        yield f"{name}, {precision} + compile", partial(film_case, m, name, precision, compile=True)
-    yield f"film_ivf, {precision} + compile", partial(recipe_rate, m, precision, compile=True)
+        yield f"{name}, bf16 + compile", partial(film_case, m, name, "bf16", compile=True)
+    yield "film_ivf, bf16 + compile", partial(recipe_rate, m, "bf16", compile=True)
 
 
 # --- the layout of maps -------------------------------------------------------------------------------
@@ -350,17 +355,9 @@ def feed_forward(m: Machine, dtype: torch.dtype, train: bool, whole: bool, memor
     return call
 
 
-def literal_network(m: Machine, memory_format) -> Callable[[], object]:
-    model = LiteralFILM().to(m.device, memory_format=memory_format)
-    images = torch.rand(2, 1, 1, *m.pick((480, 640), (12, 16)), device=m.device)
-    text = torch.randn(1, TEXT_TOKENS, 768, device=m.device)
-    return torch.inference_mode()(lambda: model(*images, text))
-
-
 def layout(m: Machine) -> Iterator[Check]:
     for part, whole in (("depthwise", False), ("feed-forward", True)):
         for dtype in (torch.float32, torch.bfloat16):
             for train in (False, True):
                 title = f"{part}, {str(dtype)[6:]}, {'training' if train else 'inference'}"
                 yield title, partial(layout_times, m, partial(feed_forward, m, dtype, train, whole))
-    yield "literal network, float32", partial(layout_times, m, partial(literal_network, m))

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.config import MOTIONS
-from utils.errors import InputError, nearest
 from utils.opencv import cv2
 
+MOTIONS = ("translation", "affine", "homography")
 ECC_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)  # at most 40, while this much is gained
 FINEST, SMALLEST = 640, 24  # pixels, of any level: the longer side at most, the shorter one at least
 KEPT = (4, 2, 1)  # so many of the best matrices leave a level; the last level is the finest
@@ -55,12 +54,7 @@ def align(image_a: np.ndarray, image_b: np.ndarray, motion: str) -> Alignment:
     Args:
         image_a, image_b: (H, W) gray float32 in [0, 1], of one shape.
         motion: one of MOTIONS.
-
-    Raises:
-        InputError: another motion.
     """
-    if motion not in MOTIONS:
-        raise InputError(f"there is no motion '{motion}'; {nearest(motion, MOTIONS)}")
     scale = min(1, FINEST / max(image_a.shape))
     size = [round(scale * side) for side in image_a.shape[::-1]]
     if min(size) < SMALLEST:

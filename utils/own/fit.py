@@ -1,15 +1,15 @@
-"""Bring the two images of a pair onto each other: to one size, and B registered to A, where a user asks for it."""
+"""The two images of a pair in one size."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.align import Alignment
 from utils.data.images import as_unit, read_image
 from utils.errors import InputError
 from utils.opencv import cv2
 
+RESIZE = ("a", "b", "max")  # the size of A, of B, or of the one with more pixels
 ASPECT = 0.02  # aspect ratios that differ by more show different views
 
 
@@ -20,14 +20,10 @@ class Picture(NamedTuple):
     chroma: np.ndarray | None
 
 
-def as_picture(gray: np.ndarray, chroma: np.ndarray | None) -> Picture:
-    """An image of `read_image`, or a frame of a video, as a Picture."""
-    return Picture(as_unit(gray), chroma)
-
-
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: Path) -> Picture:
     """An image file as a Picture; InputError as `read_image`."""
-    return as_picture(*read_image(path))
+    gray, chroma = read_image(path)
+    return Picture(as_unit(gray), chroma)
 
 
 def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | None, names: str) -> tuple[int, int]:
@@ -35,8 +31,8 @@ def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | 
 
     Args:
         size_a, size_b: (H, W) of the sources.
-        resize: "a", "b" or "max": that of A, of B, or of the one with more pixels; None: they must be equal.
-        names: what the pair is called in messages.
+        resize: one of RESIZE; None: they must be equal.
+        names: of the sources, for messages.
 
     Raises:
         InputError: unequal sizes without `resize`, or aspect ratios that differ by more than ASPECT.
@@ -52,8 +48,7 @@ def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | 
     if resize is None:
         sizes = " and ".join(f"{height} x {width}" for height, width in (size_a, size_b))
         raise InputError(f"{names} have unequal sizes, {sizes} pixels; use --resize a, b or max")
-    largest = max(size_a, size_b, key=np.prod)
-    return {"a": size_a, "b": size_b, "max": largest}[resize]
+    return {"a": size_a, "b": size_b, "max": max(size_a, size_b, key=np.prod)}[resize]
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -61,10 +56,8 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     if picture.gray.shape == size:
         return picture
     way = cv2.INTER_AREA if size[0] < picture.gray.shape[0] else cv2.INTER_CUBIC
-    gray, *chroma = (
-        cv2.resize(plane, size[::-1], interpolation=way)
-        for plane in (picture.gray, *(picture.chroma if picture.chroma is not None else ()))
-    )
+    planes = [picture.gray, *(picture.chroma if picture.chroma is not None else ())]
+    gray, *chroma = (cv2.resize(plane, size[::-1], interpolation=way) for plane in planes)
     return Picture(gray.clip(0, 1), np.stack(chroma) if chroma else None)
 
 
@@ -72,11 +65,3 @@ def fit(a: Picture, b: Picture, resize: str | None, names: str) -> tuple[Picture
     """A pair in one size; arguments and errors as of `common_size`."""
     size = common_size(a.gray.shape, b.gray.shape, resize, names)
     return resized(a, size), resized(b, size)
-
-
-def remark(alignment: Alignment) -> str:
-    """What an alignment did, for the user."""
-    if alignment.improved:
-        gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
-        return f"B moved by {alignment.shift:.1f} pixels, correlation of edges {gain}"
-    return f"warning: B is kept as it is, nothing is sure to fit better (correlation of edges {alignment.before:.3f})"

@@ -1,217 +1,212 @@
 """Fuse a user's own files: pairs of images, and videos."""
 
+import csv
+import io
 import itertools
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from net import FusionNetwork
-from utils import distributed
+from net import FusionNetwork, build_model
 from utils.config import Config
-from utils.data.align import align
+from utils.data.align import Alignment, align
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
-from utils.guides import describe_guidance, open_guides
-from utils.guides.guidance import Guidance
+from utils.files import write_file
+from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
-from utils.own.files import OwnPair, find_own, is_video, read_text
-from utils.own.fit import Picture, as_picture, common_size, fit, read_picture, remark
-from utils.own.video import check_together, in_step, open_frames, open_output
-from utils.results.evaluate import fuse_batch
-
-
-def fuse_files(model: FusionNetwork, config: Config, args: Namespace, device: torch.device) -> None:
-    """Fuse what a user names, a video or pairs of images; results have colour where a source has.
-
-    Args:
-        args: of the command line: a, b, pairs, out, resize, align, text_a, text_b, instruct, overrides.
-
-    Raises:
-        InputError: of pairs with a line for each that could not be fused; the others are done.
-    """
-    fuse = Fuser(model, config, args, device)
-    fuse_video(fuse, args) if is_video(args) else fuse_pairs(fuse, args)
+from utils.own.fit import Picture, fit, read_picture, resized
+from utils.own.job import Job
+from utils.own.pairing import OwnPair
+from utils.own.video import in_step, open_both, open_output
+from utils.results.evaluate import Evaluator, average_all, fuse_batch
+from utils.results.table import format_table, left_out_lines
 
 
 class Fuser:
-    """From two pictures to the result in 8 bit: a network and all that the command line says of it.
+    """From two pictures to their results: the network, its guides, and what the job compares it with.
 
     Attributes:
-        stretch: test.stretch; of a video "clamp" if the command line does not name another, as a stretch of each
-            frame to its own range flickers.
-        asked: the instructions to compare, if there are several.
+        labels: of the results.
+        features: what guides each pair of the job, but for what is computed from its images.
     """
 
-    def __init__(self, model: FusionNetwork, config: Config, args: Namespace, device: torch.device):
+    def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
+        """InputError: text or an instruction for a network that reads none; a guide without a default feature."""
         self.model, self.config, self.device = model, config, device
         self.guidances = open_guides(config, model, [], device)
-        self.asked = args.instruct if len(args.instruct) > 1 else []
-        self.instructions = encode_instructions(self.asked, config, model, device)
-        chosen = not is_video(args) or any(word.startswith("test.stretch=") for word in args.overrides)
-        self.stretch = config.test.stretch if chosen else "clamp"
+        self.features = self._features(job.pairs)
+        self.rules = [build_model(rule).to(device).eval() for rule in job.rules if rule != model.name]
+        self.asked = encode_instructions(job.instructions, config, model, device)
+        first = NOTHING if self.asked else label_with_remarks(model, self.guidances)
+        self.labels = [first, *(rule.label for rule in self.rules), *job.instructions]
 
-    def features(self, pairs: Sequence[OwnPair]) -> list[dict[str, Tensor]]:
-        """What guides each pair beside its images, but for what is computed from them.
-
-        Raises:
-            InputError: as `features_of_pairs`; an instruction for a network that reads none.
-        """
-        features = features_of_pairs(self.model, self.config, pairs, self.guidances, self.device)
-        wanted = list(dict.fromkeys(pair.instruct for pair in pairs if pair.instruct))
+    def _features(self, pairs: Sequence[OwnPair]) -> list[dict[str, Tensor]]:
+        """A pair without text of its own gets the default feature of the checkpoint."""
+        source, features = self.config.ckpt or self.model.label, [{} for _ in pairs]
+        described = [i for i, pair in enumerate(pairs) if pair.text_a]
+        if described:
+            text = self.guidances.get("text")
+            if text is None or text.instead is not None:
+                raise InputError(f"{source} reads no text, or text.use is default; leave out the text")
+            encoder = open_text_encoder(self.config, text.record, self.model.options["text_dim"], self.device)
+            texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
+            for i, feature in zip(described, encoder.encode_pairs(texts, self.config.text.batch_size)):
+                features[i]["text"] = torch.from_numpy(feature)
+        wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
         encoded = dict(zip(wanted, encode_instructions(wanted, self.config, self.model, self.device)))
+        for own, pair in zip(features, pairs):
+            own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
+        for kind, guidance in self.guidances.items():
+            without = [] if guidance.encoder else [own for own in features if kind not in own]
+            default = guidance.instead
+            if without and default is None:
+                default = guidance.record and guidance.record.default
+                if default is None:
+                    raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
+                print(
+                    f"no {kind} given for {len(without)} of {len(pairs)}: the checkpoint's default {kind} guides them"
+                )
+            for own in without:
+                own[kind] = default
         print(f"guided by {describe_guidance(self.guidances)}")
-        return [
-            own | ({"instruction": encoded[pair.instruct]} if pair.instruct else {})
-            for own, pair in zip(features, pairs)
-        ]
+        return features
 
     def __call__(
-        self, names: Sequence[str], pictures: Sequence[tuple[Picture, Picture]], features: Sequence[dict[str, Tensor]]
-    ) -> list[np.ndarray]:
-        """Fuse pairs of equal size.
-
-        Args:
-            names: of the pairs, for messages.
-            pictures: A and B of each, as `utils.own.fit.fit` gives them.
-            features: of each, as `features` gives them.
-
-        Returns:
-            For each pair (H, W) uint8, or BGR (H, W, 3) where a source has colour; under several instructions a
-            picture with a column for each source, for the result without any, and for each.
-        """
+        self, names: Sequence[str], pictures: Sequence[tuple[Picture, Picture]], features: dict[str, Tensor]
+    ) -> np.ndarray:
+        """Fuse N pairs (A, B) of one size under the same features: (labels, N, H, W) float32 in [0, 1]."""
         samples = [
-            {"name": name, "image_a": torch.from_numpy(a.gray)[None], "image_b": torch.from_numpy(b.gray)[None]} | own
-            for name, (a, b), own in zip(names, pictures, features)
+            {"name": name, "image_a": torch.from_numpy(a.gray)[None], "image_b": torch.from_numpy(b.gray)[None]}
+            for name, (a, b) in zip(names, pictures)
         ]
-        fused = fuse_batch([self.model], collate(samples), self.device, self.guidances, self.instructions)
-        return [self.picture(a, b, fused[:, i]) for i, (a, b) in enumerate(pictures)]
-
-    def picture(self, a: Picture, b: Picture, fused: np.ndarray) -> np.ndarray:
-        """The picture of a pair and its fused images (results, H, W) in [0, 1]."""
-        chroma = merge_chroma([a.chroma, b.chroma])
-        results = [to_8bit(each, self.stretch) for each in fused]
-        results = [each if chroma is None else colorize(each, chroma) for each in results]
-        if not self.asked:
-            return results[0]
-        sources = [to_8bit(source.gray, "clamp") for source in (a, b)]
-        return side_by_side([*sources, *results], ["A", "B", NOTHING, *self.asked])
+        batch = collate([sample | features for sample in samples])
+        fused = [fuse_batch([self.model, *self.rules], batch, self.device, self.guidances)]
+        for asked in self.asked:
+            asked = {"instruction": asked.expand(len(names), -1, -1)}
+            fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
+        return np.concatenate(fused)
 
 
-def fuse_pairs(fuse: Fuser, args: Namespace) -> None:
-    """Fuse all pairs of images, shared by the processes."""
-    pairs, how = find_own(args)
-    print(how, end="")
-    features = fuse.features(pairs)
-    rank, ranks = distributed.place()
-    share = list(enumerate(zip(pairs, features)))[rank::ranks]
-    problems, remarks = {}, {}
-    for number, (pair, own) in tqdm(share, unit="pair", disable=rank > 0 or len(share) < 2):
+def list_pairs(job: Job) -> None:
+    """Print what would be fused, and do nothing (--list); InputError as of the fusion, if no network is needed."""
+    failed = 0
+    for pair in job.pairs:
         try:
-            a, b = fit(read_picture(pair.a), read_picture(pair.b), args.resize, f"{pair.a} and {pair.b}")
-            if args.align:
-                alignment = align(a.gray, b.gray, args.align)
-                b, remarks[number] = Picture(*alignment.apply(*b)), f"{pair.name}: {remark(alignment)}"
-            (result,) = fuse([pair.name], [(a, b)], [own])
-            write_image(pair.out, result)
+            if job.is_video:
+                a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps)
+                said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
+            else:
+                said = "{} x {}".format(*read_pair(pair, job.resize)[0].gray.shape)
         except InputError as error:
-            problems[number] = str(error)
-    for of_rank, said in distributed.exchange((problems, remarks)):
-        problems, remarks = problems | of_rank, remarks | said
-    for number in sorted(remarks):
-        print(remarks[number])
-    print(f"{len(pairs) - len(problems)} of {len(pairs)} fused, 8 bit by {fuse.stretch}: {args.out}")
+            failed, said = failed + 1, str(error)
+        print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
+    if failed:
+        raise InputError(f"{failed} of {len(job.pairs)} cannot be fused, as is said above")
+    print(f"{len(job.pairs)} would be fused")
+
+
+def fuse_pairs(fuser: Fuser, job: Job) -> None:
+    """Fuse all pairs of images, and measure the results if the job says so.
+
+    Raises:
+        InputError: a line for each pair that could not be fused; the others are done.
+    """
+    problems, evaluators = [], [Evaluator(job.metrics, fuser.device) for _ in fuser.labels]
+    bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2)
+    for pair, features in bar:
+        try:
+            a, b = read_pair(pair, job.resize)
+            if job.align:
+                alignment = align(a.gray, b.gray, job.align)
+                b = Picture(*alignment.apply(*b))
+                bar.write(f"{pair.name}: {remark(alignment)}")
+            fused = [to_8bit(each, job.stretch) for each in fuser([pair.name], [(a, b)], features)[:, 0]]
+            save(pair, a, b, fused, fuser.labels)
+            for evaluator, each in zip(evaluators if job.metrics else (), fused):
+                evaluator.add(pair.name, each, to_8bit(a.gray, "clamp"), to_8bit(b.gray, "clamp"))
+        except InputError as error:
+            problems.append(str(error))
+    done = len(job.pairs) - len(problems)
+    if job.metrics and done:
+        tell(dict(zip(fuser.labels, (evaluator.results for evaluator in evaluators))), job)
+    print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
-        raise InputError("\n".join(problems[number] for number in sorted(problems)))
+        raise InputError("\n".join(problems))
 
 
-def fuse_video(fuse: Fuser, args: Namespace) -> None:
+def read_pair(pair: OwnPair, resize: str | None) -> tuple[Picture, Picture]:
+    """The images of a pair in one size; InputError as `read_image` and `fit`."""
+    return fit(read_picture(pair.a), read_picture(pair.b), resize, f"{pair.a} and {pair.b}")
+
+
+def remark(alignment: Alignment) -> str:
+    if alignment.improved:
+        gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
+        return f"B moved by {alignment.shift:.1f} pixels, correlation of edges {gain}"
+    return f"warning: B is kept as it is, nothing is sure to fit better (correlation of edges {alignment.before:.3f})"
+
+
+def save(pair: OwnPair, a: Picture, b: Picture, fused: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+    """Write the result of a pair, (H, W) uint8, in colour where a source is; several as a picture, and one by one."""
+    results = [in_colour(each, a, b) for each in fused]
+    if len(results) == 1:
+        return write_image(pair.out, results[0])
+    sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
+    write_image(pair.out, side_by_side([*sources, *results], ["A", "B", *labels]))
+    for number, (result, label) in enumerate(zip(results, labels)):
+        words = re.sub(r"\W+", "_", label).strip("_").lower()[:60]
+        write_image(pair.out.with_suffix("") / f"{number}_{words}{pair.out.suffix}", result)
+
+
+def in_colour(fused: np.ndarray, a: Picture, b: Picture) -> np.ndarray:
+    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, else as it is."""
+    chroma = merge_chroma([a.chroma, b.chroma])
+    return fused if chroma is None else colorize(fused, chroma)
+
+
+def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
+    """Print the means of {label: {image: {metric: value}}}, and write all values to `job.table`."""
+    means, left_out = average_all(per_image)
+    print("\n".join([format_table(str(job.out), job.metrics, means), *left_out_lines(left_out)]))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["network", "image", *job.metrics, "stretch"])
+    for label, images in per_image.items():
+        rows.writerows([label, name, *row.values(), job.stretch] for name, row in images.items())
+    write_file(job.table, text.getvalue())
+    print(f"of each image: {job.table}")
+
+
+def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> None:
     """Fuse a video, or a folder of frames, frame by frame.
 
     With --align B is registered by the first frames: the cameras of a rig do not move against each other.
 
     Raises:
-        InputError: sources that do not go together; or that frames cannot be decoded, after the others are written.
+        InputError: sources that do not go together; or one that ends before the other, after the result is written.
     """
-    if distributed.place()[1] > 1:
-        raise InputError("a video is fused by one process: python test.py ... in place of torchrun")
-    video = fuse.config.video
-    pairs, _ = find_own(args)
-    a, b = open_frames(args.a), open_frames(args.b)
-    check_together(a, b)
-    names = f"{args.a} and {args.b}"
-    common_size(a.size, b.size, args.resize, names)
-    features, alignment = fuse.features(pairs), None
-    with (
-        open_output(args.out, a.fps or b.fps or video.fps, video.codec) as write,
-        closing(in_step(a, b)) as frames,
-        tqdm(total=a.count, unit="frame") as bar,
-    ):
-        for batch in batched(frames, video.batch_size):
-            pictures = [fit(as_picture(*one), as_picture(*two), args.resize, names) for one, two in batch]
-            if args.align and alignment is None:
-                alignment = align(*(picture.gray for picture in pictures[0]), args.align)
-                bar.write(f"by the first frames: {remark(alignment)}")
-            if alignment:
-                pictures = [(one, Picture(*alignment.apply(*two))) for one, two in pictures]
-            numbers = [f"frame {bar.n + i}" for i in range(1, len(pictures) + 1)]
-            for frame in fuse(numbers, pictures, features * len(pictures)):
-                write(frame)
-            bar.update(len(pictures))
-    print(f"{bar.n} frames fused, 8 bit by {fuse.stretch}: {args.out}")
-    if notes := [*a.notes(), *b.notes()]:
-        raise InputError("\n".join(notes))
-
-
-def batched(pairs: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items, the last perhaps shorter."""
-    while batch := list(itertools.islice(pairs, size)):
-        yield batch
-
-
-def features_of_pairs(
-    model: FusionNetwork,
-    config: Config,
-    pairs: Sequence[OwnPair],
-    guidances: Mapping[str, Guidance],
-    device: torch.device,
-) -> list[dict[str, Tensor]]:
-    """The features of each pair by guide, but those that are computed from the images.
-
-    A pair without text of its own gets the default feature of the checkpoint.
-
-    Raises:
-        InputError: a guide without a default feature, text for a network that was trained without.
-    """
-    features: list[dict[str, Tensor]] = [{} for _ in pairs]
-    for kind, guidance in guidances.items():
-        if guidance.encoder:
-            continue
-        default = guidance.instead
-        described = [i for i, pair in enumerate(pairs) if kind == "text" and pair.text_a]
-        if described and default is not None:
-            raise InputError(f"the text does not count: {config.ckpt} was trained without, or text.use is default")
-        if default is None and len(described) < len(pairs):
-            default = guidance.record and guidance.record.default
-            if default is None and kind == "text":
-                raise InputError(f"{config.ckpt} has no default text; describe the pair with --text-a and --text-b")
-            if default is None:
-                raise InputError(f"{config.ckpt} has no default {kind}")
-            count = f" for {len(pairs) - len(described)} of {len(pairs)} pairs" if described else ""
-            print(f"no {kind} given{count}: the checkpoint's default {kind} feature is used")
-        for own in features:
-            own[kind] = default
-        if described:
-            encoder = open_text_encoder(config, guidance.record, model.options["text_dim"], device)
-            texts = [
-                tuple(read_text(text, pairs[i].name) for text in (pairs[i].text_a, pairs[i].text_b)) for i in described
-            ]
-            for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
-                features[i][kind] = torch.from_numpy(feature)
-    return features
+    (pair,), (features,), alignment = job.pairs, fuser.features, None
+    a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
+    frames = in_step(a, b)
+    with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count), unit="frame") as bar:
+        while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
+            if job.align:
+                if alignment is None:
+                    alignment = align(*(picture.gray for picture in batch[0]), job.align)
+                    bar.write(f"by the first frames: {remark(alignment)}")
+                batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
+            names = [f"frame {bar.n + i}" for i in range(1, len(batch) + 1)]
+            for fused, sources in zip(fuser(names, batch, features)[0], batch):
+                write(in_colour(to_8bit(fused, job.stretch), *sources))
+            bar.update(len(batch))
+    print(f"{bar.n} frames fused, 8 bit by {job.stretch}: {job.out}")
+    if a.read != b.read:
+        short, other = sorted((a, b), key=lambda frames: frames.read)
+        raise InputError(f"{short.path} ends after {bar.n} frames and {other.path} goes on; {job.out} has no more")

@@ -1,23 +1,17 @@
-"""Which images of a user belong together: two images, two folders, one folder with both kinds, or a table of pairs."""
+"""Which images of a user belong together: two images, two folders, two patterns, or a table of pairs."""
 
 import csv
 import io
-import itertools
 import re
-from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.images import check_writable, list_images
+from utils.data.images import list_images
 from utils.errors import InputError, shortened
 from utils.files import plain_name
 
 COLUMNS = ("a", "b", "name", "text_a", "text_b", "instruct")  # of a table of pairs; the first two are needed
-SHOWN = 10  # names in a message, and pairs that are printed
-# what tells the images of source A from those of source B in one folder, by task: IVF, MIF, MEF, MFF
-WORDS_A = {"ir", "tir", "lwir", "infrared", "thermal", "mri", "over", "near"}
-WORDS_B = {"vi", "vis", "visible", "rgb", "ct", "pet", "spect", "under", "far"}
-SEPARATORS = "_-. "
 
 
 class OwnPair(NamedTuple):
@@ -40,130 +34,59 @@ class OwnPair(NamedTuple):
     instruct: str = ""
 
 
-def find_pairs(a: str, b: str, out: Path) -> tuple[list[OwnPair], str]:
-    """The pairs of two images, two folders, or one folder given twice.
+def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
+    """The pairs of two folders, or of two patterns.
 
     Args:
-        a, b: two images; two folders; or files with * for the name, "folder/*_ir.png". Images of equal names are
-            paired. So are those whose names differ by what all names of a side begin or end with: IR1 and VIS1. In one
-            folder a word tells which is which, see WORDS_A and WORDS_B: x_ir and x_vis.
-        out: an image for two images, else a folder.
-
-    Returns:
-        The pairs, and how they were found.
+        a, b: folders, or files with * for the name, "folder/*_ir.png". Images of equal names are paired. In folders,
+            so are those whose names differ by a beginning or an end that all names of a side have: IR1 and VIS1.
+        out: the folder of the results.
 
     Raises:
-        InputError: what is not there, one image and one folder, images without a partner, results beside their sources.
+        InputError: a missing source, images without a partner, results beside their sources.
     """
-    sides = [Path(side) for side in (a, b)]
-    for side in sides:
-        if "*" not in side.name and not side.exists():
-            raise InputError(f"there is no {side}")
-    many = [side.is_dir() or "*" in side.name for side in sides]
-    if many[0] != many[1]:
-        raise InputError(f"--a {a} and --b {b} must be two images or two folders")
-    if not many[0]:
-        check_writable(out)
-        return [OwnPair(sides[0].stem, *sides, out)], ""
-    folders = [side if side.is_dir() else side.parent for side in sides]
+    for side in (a, b):
+        if "*" not in side.name and not side.is_dir():
+            raise InputError(f"{side} is no folder; give two images, two folders or two patterns")
+    folders = [side if side.is_dir() else side.parent for side in (a, b)]
     if out.resolve() in [folder.resolve() for folder in folders]:
-        raise InputError(f"--out would write over the sources in {out}, or beside them; choose another place")
-    how = ""
-    if a == b and sides == folders:
-        found, how = split_folder(sides[0]), "paired by the words in their names"
-    else:
-        found = [list_images(s) if s.is_dir() else list_images(s.parent, s.name) for s in sides]
-        if sides == folders and found[0].keys() != found[1].keys():
-            how = "paired by their names, without what those of a side have in common"
-            matched = match_names(*(list(side) for side in found))
-            found = [{new: side[old] for new, old in names.items()} for side, names in zip(found, matched)]
-    check_partners(a if a == b else f"{a} and {b}", *found)
-    names = {name: name or paths[0].stem for name, paths in found[0].items()}
-    pairs = [OwnPair(names[key], found[0][key][0], found[1][key][0], out / f"{names[key]}.png") for key in found[0]]
-    if how:
-        shown = [f"  {pair.a.name} + {pair.b.name} -> {pair.out.name}" for pair in pairs[:SHOWN]]
-        more = [f"  ... and {len(pairs) - SHOWN} more, see --list"] if len(pairs) > SHOWN else []
-        how = "\n".join([f"{how}:", *shown, *more, ""])
-    return pairs, how
-
-
-def check_partners(where: str, found_a: dict[str, list[Path]], found_b: dict[str, list[Path]]) -> None:
-    """InputError if a name has not exactly one image on each side."""
+        raise InputError(f"-o would write over the sources in {out}, or beside them; choose another place")
+    if a == b:
+        example = f'"{a}/*_ir.png" "{a}/*_vis.png"'
+        raise InputError(f"which images of {a} are A and which B? Give two patterns, e.g. {example}, or a table")
+    images = [list_images(side) if side.is_dir() else list_images(side.parent, side.name) for side in (a, b)]
+    keys_a, keys_b = list(images[0]), list(images[1])
+    if folders == [a, b] and set(keys_a) != set(keys_b):
+        ways = [(keys_a, keys_b), (cut(keys_a), cut(keys_b))]  # no other way of cutting pairs other names
+        keys_a, keys_b = min(ways, key=lambda way: len(set(way[0]) ^ set(way[1])))
+    found_a, found_b = dict(zip(keys_a, images[0].values())), dict(zip(keys_b, images[1].values()))
     alone = found_a.keys() ^ found_b.keys()
-    alone |= {name for found in (found_a, found_b) for name, paths in found.items() if len(paths) > 1}
+    alone |= {key for found in (found_a, found_b) for key, paths in found.items() if len(paths) > 1}
     if alone or not found_a:
-        files = [
-            path.name for found in (found_a, found_b) for name in sorted(found) if name in alone for path in found[name]
-        ]
+        files = [path.name for found in (found_a, found_b) for key in sorted(alone) for path in found.get(key, ())]
         raise InputError(
-            f"the images of {where} cannot be paired: each needs one partner of the same name, or of a name that "
-            "differs by what all of its side begin or end with (* is the name in a pattern). Without: "
-            f"{shortened(files) or 'no images at all'}. Otherwise list the pairs in a table, --pairs pairs.csv"
+            f"the images of {a} and {b} cannot be paired: each needs one partner of the same name, or of a name that "
+            "differs by a beginning or an end that all of its side have (* is the name in a pattern). Without: "
+            f"{shortened(files) or 'no images at all'}. Otherwise list the pairs in a table, pairs.csv"
         )
+    names = {key: key or paths[0].stem for key, paths in found_a.items()}
+    pairs = [OwnPair(name, *found_a[key], *found_b[key], out / f"{name}.png") for key, name in names.items()]
+    if keys_a != list(images[0]) or keys_b != list(images[1]):
+        print(f"paired by the middle of their names, e.g. {pairs[0].a.name} + {pairs[0].b.name}; --list shows all")
+    return pairs
 
 
-def match_names(names_a: list[str], names_b: list[str]) -> list[dict[str, str]]:
-    """Pair names that differ by what all names of a side have in common: ["IR1", "IR2"] and ["VIS1", "VIS2"].
-
-    What is left of the names of both sides must be equal. There is at most one such pairing: any two ways to cut a
-    beginning and an end that all names have leave the names in the same relation.
-
-    Returns:
-        For each side {what is left: name}. If there is no such pairing, the one that leaves the fewest without a
-        partner.
-    """
-    if len(names_a) == len(names_b) == 1:
-        return [{names_a[0]: names[0]} for names in (names_a, names_b)]
-    words, letters = r"[^\W\d_]+|\d+|[\W_]", r"\d+|\D"  # no number is cut: thermal_0001 is 0001, not 1
-    cuts = (list, partial(cut, words=words), partial(cut, words=letters))  # names as they are, and shorter and shorter
-    ways = [[dict(zip(way(names), names)) for names in (names_a, names_b)] for way in cuts]
-    return min(ways, key=lambda sides: len(sides[0].keys() ^ sides[1].keys()))
+def cut(names: list[str]) -> list[str]:
+    """Names without the beginning and end that all of them have, in whole words and numbers: 0001, not 1."""
+    parts = [re.findall(r"[^\W\d_]+|\d+|[\W_]", name) for name in names]
+    start = common(parts)
+    end = common([part[start:][::-1] for part in parts])
+    return ["".join(part[start : len(part) - end]) for part in parts]
 
 
-def cut(names: list[str], words: str) -> list[str]:
-    """What is left of names without the longest beginning and end that all of them have, in whole words.
-
-    Args:
-        words: a regular expression of a word.
-    """
-    parts = [re.findall(words, name) for name in names]
-    start = common_start(parts)
-    rest = [part[start:] for part in parts]
-    end = common_start([part[::-1] for part in rest])
-    return ["".join(part[: len(part) - end]) for part in rest]
-
-
-def common_start(parts: list[list[str]]) -> int:
-    """How many words at the beginning of all are the same."""
-    return sum(1 for _ in itertools.takewhile(lambda words: len(set(words)) == 1, zip(*parts)))
-
-
-def split_folder(folder: Path) -> list[dict[str, list[Path]]]:
-    """The images of A and of B in one folder, by their names without the word that tells which they are.
-
-    Raises:
-        InputError: an image with none of the words, or with several.
-    """
-    found: list[dict[str, list[Path]]] = [{}, {}]
-    unclear = []
-    for stem, paths in list_images(folder).items():
-        words = re.findall(r"[^\W\d_]+|[\W\d_]+", stem)
-        told = [
-            (i, side) for i, word in enumerate(words) for side in (0, 1) if word.lower() in (WORDS_A, WORDS_B)[side]
-        ]
-        if len(told) != 1:
-            unclear += [path.name for path in paths]
-            continue
-        ((i, side),) = told
-        before, after = "".join(words[:i]), "".join(words[i + 1 :])
-        name = (before.rstrip(SEPARATORS) + after).strip(SEPARATORS) or "fused"
-        found[side].setdefault(name, []).extend(paths)
-    if unclear:
-        raise InputError(
-            f"which images of {folder} are A and which B? Name them like x_ir and x_vis, or give patterns: "
-            f'--a "{folder}/*_a.png" --b "{folder}/*_b.png". Unclear: {shortened(unclear)}'
-        )
-    return found
+def common(parts: list[list[str]]) -> int:
+    """The number of words at the beginning that are equal in all lists."""
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*parts)))
 
 
 def read_table(path: Path, out: Path) -> list[OwnPair]:
@@ -174,58 +97,47 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
         out: the folder of the results.
 
     Raises:
-        InputError: with a line for each mistake: another column, a missing file or value, a name given twice.
+        InputError: another column, a missing file or value, a name given twice; names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the table {path} ({getattr(error, 'strerror', 'not UTF-8')})") from error
-    head = text.partition("\n")[0]
-    delimiter = next((each for each in ";\t" if each in head), ",")  # as some spreadsheets write
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader if "".join(row).strip()]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}, is not a row of a table ({error})") from error
-    (_, columns), *rows = lines or [(1, [])]
-    columns = [column.lower() for column in columns]
-    for column in columns:
-        if column not in COLUMNS:
-            raise InputError(f"{path} has a column '{column}'; the columns are {', '.join(COLUMNS)}")
+    delimiter = next((each for each in ";\t" if each in text.partition("\n")[0]), ",")  # as some spreadsheets write
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = [column.strip().lower() for column in reader.fieldnames or ()]
+    if unknown := [column for column in columns if column not in COLUMNS]:
+        raise InputError(f"{path} has a column '{unknown[0]}'; the columns are {', '.join(COLUMNS)}")
     if not {"a", "b"} <= set(columns) or len(set(columns)) < len(columns):
         raise InputError(f"{path} must have the columns a and b, may have {', '.join(COLUMNS[2:])}, and each once")
-    if not rows:
+    reader.fieldnames = columns
+    pairs: dict[str, OwnPair] = {}
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(f"it must have {len(columns)} values, as there are columns")
+            if any(row.values()):
+                pair = read_row({key: value.strip() for key, value in row.items()}, path.parent, out)
+                if pair.name.casefold() in pairs:  # one file on some systems
+                    raise InputError(f"the name '{pair.name}' is that of another pair; give names in a column name")
+                pairs[pair.name.casefold()] = pair
+    except (InputError, csv.Error) as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    if not pairs:
         raise InputError(f"{path} lists no pairs")
-    problems: list[str] = []
-    pairs: list[OwnPair] = []
-    named: dict[str, int] = {}
-    for line, values in rows:
-        row = dict(zip(columns, values))
-        images = [path.parent / row.get(side, "") for side in ("a", "b")]
-        wrong = [f"there is no {image}" for image in images if not image.is_file()]
-        wrong = [f"no image in column {side}" for side in ("a", "b") if not row.get(side)] or wrong
-        if len(values) != len(columns):
-            wrong = [f"{len(values)} values for {len(columns)} columns"]
-        name = row.get("name") or images[0].stem
-        texts = [resolved(row.get(key, ""), path.parent) for key in ("text_a", "text_b")]
-        if not plain_name(name):
-            wrong.append(f"{name!r} is not a plain file name")
-        if bool(texts[0]) != bool(texts[1]):
-            wrong.append("only one of text_a and text_b")
-        wrong += [f"there is no {text}" for text in texts if text.endswith(".txt") and not Path(text).is_file()]
-        if name.casefold() in named:  # one file on some systems
-            wrong.append(
-                f"the name '{name}' is that of line {named[name.casefold()]}, too; give names in a column name"
-            )
-        named.setdefault(name.casefold(), line)
-        problems += [f"{path}, line {line}: {problem}" for problem in wrong]
-        pairs.append(OwnPair(name, *images, out / f"{name}.png", *texts, row.get("instruct", "")))
-    if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise InputError("\n".join([*problems[:SHOWN], *more]))
-    return pairs
+    return list(pairs.values())
 
 
-def resolved(text: str, folder: Path) -> str:
-    """A text of a table; the name of a file .txt is relative to the table's folder."""
-    return str(folder / text) if text.endswith(".txt") else text
+def read_row(row: dict[str, str], folder: Path, out: Path) -> OwnPair:
+    """The pair of a row of a table in `folder`; InputError for its first mistake."""
+    for side in ("a", "b"):
+        if not (folder / row[side]).is_file():
+            raise InputError(f"there is no {folder / row[side]}" if row[side] else f"no image in column {side}")
+    texts = [row.get(key, "") for key in ("text_a", "text_b")]
+    if bool(texts[0]) != bool(texts[1]):
+        raise InputError("only one of text_a and text_b")
+    texts = [str(folder / text) if text.endswith(".txt") else text for text in texts]
+    name = row.get("name") or Path(row["a"]).stem
+    if not plain_name(name):
+        raise InputError(f"{name!r} is not a plain file name")
+    return OwnPair(name, folder / row["a"], folder / row["b"], out / f"{name}.png", *texts, row.get("instruct", ""))

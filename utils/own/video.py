@@ -2,205 +2,118 @@
 
 import os
 import re
-import shutil
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from itertools import count
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count, takewhile, zip_longest
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.data.images import list_images, read_image, split_color, write_image
+from utils.data.images import as_unit, list_images, split_color, write_image
 from utils.errors import InputError
-from utils.files import atomic_folder, exclusive_lock, os_error_as_input_error, replace_durably
+from utils.files import atomic_folder, os_error_as_input_error, whole_file
 from utils.opencv import cv2
+from utils.own.fit import Picture, common_size, read_picture
 
 CODECS = {".avi": "MJPG", ".mkv": "FFV1", ".mov": "mp4v", ".mp4": "mp4v"}  # that are written; FFV1 loses nothing
-VIDEOS = set(CODECS)
-NAMES = ", ".join(CODECS)
+VIDEOS = ", ".join(CODECS)
 AHEAD = 4  # frames that are decoded before they are asked for: the limit of memory
 ONE_RATE = 5e-4  # rates that differ by a smaller part are one; 30 and 29.97 differ by twice as much
-ONE_MOMENT = 0.75  # of the time of a frame: frames closer than this show the same
-MISSES = 1000  # failures in a row that end a video; after fewer a frame may follow that needs none of the damaged ones
 
-Image = tuple[np.ndarray, np.ndarray | None]  # gray and chroma, as of `read_image`
 Write = Callable[[np.ndarray], None]
 
 
-class Frames(ABC):
-    """Images one at a time, each as `read_image` gives it; an iteration starts with the first.
+def is_video(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in CODECS
+
+
+class Frames:
+    """The pictures of a video or a folder, one at a time; an iteration starts with the first.
 
     Attributes:
         path: the video or folder.
-        fps: frames per second, or what `open_frames` was given.
-        count: frames; a container may declare it wrongly, as a .mkv does whose sound is longer than its pictures.
-        size: (H, W) in pixels.
-        decoded, alone: how many the last iteration gave, and how many of them `in_step` left out.
+        decode: gives the pictures.
+        fps: frames per second, None for a folder.
+        count: frames as the video declares them, which may be wrong.
+        size: (H, W) in pixels, of the first.
+        read: pictures that the last iteration gave.
     """
 
-    def __init__(self, path: Path, fps: float | None):
-        self.path, self.fps, self.count, self.size = path, fps, 0, (0, 0)
-        self.decoded, self.alone, self.lost = 0, 0, ""  # lost: says after the last frame which are missing
-
-    @abstractmethod
-    def decode(self) -> Iterator[tuple[float, Image]]:
-        """All frames with their moments, in frames since the beginning: where one is missing there is a gap."""
-
-    def __iter__(self) -> Iterator[Image]:
-        return (image for _, image in self.ahead())
-
-    def ahead(self) -> Iterator[tuple[float, Image]]:
-        """What `decode` gives, from a thread that is up to AHEAD frames before; InputError for another size."""
-        self.decoded, self.alone, self.lost, frames = 0, 0, "", self.decode()
-        with ThreadPoolExecutor(1) as pool:
-            waiting = deque(pool.submit(next, frames, None) for _ in range(AHEAD))
-            while (frame := waiting.popleft().result()) is not None:
-                waiting.append(pool.submit(next, frames, None))
-                if frame[1][0].shape != self.size:
-                    sizes = " and later ".join("{} x {}".format(*size) for size in (self.size, frame[1][0].shape))
-                    raise InputError(f"the frames of {self.path} are {sizes} pixels; make them one size")
-                self.decoded += 1
-                yield frame
-
-    def notes(self) -> list[str]:
-        """After an iteration: a sentence for each reason why frames were left out."""
-        alone = f"{self.path}: {self.alone} frames have no partner of their moment and are left out"
-        return [note for note in (self.lost, alone if self.alone else "") if note]
-
-
-class Folder(Frames):
-    """The images of a folder in natural order, frame2 before frame10."""
-
-    def __init__(self, path: Path, fps: float | None):
-        super().__init__(path, fps)
-        files = [file for files in list_images(path).values() for file in files]
-        self.files = sorted(files, key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
-        if not self.files:
-            raise InputError(f"{path} holds no images; give a video, or a folder of frames")
-        self.count, self.size = len(self.files), read_image(self.files[0])[0].shape
-
-    def decode(self) -> Iterator[tuple[float, Image]]:
-        for number, file in enumerate(self.files):
-            yield float(number), read_image(file)
-
-
-class Video(Frames):
-    """The frames of a video in 8 bit, rotated as it says."""
-
-    def __init__(self, path: Path, fps: float | None):
-        super().__init__(path, fps)
-        if path.suffix.lower() not in VIDEOS:  # FFmpeg takes a .txt for a film of letters
-            raise InputError(f"{path} is not a video by its name; use one of {NAMES}, or a folder of frames")
-        try:
-            with open(path, "rb") as file:
-                self.is_avi, declared_size = file.read(4) == b"RIFF", int.from_bytes(file.read(4), "little")
-            self.is_short = path.stat().st_size < declared_size
-        except OSError as error:
-            raise InputError(f"cannot read {path} ({error.strerror})") from error
-        capture, self.by_time = self._open(), True
-        self.count, own = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
-        self.fps = own if own > 0 else fps
-        first = next(self.decode(), None)
+    def __init__(self, path: Path, decode: Callable[[], Iterator[Picture]], fps: float | None, count: int):
+        self.path, self.decode, self.fps, self.count, self.read = path, decode, fps, count, 0
+        first = next(decode(), None)
         if first is None:
             raise InputError(f"{path} holds no frame that can be decoded; a .mp4 or .mov that was cut short has none")
-        self.size = first[1][0].shape
-        if self.count <= 0:  # an image, or a video that was not closed
-            self.recount()
-            if self.count == 1:
-                raise InputError(f"{path} is one image and no video; give a video, or a folder of frames")
+        self.size = first.gray.shape
 
-    def _open(self) -> cv2.VideoCapture:
-        return cv2.VideoCapture(str(self.path.resolve()), cv2.CAP_FFMPEG)  # "a:b.mp4" would be of a protocol "a"
-
-    def _grab(self, capture: cv2.VideoCapture) -> Iterator[float]:
-        """Go to each frame that can be decoded; its moment.
-
-        Where bytes are damaged OpenCV leaves frames out, or stops, and goes on if it is asked again. Only the times of
-        the frames show what is missing; where there are none, the order counts.
-        """
-        moment, misses, start = -1.0, 0, 0.0
-        while misses < MISSES:
-            if not capture.grab():
-                misses += 1
-                continue
-            time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * (self.fps or 0) if self.by_time else -1.0
-            if moment < 0 and self.is_avi and self.by_time:  # it starts late where frames are not stored in order
-                start = time - misses
-            moment = time - start if time - start > moment else moment + 1
-            misses = 0
-            yield moment
-
-    def decode(self) -> Iterator[tuple[float, Image]]:
-        capture, moment, decoded = self._open(), -1.0, 0
-        for moment in self._grab(capture):
-            success, image = capture.retrieve()
-            if success:
-                decoded += 1
-                yield moment, split_color(image)
-        if decoded >= self.count:
-            return
-        self.lost, until = f"{self.path} lacks {self.count - decoded} of {self.count} frames", round(moment) + 1
-        if self.is_avi and until < self.count and not self.is_short:  # its times do not count what is not found
-            self.lost += ", and does not say which; A and B may be out of step"
-        elif until == decoded:
-            self.lost = f"{self.path} ends after {decoded} of {self.count} declared frames: the rest cannot be decoded"
-
-    def recount(self) -> None:
-        """Set `count` to the frames that can be decoded, in a pass over the video; from now on their order counts."""
-        grabbed = tqdm(self._grab(self._open()), f"counting frames of {self.path.name}", delay=3, leave=False)
-        self.count, self.by_time = sum(1 for _ in grabbed), False
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures, from a thread that is up to AHEAD before; InputError for another size."""
+        self.read, frames = 0, self.decode()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = deque(pool.submit(next, frames, None) for _ in range(AHEAD))
+            while (picture := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, frames, None))
+                if picture.gray.shape != self.size:
+                    sizes = " and later ".join("{} x {}".format(*size) for size in (self.size, picture.gray.shape))
+                    raise InputError(f"the frames of {self.path} are {sizes} pixels; make them one size")
+                self.read += 1
+                yield picture
 
 
-def open_frames(path: str | Path, fps: float | None = None) -> Frames:
-    """Open a video, or a folder of images; `fps` is for one without a rate. InputError if there is no frame."""
-    path = Path(path)
-    return Folder(path, fps) if path.is_dir() else Video(path, fps)
+def open_frames(path: Path) -> Frames:
+    """Open a video, or a folder of images in natural order, frame2 before frame10.
+
+    Raises:
+        InputError: there is no such file, it is no video by its name, or nothing can be decoded.
+    """
+    if path.is_dir():
+        files = [file for files in list_images(path).values() for file in files]
+        files.sort(key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
+        if not files:
+            raise InputError(f"{path} holds no images; give a video, or a folder of frames")
+        return Frames(path, lambda: map(read_picture, files), None, len(files))
+    if not is_video(path):  # FFmpeg takes a .txt for a film of letters
+        raise InputError(f"{path} is not a video by its name; use one of {VIDEOS}, or a folder of frames")
+    capture = open_capture(path)
+    fps, declared = (capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+    return Frames(path, lambda: decode_video(path), fps if fps > 0 else None, max(0, int(declared)))
 
 
-def check_together(a: Frames, b: Frames) -> None:
-    """InputError for unequal rates or counts; counts that are declared unequal are counted first."""
-    if a.fps and b.fps and abs(a.fps - b.fps) > ONE_RATE * a.fps:
-        raise InputError(f"{a.path} has {a.fps:.6g} frames per second and {b.path} {b.fps:.6g}; convert one of them")
-    if a.count != b.count:
-        for video in (side for side in (a, b) if isinstance(side, Video)):
-            video.recount()
-    if a.count != b.count:
-        raise InputError(f"{a.path} has {a.count} frames and {b.path} {b.count}; cut them to the same moments")
+def open_capture(path: Path) -> cv2.VideoCapture:
+    return cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)  # "a:b.mp4" would be of a protocol "a"
 
 
-def in_step(a: Frames, b: Frames) -> Iterator[tuple[Image, Image]]:
-    """The images of A and B of each moment that both have; ends with the shorter one."""
-    with closing(a.ahead()) as frames_a, closing(b.ahead()) as frames_b:
-        of_a, of_b = next(frames_a, None), next(frames_b, None)
-        while of_a and of_b:
-            early, late = of_a[0] - of_b[0] <= -ONE_MOMENT, of_a[0] - of_b[0] >= ONE_MOMENT
-            a.alone, b.alone = a.alone + early, b.alone + late
-            if not (early or late):
-                yield of_a[1], of_b[1]
-            of_a, of_b = of_a if late else next(frames_a, None), of_b if early else next(frames_b, None)
+def decode_video(path: Path) -> Iterator[Picture]:
+    """The frames of a video in 8 bit, rotated as it says, up to the first that cannot be decoded."""
+    capture = open_capture(path)
+    while (frame := capture.read()[1]) is not None:
+        gray, chroma = split_color(frame)
+        yield Picture(as_unit(gray), chroma)
 
 
-def open_output(path: str | Path, fps: float, codec: str | None = None) -> AbstractContextManager[Write]:
-    """`write_frames` for a folder and for a name without extension, else `write_video`."""
-    path = Path(path)
-    return write_frames(path) if path.is_dir() or not path.suffix else write_video(path, fps, codec)
+def open_both(a: Path, b: Path, resize: str | None, fps: float) -> tuple[Frames, Frames, float, tuple[int, int]]:
+    """Two videos or folders, their rate and common size; `fps`: of folders. InputError if they do not go together."""
+    one, two = open_frames(a), open_frames(b)
+    if one.fps and two.fps and abs(one.fps - two.fps) > ONE_RATE * one.fps:
+        raise InputError(f"{a} has {one.fps:.6g} frames per second and {b} {two.fps:.6g}; convert one of them")
+    return one, two, one.fps or two.fps or fps, common_size(one.size, two.size, resize, f"{a} and {b}")
 
 
-def check_output(path: Path) -> None:
-    """InputError for a name that is neither that of a folder nor of a video."""
-    if path.suffix.lower() not in {*VIDEOS, ""} and not path.is_dir():
-        raise InputError(f"cannot write a video named {path}; use one of {NAMES}, or a folder")
+def in_step(a: Frames, b: Frames) -> Iterator[tuple[Picture, Picture]]:
+    """Each picture of A with that of B, up to the end of the shorter one; `read` then tells which went on."""
+    return takewhile(all, zip_longest(a, b))
+
+
+def open_output(path: Path, fps: float, codec: str | None = None) -> AbstractContextManager[Write]:
+    """`write_video` for the name of a video, else `write_frames`."""
+    return write_video(path, fps, codec) if is_video(path) and not path.is_dir() else write_frames(path)
 
 
 @contextmanager
 def write_frames(folder: Path) -> Iterator[Write]:
     """As `write_video`, but as frame_000001.png and so on; earlier ones of this name are replaced, other files kept."""
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a folder, or a video with one of {NAMES}")
     ours = re.compile(r"frame_\d{6}\.png")
     numbers, old = count(1), [path.name for path in folder.glob("frame_*") if ours.fullmatch(path.name)]
     with atomic_folder(folder, outdated=old) as staged:
@@ -215,49 +128,43 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
     with any codec; such a side gets one more, a copy of the last.
 
     Args:
-        path: one of VIDEOS by its extension.
-        fps: frames per second, 0.1 to 1000.
+        path: with an extension of CODECS.
+        fps: frames per second.
         codec: its four letters, e.g. FFV1, which loses nothing; None for that of CODECS.
 
     Raises:
-        InputError: another extension, rate or codec; another run is writing `path`; no frames, or no space for them.
+        InputError: a rate or codec that OpenCV does not write, no space.
     """
-    check_output(path)
-    path, extension = path.resolve(), path.suffix.lower()
-    if not 0.1 <= fps <= 1000:
-        raise InputError(f"cannot write a video of {fps} frames per second; give a rate from 0.1 to 1000")
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary, codec = folder / path.name, codec or CODECS[extension]  # OpenCV goes by the extension
-    writer, size, written = cv2.VideoWriter(), (0, 0), 0
+    usual, written = CODECS[path.suffix.lower()], 0
+    codec = codec or usual
+    with whole_file(path) as whole:
+        temporary = whole.with_name(whole.name + path.suffix)  # OpenCV goes by the extension
+        writer = cv2.VideoWriter()
 
-    def write(image: np.ndarray) -> None:
-        nonlocal size, written
-        image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        image = cv2.copyMakeBorder(image, 0, image.shape[0] % 2, 0, image.shape[1] % 2, cv2.BORDER_REPLICATE)
-        if not written:
-            size, code = image.shape[:2], cv2.VideoWriter_fourcc(*(codec if len(codec) == 4 else "????"))
-            if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, size[::-1]):
-                advice = f"use {CODECS[extension]}, or FFV1 in a .mkv, and see that there is space"
-                raise InputError(f"cannot write {path} with the codec {codec!r}; {advice}")
-        writer.write(image)
-        written += 1
+        def write(image: np.ndarray) -> None:
+            nonlocal written
+            image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+            image = cv2.copyMakeBorder(image, 0, image.shape[0] % 2, 0, image.shape[1] % 2, cv2.BORDER_REPLICATE)
+            if not written:
+                code = cv2.VideoWriter_fourcc(*(codec if len(codec) == 4 else "????"))
+                if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, image.shape[1::-1]):
+                    advice = f"use {usual}, or FFV1 in a .mkv, and see that there is space"
+                    raise InputError(
+                        f"cannot write {path} with the codec {codec!r} at {fps:g} frames a second; {advice}"
+                    )
+            writer.write(image)
+            written += 1
 
-    with exclusive_lock(path):
         try:
-            with os_error_as_input_error(path):
-                folder.mkdir()
             yield write
             writer.release()
-            there = 0  # frames that are in the file: OpenCV does not say that a disk is full
-            with suppress(InputError):
-                video = Video(temporary, None)
-                video.recount()  # a .avi declares all of them, too, where the disk is full
-                there = video.count if video.size == size else 0
+            capture = open_capture(temporary)
+            there = sum(1 for _ in iter(capture.grab, False))  # OpenCV does not say that a disk is full
             if not there == written > 0:
                 reason = f"it holds {there} of {written} frames"
                 raise InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?")
             with os_error_as_input_error(path):
-                replace_durably(temporary, path)
+                os.replace(temporary, whole)
         finally:
             writer.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            temporary.unlink(missing_ok=True)

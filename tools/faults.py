@@ -1,6 +1,7 @@
 """Scripts killed at random moments, many times: what is left is whole, and the next run goes on to the right end.
 
-    python -m tests.faults [data_process 50] [train 15] [test 20]
+    python -m tools.faults                                    all three, about ten minutes
+    python -m tools.faults data_process 50 train 15 test 20   so many kills of each
 
 Every kill is a SIGKILL to a script and all its workers. After each, everything that a reader would open is opened.
 """
@@ -29,26 +30,25 @@ EPOCHS = 16
 
 
 class Script:
-    """A script with its arguments, run in a process group of its own."""
+    """A script with its arguments, run in a process group of its own, and where it writes."""
 
-    def __init__(self, *words: str):
-        self.words = [sys.executable, *words]
-
-    def start(self) -> subprocess.Popen:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(self.words, cwd=ROOT, env=env, start_new_session=True, **quiet)
+    def __init__(self, folder: Path, *words: str):
+        self.folder, self.words = folder, [sys.executable, *words]
 
     def finish(self) -> float:
         """Run it undisturbed; returns how many seconds it took."""
         began = time.monotonic()
-        if self.start().wait():
-            sys.exit(f"{' '.join(self.words)} fails by itself")
+        assert not self.kill(lambda: False)
         return time.monotonic() - began
 
     def kill(self, when: Callable[[], bool]) -> bool:
         """Kill it as soon as `when()` is true; False if it ended before."""
-        process = self.start()
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "env": os.environ | {"OMP_NUM_THREADS": "1"},
+        }
+        process = subprocess.Popen(self.words, cwd=ROOT, start_new_session=True, **quiet)
         while process.poll() is None:
             if when():
                 os.killpg(process.pid, signal.SIGKILL)
@@ -56,30 +56,19 @@ class Script:
                 return True
             time.sleep(0.0005)
         if process.returncode:
-            sys.exit(f"{' '.join(self.words)} fails after a kill")
+            sys.exit(f"{' '.join(self.words)} fails")
         return False
 
+    def moments(self, rng: np.random.Generator, seconds: float) -> Iterator[Callable[[], bool]]:
+        """When to kill: in turn after a random part of a run's time, and while a file is being written."""
+        while True:
+            until = time.monotonic() + rng.uniform(0.2, 0.9) * seconds
+            yield lambda until=until: time.monotonic() > until
+            looks = iter(range(rng.integers(1, 8)))
+            yield lambda looks=looks: self.half_written() and next(looks, None) is None
 
-def moments(rng: np.random.Generator, whole: float, folder: Path) -> Iterator[Callable[[], bool]]:
-    """When to kill: in turn after a random part of a run's time, and while a file is being written."""
-    while True:
-        yield after(rng.uniform(0.2, 0.9) * whole)
-        yield in_a_write(folder, rng.integers(1, 8))
-
-
-def after(seconds: float) -> Callable[[], bool]:
-    until = time.monotonic() + seconds
-    return lambda: time.monotonic() > until
-
-
-def in_a_write(folder: Path, looks: int) -> Callable[[], bool]:
-    """True once something half-written was seen so many times."""
-    left = iter(range(looks))
-    return lambda: half_written(folder) and next(left, None) is None
-
-
-def half_written(folder: Path) -> bool:
-    return any(True for _ in folder.rglob(".*.tmp"))
+    def half_written(self) -> bool:
+        return any(True for _ in self.folder.rglob(".*.tmp"))
 
 
 def arguments(root: Path) -> list[str]:
@@ -101,60 +90,49 @@ def content(path: Path) -> dict[str, bytes]:
 
 def data_process(root: Path, count: int, rng: np.random.Generator) -> str:
     """The H5 is whole or not there after every kill, and right when a run gets to its end."""
-    make, target = Script("data_process.py", *arguments(root), "Toy_train"), root / "h5" / "Toy_train.h5"
-    whole, expected = make.finish(), content(target)
-    there, half, times = 0, 0, moments(rng, whole, root / "h5")
+    make, target = Script(root / "h5", "data_process.py", *arguments(root), "Toy_train"), root / "h5" / "Toy_train.h5"
+    times, expected, there, half = make.moments(rng, make.finish()), content(target), 0, 0
     for _ in tqdm(range(count), desc="data_process.py", unit="kill"):
         if rng.random() < 0.7:
             target.unlink(missing_ok=True)
         while not make.kill(next(times)):
             assert content(target) == expected
-        half += half_written(root / "h5")
-        if target.exists():
-            there += 1
-            assert content(target) == expected
-        assert not [path for path in target.parent.glob("*.h5") if path != target]
+        there, half = there + target.exists(), half + make.half_written()
+        assert not target.exists() or content(target) == expected
+        assert set(target.parent.glob("*.h5")) <= {target}
     make.finish()
-    assert content(target) == expected
-    left = [path.name for path in target.parent.iterdir() if path != target]
-    assert not left, left
-    return (
-        f"data_process.py: {count} kills, {half} in a write; {there} times the H5 was there, and whole; it was right "
-        "in the end, and nothing else left"
-    )
+    assert content(target) == expected and not make.half_written()
+    return f"{count} kills, {half} in a write; {there} times the H5 was there, and whole; it is right in the end"
 
 
 def train(root: Path, count: int, rng: np.random.Generator) -> str:
     """Checkpoints are whole after every kill; resumed, the run ends as the one that nobody killed."""
     words = ["train.py", *arguments(root), *FAST, f"train.epochs={EPOCHS}", "train.batch_size=4", "train.save_every=2"]
     words += ["train.num_workers=1", "net.channels=48"]  # checkpoints of some size
-    Script("data_process.py", *arguments(root)).finish()
-    whole = Script(*words, f"train.exp={root}/whole").finish()
-    (last,) = (root / "whole").glob("*/model/last.pth")
-    expected = read_checkpoint(last)
-    killed, half, resumed, runs = 0, 0, 0, 0
-    bar = tqdm(total=count, desc="train.py", unit="kill")
-    while killed < count:
-        exp = root / f"exp{runs}"
-        times = moments(rng, whole, exp)
-        while not (ended := [path for path in checkpoints(exp, "last") if read_checkpoint(path)["epoch"] == EPOCHS]):
-            resume = [f"train.resume={path}" for path in checkpoints(exp, "last")]
-            resumed += len(resume)
-            if Script(*words, f"train.exp={exp}", *resume).kill(next(times) if killed < count else lambda: False):
-                killed, half = killed + 1, half + half_written(exp)
-                bar.update()
-            for path in checkpoints(exp, "*"):
-                read_checkpoint(path)
-        compare(expected, ended[0])
-        runs += 1
+    Script(root / "h5", "data_process.py", *arguments(root)).finish()
+    seconds = Script(root / "whole", *words, f"train.exp={root}/whole").finish()
+    (whole,) = (root / "whole").glob("*/model/last.pth")
+    killed, half, runs = 0, 0, 0
+    with tqdm(total=count, desc="train.py", unit="kill") as bar:
+        while killed < count:
+            exp = root / f"exp{runs}"
+            times = Script(exp).moments(rng, seconds)
+            while not (
+                ended := [path for path in exp.glob("*/model/last.pth") if read_checkpoint(path)["epoch"] == EPOCHS]
+            ):
+                run = Script(
+                    exp, *words, f"train.exp={exp}", *(f"train.resume={path}" for path in exp.glob("*/model/last.pth"))
+                )
+                if run.kill(next(times) if killed < count else lambda: False):
+                    killed, half = killed + 1, half + run.half_written()
+                    bar.update()
+                for path in exp.glob("*/model/*.pth"):
+                    read_checkpoint(path)
+            compare(read_checkpoint(whole), ended[0])
+            runs += 1
     return (
-        f"train.py: {killed} kills, {half} in a write, {resumed} resumes; {runs} runs came to their end, each with the "
-        "checkpoint of the one that nobody killed"
+        f"{killed} kills, {half} in a write; {runs} runs ended, each with the checkpoint of the one that nobody killed"
     )
-
-
-def checkpoints(exp: Path, name: str) -> list[Path]:
-    return list(exp.glob(f"*/model/{name}.pth"))
 
 
 def compare(expected: dict, last: Path) -> None:
@@ -164,8 +142,7 @@ def compare(expected: dict, last: Path) -> None:
         for (where, one), (_, other) in zip(leaves(expected[part]), leaves(ended[part]), strict=True):
             assert torch.equal(one, other) if torch.is_tensor(one) else one == other, f"{part}{where}"
     lines = [json.loads(line) for line in (last.parent.parent / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == list(range(1, ended["step"] + 1)), steps
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, ended["step"] + 1))
 
 
 def leaves(value: object, where: str = "") -> Iterator[tuple[str, object]]:
@@ -180,38 +157,32 @@ def leaves(value: object, where: str = "") -> Iterator[tuple[str, object]]:
 def test(root: Path, count: int, rng: np.random.Generator) -> str:
     """Two networks test into one folder in turn: no half image, and no table of the one beside images of the other."""
     words = ["test.py", *arguments(root), "ckpt=null", f"test.output={root}/out"]
-    Script("data_process.py", *arguments(root), "Toy_test").finish()
-    runs = {rule: Script(*words, f"net={{name: {rule}}}", "--report") for rule in ("mean", "max")}
-    whole = max(run.finish() for run in runs.values())
-    out, report = root / "out" / "Toy", root / "out" / "report" / "index.html"
-    expected = {}
+    Script(root / "h5", "data_process.py", *arguments(root), "Toy_test").finish()
+    runs = {rule: Script(root / "out", *words, f"net={{name: {rule}}}", "--report") for rule in ("mean", "max")}
+    out, report, expected = root / "out" / "Toy", root / "out" / "report" / "index.html", {}
     for rule, run in runs.items():
-        run.finish()
+        seconds = run.finish()
         expected[rule] = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
-    times, tables, half = moments(rng, whole, root / "out"), 0, 0
+    times, tables, half = runs["max"].moments(rng, seconds), 0, 0
     for i in tqdm(range(count), desc="test.py", unit="kill"):
         while not runs["mean" if i % 2 else "max"].kill(next(times)):
             pass
-        half += half_written(root / "out")
-        there = [path for path in out.rglob("*.*") if path.is_file()]
-        for path in there:
-            assert path.read_bytes() in [files[path.relative_to(out)] for files in expected.values()], path
+        half += runs["max"].half_written()
+        there = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+        for path, data in there.items():
+            assert data in [files[path] for files in expected.values()], path
         if (out / "metrics.json").exists():
             tables += 1
-            network = json.loads((out / "metrics.json").read_text())["network"]
-            assert all(path.read_bytes() == expected[network][path.relative_to(out)] for path in there), network
+            assert there.items() <= expected[json.loads((out / "metrics.json").read_text())["network"]].items()
         page = report.read_text()
         shown = re.findall(r'"(images-\d+/[^"]+\.png)"', page)
         assert page.rstrip().endswith("</html>") and len(shown) == 6 * 6
         assert all(cv2.imread(str(report.parent / path)) is not None for path in shown)
-    return (
-        f"test.py: {count} kills, {half} in a write, no half image; {tables} times a table was there, of the images "
-        "beside it"
-    )
+    return f"{count} kills, {half} in a write, no half image; {tables} times a table was there, of the images beside it"
 
 
 if __name__ == "__main__":
     words = sys.argv[1:] or ["data_process", "50", "train", "15", "test", "20"]
     for name, count in zip(words[::2], words[1::2]):
         with tempfile.TemporaryDirectory() as folder:
-            print(globals()[name](Path(folder), int(count), np.random.default_rng(0)), flush=True)
+            print(f"{name}.py:", globals()[name](Path(folder), int(count), np.random.default_rng(0)), flush=True)
