@@ -10,7 +10,6 @@ from tests.toy import CONFIG, make_pairs, script
 from tools.alignment import distance, random_warp
 from utils.data.align import MOTIONS, align, edges, refine, warp
 from utils.data.images import as_unit, read_image
-from utils.errors import InputError
 from utils.opencv import cv2
 
 
@@ -29,15 +28,14 @@ def other_camera(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur((1 - image) ** 1.8, (0, 0), 1.2)
 
 
-@pytest.mark.parametrize("see", [np.copy, other_camera], ids=["same", "inverted"])
 @pytest.mark.parametrize(
     ("motion", "shift", "angle", "corners"),
     [("translation", 2, 0, 0), ("translation", 15, 0, 0), ("affine", 6, 3, 0), ("homography", 0, 0, 0.02)],
 )
-def test_known_motions_are_found(see, motion, shift, angle, corners):
+def test_known_motions_are_found(motion, shift, angle, corners):
     image = scene()
     truth = random_warp(image.shape, shift, angle, corners, np.random.default_rng(1))
-    found = align(image, warp(see(image), np.linalg.inv(truth)), motion)
+    found = align(image, warp(other_camera(image), np.linalg.inv(truth)), motion)
     assert found.improved and found.after > found.before + 0.1
     assert distance(found.matrix, truth, image.shape) < 0.25
     assert found.shift == pytest.approx(distance(truth, np.eye(3), image.shape), abs=0.5)
@@ -85,11 +83,6 @@ def test_corners_do_not_go_far():
     assert np.array_equal(refine(a, b, start, ["translation"])[1], start)  # not 60, a quarter of the height
     near = np.array([[1, 0, 27], [0, 1, 0], [0, 0, 1.0]])
     assert refine(a, edges(np.roll(image, 30, axis=1)), near, ["translation"])[1][0, 2] == pytest.approx(30, abs=0.1)
-
-
-def test_an_unknown_motion_is_named():
-    with pytest.raises(InputError, match="there is no motion 'afine'; did you mean 'affine'"):
-        align(scene(), scene(), "afine")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -141,15 +134,6 @@ def test_an_h5_records_how_pairs_were_registered(moved, tmp_path):
     assert path.read_bytes() == plain
     with h5py.File(path) as file:
         assert "align" not in file.attrs and "align" not in file["imageB/right"].attrs
-
-
-def test_each_piece_of_a_pair_has_its_matrix(moved, tmp_path):
-    script("data_process.py", *moved, "data.train=[Toy_moved]", "data.patch_size=160", "--align", "affine")
-    with h5py.File(tmp_path / "h5" / "Toy_moved.h5") as file:
-        pieces = [name for name in file["imageB"] if name.startswith("right")]
-        assert len(pieces) == 4
-        for name in pieces:
-            assert file["imageB"][name].attrs["align"][0, 2] == pytest.approx(5, abs=0.5)
 
 
 def test_commands_that_make_no_h5_refuse_it(toy):

@@ -325,7 +325,7 @@ def mixed_sizes(m: Machine) -> list[Row]:
         evaluator = Evaluator(list(METRICS), device)
         for i, size in enumerate(sizes):
             evaluator.add(str(i), *(image[0] for image in triples(1, size)))
-        results.append(evaluator.results())
+        results.append(evaluator.results)
     expected, values = ([value for row in each.values() for value in row.values()] for each in results)
     if list(results[0]) != list(results[1]):
         raise ValueError(f"images in another order: {list(results[1])}")

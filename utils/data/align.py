@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError, nearest
 from utils.opencv import cv2
 
 MOTIONS = ("translation", "affine", "homography")
@@ -55,12 +54,7 @@ def align(image_a: np.ndarray, image_b: np.ndarray, motion: str) -> Alignment:
     Args:
         image_a, image_b: (H, W) gray float32 in [0, 1], of one shape.
         motion: one of MOTIONS.
-
-    Raises:
-        InputError: another motion.
     """
-    if motion not in MOTIONS:
-        raise InputError(f"there is no motion '{motion}'; {nearest(motion, MOTIONS)}")
     scale = min(1, FINEST / max(image_a.shape))
     size = [round(scale * side) for side in image_a.shape[::-1]]
     if min(size) < SMALLEST:

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,22 +14,19 @@ from tqdm import tqdm
 from net import FusionNetwork, build_model
 from utils.config import Config
 from utils.data.align import Alignment, align
-from utils.data.images import as_unit, colorize, merge_chroma, side_by_side, to_8bit, write_image
+from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.files import write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
-from utils.guides.guidance import Guidance
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
-from utils.own.fit import Picture, fit, read_picture
+from utils.own.fit import Picture, fit, read_picture, resized
 from utils.own.job import Job
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
 from utils.results.evaluate import Evaluator, average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines
-
-SIDES = ("image_a", "image_b")  # keys of a batch
 
 
 class Fuser:
@@ -37,83 +34,64 @@ class Fuser:
 
     Attributes:
         labels: of the results.
-        features: what guides each pair of the job.
+        features: what guides each pair of the job, but for what is computed from its images.
     """
 
     def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
-        self.model, self.device = model, device
+        """InputError: text or an instruction for a network that reads none; a guide without a default feature."""
+        self.model, self.config, self.device = model, config, device
         self.guidances = open_guides(config, model, [], device)
-        self.features = features_of_pairs(model, config, job.pairs, self.guidances, device)
+        self.features = self._features(job.pairs)
         self.rules = [build_model(rule).to(device).eval() for rule in job.rules if rule != model.name]
         self.asked = encode_instructions(job.instructions, config, model, device)
         first = NOTHING if self.asked else label_with_remarks(model, self.guidances)
         self.labels = [first, *(rule.label for rule in self.rules), *job.instructions]
 
+    def _features(self, pairs: Sequence[OwnPair]) -> list[dict[str, Tensor]]:
+        """A pair without text of its own gets the default feature of the checkpoint."""
+        source, features = self.config.ckpt or self.model.label, [{} for _ in pairs]
+        described = [i for i, pair in enumerate(pairs) if pair.text_a]
+        if described:
+            text = self.guidances.get("text")
+            if text is None or text.instead is not None:
+                raise InputError(f"{source} reads no text, or text.use is default; leave out the text")
+            encoder = open_text_encoder(self.config, text.record, self.model.options["text_dim"], self.device)
+            texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
+            for i, feature in zip(described, encoder.encode_pairs(texts, self.config.text.batch_size)):
+                features[i]["text"] = torch.from_numpy(feature)
+        wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
+        encoded = dict(zip(wanted, encode_instructions(wanted, self.config, self.model, self.device)))
+        for own, pair in zip(features, pairs):
+            own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
+        for kind, guidance in self.guidances.items():
+            without = [] if guidance.encoder else [own for own in features if kind not in own]
+            default = guidance.instead
+            if without and default is None:
+                default = guidance.record and guidance.record.default
+                if default is None:
+                    raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
+                print(
+                    f"no {kind} given for {len(without)} of {len(pairs)}: the checkpoint's default {kind} guides them"
+                )
+            for own in without:
+                own[kind] = default
+        print(f"guided by {describe_guidance(self.guidances)}")
+        return features
+
     def __call__(
         self, names: Sequence[str], pictures: Sequence[tuple[Picture, Picture]], features: dict[str, Tensor]
     ) -> np.ndarray:
-        """Fuse N pairs of equal size.
-
-        Args:
-            names: of the pairs, for messages.
-            pictures: A and B of each.
-            features: what guides them.
-
-        Returns:
-            (labels, N, H, W) float32 in [0, 1].
-        """
+        """Fuse N pairs (A, B) of one size under the same features: (labels, N, H, W) float32 in [0, 1]."""
         samples = [
-            {"name": name} | {key: torch.from_numpy(side.gray)[None] for key, side in zip(SIDES, pair)} | features
-            for name, pair in zip(names, pictures)
+            {"name": name, "image_a": torch.from_numpy(a.gray)[None], "image_b": torch.from_numpy(b.gray)[None]}
+            for name, (a, b) in zip(names, pictures)
         ]
-        batch = collate(samples)
+        batch = collate([sample | features for sample in samples])
         fused = [fuse_batch([self.model, *self.rules], batch, self.device, self.guidances)]
         for asked in self.asked:
             asked = {"instruction": asked.expand(len(names), -1, -1)}
             fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
         return np.concatenate(fused)
-
-
-def features_of_pairs(
-    model: FusionNetwork,
-    config: Config,
-    pairs: Sequence[OwnPair],
-    guidances: Mapping[str, Guidance],
-    device: torch.device,
-) -> list[dict[str, Tensor]]:
-    """The features that guide each pair, but for those that are computed from its images.
-
-    A pair without text of its own gets the default feature of the checkpoint.
-
-    Raises:
-        InputError: text or an instruction for a network that reads none; a guide without a default feature.
-    """
-    features: list[dict[str, Tensor]] = [{} for _ in pairs]
-    described = [i for i, pair in enumerate(pairs) if pair.text_a]
-    if described:
-        if "text" not in guidances or guidances["text"].instead is not None:
-            raise InputError(f"{config.ckpt or model.label} reads no text, or text.use is default; leave out the text")
-        encoder = open_text_encoder(config, guidances["text"].record, model.options["text_dim"], device)
-        texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
-        for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
-            features[i]["text"] = torch.from_numpy(feature)
-    wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
-    encoded = dict(zip(wanted, encode_instructions(wanted, config, model, device)))
-    for own, pair in zip(features, pairs):
-        own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
-    for kind, guidance in guidances.items():
-        without = [] if guidance.encoder else [own for own in features if kind not in own]
-        default = guidance.instead
-        if without and default is None:
-            default = guidance.record and guidance.record.default
-            if default is None:
-                advice = "; describe the pair with --text, or --text-a and --text-b" if kind == "text" else ""
-                raise InputError(f"{config.ckpt} has no default {kind}{advice}")
-            print(f"no {kind} given for {len(without)} of {len(pairs)}: the checkpoint's default {kind} guides them")
-        for own in without:
-            own[kind] = default
-    print(f"guided by {describe_guidance(guidances)}")
-    return features
 
 
 def list_pairs(job: Job) -> None:
@@ -157,7 +135,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
             problems.append(str(error))
     done = len(job.pairs) - len(problems)
     if job.metrics and done:
-        tell(dict(zip(fuser.labels, (evaluator.results() for evaluator in evaluators))), job)
+        tell(dict(zip(fuser.labels, (evaluator.results for evaluator in evaluators))), job)
     print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
@@ -215,28 +193,20 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
         InputError: sources that do not go together; or one that ends before the other, after the result is written.
     """
     (pair,), (features,), alignment = job.pairs, fuser.features, None
-    a, b, fps, _ = open_both(pair.a, pair.b, job.resize, job.fps)
+    a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
+    frames = in_step(a, b)
     with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count), unit="frame") as bar:
-        for batch in batched(in_step(a, b), batch_size):
-            pictures = []
-            for frames in batch:
-                one, two = (Picture(as_unit(gray), chroma) for gray, chroma in frames)
-                one, two = fit(one, two, job.resize, f"{pair.a} and {pair.b}")
-                if job.align and alignment is None:
-                    alignment = align(one.gray, two.gray, job.align)
+        while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
+            if job.align:
+                if alignment is None:
+                    alignment = align(*(picture.gray for picture in batch[0]), job.align)
                     bar.write(f"by the first frames: {remark(alignment)}")
-                pictures.append((one, Picture(*alignment.apply(*two)) if alignment else two))
+                batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
             names = [f"frame {bar.n + i}" for i in range(1, len(batch) + 1)]
-            for fused, sources in zip(fuser(names, pictures, features)[0], pictures):
+            for fused, sources in zip(fuser(names, batch, features)[0], batch):
                 write(in_colour(to_8bit(fused, job.stretch), *sources))
             bar.update(len(batch))
     print(f"{bar.n} frames fused, 8 bit by {job.stretch}: {job.out}")
     if a.read != b.read:
         short, other = sorted((a, b), key=lambda frames: frames.read)
         raise InputError(f"{short.path} ends after {bar.n} frames and {other.path} goes on; {job.out} has no more")
-
-
-def batched(frames: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items, the last perhaps shorter."""
-    while batch := list(itertools.islice(frames, size)):
-        yield batch

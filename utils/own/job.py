@@ -10,7 +10,7 @@ from utils.config import Config
 from utils.data.images import EXTENSIONS, check_writable
 from utils.errors import InputError
 from utils.own.pairing import OwnPair, find_pairs, read_table
-from utils.own.video import VIDEOS, check_output
+from utils.own.video import CODECS, VIDEOS, is_video
 from utils.results.evaluate import applicable, check_metrics
 
 # the keys of the config that fuse.py reads
@@ -63,10 +63,10 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         metrics, note = applicable(config.test.metrics, {args.task: args.task})
         if note:
             print(f"note: {note}")
-    is_video = any(Path(path).suffix.lower() in VIDEOS for path in (*args.words, args.out or ""))
-    if is_video and (metrics or compare or len(args.instruct) > 1):
+    video = any(map(is_video, (*args.words, args.out or "")))
+    if video and (metrics or compare or len(args.instruct) > 1):
         raise InputError("a video takes one --instruct, and neither --metrics nor --compare; leave them out")
-    pairs, out = find_sources(args.words, args.out, is_video)
+    pairs, out = find_sources(args.words, args.out, video)
     if args.instruct and any(pair.instruct for pair in pairs):
         raise InputError(f"{args.words[0]} has instructions; leave out --instruct, or the column instruct")
     several = list(dict.fromkeys(args.instruct)) if len(args.instruct) > 1 else []
@@ -77,12 +77,12 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         pairs[i] = pair._replace(**dict(zip(("text_a", "text_b"), texts)), instruct=pair.instruct or instruct)
     stretch = config.test.stretch if "test.stretch" in given else "clamp"  # these are pictures to look at
     rules = rules if compare else ()
-    job = Job(pairs, out, is_video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
+    job = Job(pairs, out, video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
     check_results(job, args.words)
     return job
 
 
-def find_sources(words: list[str], out: str | None, is_video: bool) -> tuple[list[OwnPair], Path]:
+def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[OwnPair], Path]:
     """The pairs that a command line names, and where the results go.
 
     Args:
@@ -102,9 +102,10 @@ def find_sources(words: list[str], out: str | None, is_video: bool) -> tuple[lis
     for source in (a, b):
         if "*" not in source.name and not source.exists():
             raise InputError(f"there is no {source}")
-    if is_video:
+    if video:
         path = Path(out or f"fused{a.suffix or b.suffix}")
-        check_output(path)
+        if not (path.is_dir() or is_video(path) or not (path.suffix or path.exists())):
+            raise InputError(f"cannot write a video named {path}; use one of {VIDEOS}, or a folder")
         return [OwnPair(path.stem, a, b, path)], path
     if a.is_file() and b.is_file():
         path = Path(out or "fused.png")
@@ -117,7 +118,7 @@ def find_sources(words: list[str], out: str | None, is_video: bool) -> tuple[lis
 
 def folder_of_results(out: str | None) -> Path:
     path = Path(out or "fused")
-    if path.suffix.lower() in EXTENSIONS | VIDEOS and not path.is_dir():
+    if path.suffix.lower() in EXTENSIONS | CODECS.keys() and not path.is_dir():
         raise InputError(f"-o must name a folder for the results of several pairs, not {path}")
     return path
 

@@ -11,53 +11,55 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.images import list_images, read_image, split_color, write_image
+from utils.data.images import as_unit, list_images, split_color, write_image
 from utils.errors import InputError
 from utils.files import atomic_folder, os_error_as_input_error, whole_file
 from utils.opencv import cv2
-from utils.own.fit import common_size
+from utils.own.fit import Picture, common_size, read_picture
 
 CODECS = {".avi": "MJPG", ".mkv": "FFV1", ".mov": "mp4v", ".mp4": "mp4v"}  # that are written; FFV1 loses nothing
-VIDEOS = set(CODECS)
-NAMES = ", ".join(CODECS)
+VIDEOS = ", ".join(CODECS)
 AHEAD = 4  # frames that are decoded before they are asked for: the limit of memory
 ONE_RATE = 5e-4  # rates that differ by a smaller part are one; 30 and 29.97 differ by twice as much
 
-Image = tuple[np.ndarray, np.ndarray | None]  # gray and chroma, as of `read_image`
 Write = Callable[[np.ndarray], None]
 
 
+def is_video(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in CODECS
+
+
 class Frames:
-    """The images of a video or a folder, one at a time as `read_image` gives them; an iteration starts with the first.
+    """The pictures of a video or a folder, one at a time; an iteration starts with the first.
 
     Attributes:
         path: the video or folder.
-        decode: gives the images.
+        decode: gives the pictures.
         fps: frames per second, None for a folder.
         count: frames as the video declares them, which may be wrong.
         size: (H, W) in pixels, of the first.
-        read: images that the last iteration gave.
+        read: pictures that the last iteration gave.
     """
 
-    def __init__(self, path: Path, decode: Callable[[], Iterator[Image]], fps: float | None, count: int):
+    def __init__(self, path: Path, decode: Callable[[], Iterator[Picture]], fps: float | None, count: int):
         self.path, self.decode, self.fps, self.count, self.read = path, decode, fps, count, 0
         first = next(decode(), None)
         if first is None:
             raise InputError(f"{path} holds no frame that can be decoded; a .mp4 or .mov that was cut short has none")
-        self.size = first[0].shape
+        self.size = first.gray.shape
 
-    def __iter__(self) -> Iterator[Image]:
-        """The images, from a thread that is up to AHEAD before; InputError for another size."""
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures, from a thread that is up to AHEAD before; InputError for another size."""
         self.read, frames = 0, self.decode()
         with ThreadPoolExecutor(1) as pool:
             waiting = deque(pool.submit(next, frames, None) for _ in range(AHEAD))
-            while (image := waiting.popleft().result()) is not None:
+            while (picture := waiting.popleft().result()) is not None:
                 waiting.append(pool.submit(next, frames, None))
-                if image[0].shape != self.size:
-                    sizes = " and later ".join("{} x {}".format(*size) for size in (self.size, image[0].shape))
+                if picture.gray.shape != self.size:
+                    sizes = " and later ".join("{} x {}".format(*size) for size in (self.size, picture.gray.shape))
                     raise InputError(f"the frames of {self.path} are {sizes} pixels; make them one size")
                 self.read += 1
-                yield image
+                yield picture
 
 
 def open_frames(path: Path) -> Frames:
@@ -71,11 +73,9 @@ def open_frames(path: Path) -> Frames:
         files.sort(key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
         if not files:
             raise InputError(f"{path} holds no images; give a video, or a folder of frames")
-        return Frames(path, lambda: map(read_image, files), None, len(files))
-    if path.suffix.lower() not in VIDEOS:  # FFmpeg takes a .txt for a film of letters
-        raise InputError(f"{path} is not a video by its name; use one of {NAMES}, or a folder of frames")
-    if not path.is_file():
-        raise InputError(f"there is no {path}")
+        return Frames(path, lambda: map(read_picture, files), None, len(files))
+    if not is_video(path):  # FFmpeg takes a .txt for a film of letters
+        raise InputError(f"{path} is not a video by its name; use one of {VIDEOS}, or a folder of frames")
     capture = open_capture(path)
     fps, declared = (capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
     return Frames(path, lambda: decode_video(path), fps if fps > 0 else None, max(0, int(declared)))
@@ -85,11 +85,12 @@ def open_capture(path: Path) -> cv2.VideoCapture:
     return cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)  # "a:b.mp4" would be of a protocol "a"
 
 
-def decode_video(path: Path) -> Iterator[Image]:
+def decode_video(path: Path) -> Iterator[Picture]:
     """The frames of a video in 8 bit, rotated as it says, up to the first that cannot be decoded."""
     capture = open_capture(path)
     while (frame := capture.read()[1]) is not None:
-        yield split_color(frame)
+        gray, chroma = split_color(frame)
+        yield Picture(as_unit(gray), chroma)
 
 
 def open_both(a: Path, b: Path, resize: str | None, fps: float) -> tuple[Frames, Frames, float, tuple[int, int]]:
@@ -100,27 +101,19 @@ def open_both(a: Path, b: Path, resize: str | None, fps: float) -> tuple[Frames,
     return one, two, one.fps or two.fps or fps, common_size(one.size, two.size, resize, f"{a} and {b}")
 
 
-def in_step(a: Frames, b: Frames) -> Iterator[tuple[Image, Image]]:
-    """Each image of A with that of B, up to the end of the shorter one; `read` then tells which went on."""
+def in_step(a: Frames, b: Frames) -> Iterator[tuple[Picture, Picture]]:
+    """Each picture of A with that of B, up to the end of the shorter one; `read` then tells which went on."""
     return takewhile(all, zip_longest(a, b))
 
 
 def open_output(path: Path, fps: float, codec: str | None = None) -> AbstractContextManager[Write]:
-    """`write_frames` for a folder and for a name without extension, else `write_video`."""
-    return write_frames(path) if path.is_dir() or not path.suffix else write_video(path, fps, codec)
-
-
-def check_output(path: Path) -> None:
-    """InputError for a name that is neither that of a folder nor of a video."""
-    if path.suffix.lower() not in {*VIDEOS, ""} and not path.is_dir():
-        raise InputError(f"cannot write a video named {path}; use one of {NAMES}, or a folder")
+    """`write_video` for the name of a video, else `write_frames`."""
+    return write_video(path, fps, codec) if is_video(path) and not path.is_dir() else write_frames(path)
 
 
 @contextmanager
 def write_frames(folder: Path) -> Iterator[Write]:
     """As `write_video`, but as frame_000001.png and so on; earlier ones of this name are replaced, other files kept."""
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a folder, or a video with one of {NAMES}")
     ours = re.compile(r"frame_\d{6}\.png")
     numbers, old = count(1), [path.name for path in folder.glob("frame_*") if ours.fullmatch(path.name)]
     with atomic_folder(folder, outdated=old) as staged:
@@ -135,15 +128,15 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
     with any codec; such a side gets one more, a copy of the last.
 
     Args:
-        path: one of VIDEOS by its extension.
+        path: with an extension of CODECS.
         fps: frames per second.
         codec: its four letters, e.g. FFV1, which loses nothing; None for that of CODECS.
 
     Raises:
-        InputError: another extension, a rate or codec that OpenCV does not write, no space.
+        InputError: a rate or codec that OpenCV does not write, no space.
     """
-    check_output(path)
-    codec, written = codec or CODECS[path.suffix.lower()], 0
+    usual, written = CODECS[path.suffix.lower()], 0
+    codec = codec or usual
     with whole_file(path) as whole:
         temporary = whole.with_name(whole.name + path.suffix)  # OpenCV goes by the extension
         writer = cv2.VideoWriter()
@@ -155,7 +148,7 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
             if not written:
                 code = cv2.VideoWriter_fourcc(*(codec if len(codec) == 4 else "????"))
                 if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, image.shape[1::-1]):
-                    advice = f"use {CODECS[path.suffix.lower()]}, or FFV1 in a .mkv, and see that there is space"
+                    advice = f"use {usual}, or FFV1 in a .mkv, and see that there is space"
                     raise InputError(
                         f"cannot write {path} with the codec {codec!r} at {fps:g} frames a second; {advice}"
                     )
