@@ -20,7 +20,8 @@ import importlib
 import sys
 
 from net import build_model
-from utils.config import MOTIONS, Config, parse_args
+from utils.config import Config, parse_args
+from utils.data.align import MOTIONS
 from utils.data.make import make_sets
 from utils.data.simulate import simulate_sets
 from utils.data.sources import find_sources, read_split

@@ -111,7 +111,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
     started, code = time.monotonic(), commit()
     for epoch in range(first_epoch + 1, train.epochs + 1):
-        criterion.progress = (epoch - 1) / train.epochs
+        progress = (epoch - 1) / train.epochs
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
         net.train()
@@ -126,7 +126,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
                     with nullcontext() if last_part or world == 1 else net.no_sync():
                         part = to_device(part, device, guidances)
                         output = net(*model.forward_args(part))
-                        terms = criterion(output, **part, **model.loss_inputs(part))
+                        terms = criterion(output, **part, **model.loss_inputs(part), progress=progress)
                         (terms["total"] / train.accumulate).backward()
                     fused.append(output.detach())
                     losses.append({key: value.detach() for key, value in terms.items()})
@@ -264,7 +264,7 @@ def resume(
         raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
     if epoch >= config.train.epochs:
         raise InputError(f"{path} has {epoch} epochs already; raise train.epochs")
-    return epoch, step, best if folder_to_resume(config) else None  # a new folder has no best.pth yet
+    return epoch, step, best if folder_to_resume(config.train.resume) else None  # a new folder has no best.pth yet
 
 
 def validation_metrics(config: Config) -> tuple[list[str], str]:
@@ -297,7 +297,7 @@ def validate(
     bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // ranks, disable=rank > 0, leave=False)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{rank}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
-    return average({key: row for part in distributed.gather(evaluator.results()) for key, row in part.items()})[0]
+    return average({key: row for part in distributed.gather(evaluator.results) for key, row in part.items()})[0]
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:

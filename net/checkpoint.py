@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import zipfile
-from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -26,9 +26,6 @@ from utils.files import find_file, to_json, whole_file, write_file
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
-# what a config says of one machine
-PLACES = ("ckpt", "describe", "data.root", "data.h5", "data.datasets", "train.exp", "train.resume", "test.output")
-MODELS = ("clip", "text.path", "text.instructions", "train.init")  # of these the last part stays
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # of a repository on the hub
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -63,14 +60,14 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 def save_weights(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint's network as .safetensors, HEADER as JSON in its header; it is whole or not there.
 
-    Paths of this machine, and how texts were described, stay here.
+    Of absolute paths the last part is written, and nothing of `describe`: where things are on this machine stays here.
     """
     tensors = halved(checkpoint["model"])
-    facts = {key: deepcopy(checkpoint.get(key)) for key in HEADER}
-    facts["config"] = facts["config"] and without_local_paths(facts["config"])
+    facts = {key: checkpoint.get(key) for key in HEADER}
+    if facts["config"]:
+        facts["config"] = {key: value for key, value in facts["config"].items() if key != "describe"}
+    facts = without_folders(facts)
     for kind, record in (facts["guides"] or {}).items():
-        record["name"] = last_part(record["name"])
-        record["options"] = {key: last_part(value) for key, value in record["options"].items()}
         default = record.pop("default")
         if default is not None:
             tensors[DEFAULT_FEATURE.format(kind)] = default.half()
@@ -79,22 +76,13 @@ def save_weights(path: str | Path, checkpoint: dict) -> None:
     write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def without_local_paths(config: dict) -> dict:
-    """A config as a dict, less its PLACES; of MODELS at an absolute path the last part stays."""
-    config = deepcopy(config)
-    for place in (*PLACES, *MODELS):
-        part, _, key = place.rpartition(".")
-        section = config.get(part, {}) if part else config
-        if place in PLACES:
-            section.pop(key, None)
-        elif key in section:
-            section[key] = last_part(section[key])
-    return config
-
-
-def last_part(name: str | None) -> str | None:
-    """A hub name as it is; of a folder's absolute path the last part."""
-    return Path(name).name if name and Path(name).is_absolute() else name
+def without_folders(value: Any) -> Any:
+    """Dicts, lists and words with the last part of each absolute path in place of it."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def weights_digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ by a way of their own, before the fusion, and the paragraphs keep theirs:
     A, B ─────────────────► Editor 1 ──► ... Editor K ──► the sources that are asked for ──► FILM blend ──► F
 """
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-import utils.instruct.guide  # noqa: F401  it adds the feature
-import utils.instruct.loss  # noqa: F401  registers the loss "instructed"
+import utils.instruct.guide  # registers the guide
+import utils.instruct.loss  # noqa: F401  registers the loss
 from net.base import register
 from net.compute import Strip, by_strips, even, rows_of, strips, with_size
 from net.film_blend import FILMBlend
@@ -53,7 +54,7 @@ class Reader(nn.Module):
 
 
 class Overview(nn.Module):
-    """What a pair as a whole is like, how dark or how flat, which no convolution can see: one vector."""
+    """Global brightness and contrast statistics, one vector."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -70,13 +71,13 @@ class Overview(nn.Module):
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
         top = torch.stack([part.amax(dim=(2, 3)) for part in seen]).amax(dim=0)
         statistics = torch.cat([mean, (variance + 1e-6).sqrt(), top], dim=1)
-        return self.sum_up((statistics + 0.01).log())  # a third of the light, or of the contrast, is a fixed step then
+        return self.sum_up((statistics + 0.01).log())  # in log space a brightness factor is an offset
 
 
 class Block(nn.Module):
     """x + conv(gelu(conv(x) (1 + gamma) + beta)), 3x3; gamma and beta of each channel follow from the overview.
 
-    The first convolution is dilated: what is a warm target, its wider surroundings tell.
+    The first convolution is dilated: recognising a warm target needs context.
     """
 
     def __init__(self, overview: int, channels: int, dilation: int):
@@ -91,12 +92,12 @@ class Block(nn.Module):
 
 
 class Editor(nn.Module):
-    """What one instruction makes of the sources: each becomes a mixture of both, and what convolutions add to it.
+    """Edits both sources as one instruction asks: each becomes a mixture of both, and convolutions add detail.
 
     The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast. The
-    convolutions also say of each pixel how much of the other source it takes.
-    The convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider
-    view for a quarter of the work. What a pair as a whole is like modulates them, and weights the mixture.
+    convolutions also give, for each pixel, how much of the other source it takes. They run at half the resolution,
+    with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider view for a quarter of the work. The overview of
+    the pair modulates them, and weights the mixture.
     """
 
     def __init__(self, channels: int, blocks: int, overview: int = 24):
@@ -155,7 +156,6 @@ class FILMInstructed(FILMBlend):
 
     label = "FILM instructed"
     inputs = ("text", "text_mask", "instruction")
-    told: Tensor | None = None  # (1, K) the strengths for every pair, which `tell` sets; None: as the instruction says
 
     def __init__(
         self,
@@ -190,22 +190,17 @@ class FILMInstructed(FILMBlend):
         """
         if strengths is not None:
             return self.edit(image_a, image_b, strengths)
-        if instruction is None and self.told is None:
+        if instruction is None:
             return super().forward(image_a, image_b, text, text_mask)
-        strengths = self.strengths(instruction) if self.told is None else self.told
-        image_a, image_b = self.edit(image_a, image_b, strengths).clamp(0, 1).split(1, dim=1)
-        fused = super().forward(image_a, image_b, text, text_mask)
-        difference = (image_a - image_b).abs().mean(dim=(1, 2, 3))  # (N,)
-        alike = (1 - difference / ALIKE).clamp(min=0) * strengths.any(dim=1)
-        return torch.lerp(fused, (image_a + image_b) / 2, alike[:, None, None, None])
+        strengths = self.strengths(instruction)
+        return self.fuse_edited(self.edit(image_a, image_b, strengths), strengths, text, text_mask)
 
     def edit(self, image_a: Tensor, image_b: Tensor, strengths: Tensor) -> Tensor:
         """The sources (N, 1, H, W) as strengths (N, K) ask for them, (N, 2, H, W); as they were where all are 0."""
+        if strengths.shape[1] != len(self.editors):
+            count = strengths.shape[1]
+            raise InputError(f"there are {count} instructions to train with; set net.instructions={count}")
         images = torch.cat([image_a, image_b], dim=1)
-        if self.told is not None:
-            for strength, editor in zip(strengths[0], self.editors):
-                images = images + strength * editor(images.clamp(0, 1))
-            return images
         on_cpu = strengths.cpu()  # once, as each look at a GPU waits for it
         for k, editor in enumerate(self.editors):
             asked = on_cpu[:, k].nonzero()[:, 0].to(images.device, non_blocking=True)  # which images
@@ -215,30 +210,51 @@ class FILMInstructed(FILMBlend):
                 images = images.index_add(0, asked, change)
         return images
 
-    def tell(self, instruction: Tensor) -> None:
-        """Obey one text (L, instruction_dim) for every pair from now on; only the editors that it asks for stay."""
-        strengths = self.strengths(instruction[None])
-        asked = strengths[0].nonzero()[:, 0]
-        self.reader, self.editors = None, nn.ModuleList(self.editors[k] for k in asked)
-        self.told = strengths[:, asked]
+    def fuse_edited(self, images: Tensor, strengths: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """FILM blend of edited sources (N, 2, H, W); where something was asked for, alike ones are the result."""
+        image_a, image_b = images.clamp(0, 1).split(1, dim=1)
+        fused = super().forward(image_a, image_b, text, text_mask)
+        difference = (image_a - image_b).abs().mean(dim=(1, 2, 3))  # (N,)
+        alike = (1 - difference / ALIKE).clamp(min=0) * strengths.any(dim=1)
+        return torch.lerp(fused, (image_a + image_b) / 2, alike[:, None, None, None])
 
     def strengths(self, instruction: Tensor) -> Tensor:
         """How strongly texts (N, L, instruction_dim) ask for each instruction (N, K): 0 or 1 where it is 3/4 sure."""
         return (2 * self.reader(instruction).sigmoid() - 0.5).clamp(0, 1)
 
     def forward_args(self, batch: dict[str, Any]) -> list[Tensor]:
-        """As the base class says, and in training the strengths.
-
-        Raises:
-            InputError: another number of strengths than the network has instructions.
-        """
-        if "strengths" not in batch:
-            return super().forward_args(batch)
-        count = batch["strengths"].shape[1]
-        if count != self.options["instructions"]:
-            raise InputError(f"there are {count} instructions to train with; set net.instructions={count}")
-        return [*super().forward_args(batch), batch["strengths"]]
+        """As the base class says, and in training the strengths."""
+        return [*super().forward_args(batch), *([batch["strengths"]] if "strengths" in batch else [])]
 
     def loss_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What it reads in the texts to practise with: logits (N, P, K)."""
         return {"reading": self.reader(batch["practice"].flatten(0, 1)).unflatten(0, batch["practice"].shape[:2])}
+
+    @torch.no_grad()
+    def obeying(self, instruction: Tensor) -> nn.Module:
+        """This network with one instruction (L, instruction_dim) built in, as an export needs it; see `Obeying`."""
+        return Obeying(self, self.strengths(instruction[None]))
+
+
+class Obeying(nn.Module):
+    """A FILMInstructed that obeys constant strengths (1, K): a copy of its fusion and of the editors they ask for.
+
+    Raises:
+        InputError: nothing is asked for.
+    """
+
+    def __init__(self, network: FILMInstructed, strengths: Tensor):
+        super().__init__()
+        if not strengths.any():
+            raise InputError(f"the instruction asks for nothing that {network.label} knows; say it in other words")
+        asked = strengths[0].nonzero()[:, 0]
+        self.register_buffer("strengths", strengths[:, asked])
+        self.network = copy.deepcopy(network)
+        self.network.reader, self.network.editors = None, nn.ModuleList(self.network.editors[k] for k in asked)
+
+    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """As FILM: images (N, 1, H, W) in [0, 1] and text (N, L, text_dim) -> fused image (N, 1, H, W)."""
+        images = torch.cat([image_a, image_b], dim=1)
+        for strength, editor in zip(self.strengths[0], self.network.editors):
+            images = images + strength * editor(images.clamp(0, 1))
+        return self.network.fuse_edited(images, self.strengths, text, text_mask)

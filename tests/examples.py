@@ -9,36 +9,37 @@ from pathlib import Path
 
 from net import NETWORKS
 from tests.toy import ROOT
+from utils.data.features import FEATURES
 from utils.guides import GUIDES
 from utils.loss import LOSSES
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
-VARIANTS = ("film_modulated", "film_smooth")
+FILES = {  # a block is of the file that was named last before it
+    re.findall(r"`((?:net|utils)/\w+\.py)`", PAGE[: block.start()])[-1]: block[1]
+    for block in re.finditer(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+}
+VARIANTS = ("film_modulated", "film_conv", "film_light")
 
 
 @contextlib.contextmanager
-def in_place(folder: Path, *paths: str) -> Iterator[None]:
+def in_place(folder: Path, *names: str) -> Iterator[None]:
     """Files of the page, written to a folder and imported under the names that they would have; forgotten at the end.
-
-    A file that is in the repository by now is left out.
 
     Args:
         folder: where to write them.
-        paths: what the page calls them, e.g. "net/film_smooth.py".
+        names: of files in net/, e.g. "film_conv".
     """
-    tables = (NETWORKS, LOSSES, GUIDES)
+    tables = (NETWORKS, LOSSES, GUIDES, FEATURES)
     before, modules = [dict(table) for table in tables], []
     try:
-        for path in (path for path in paths if not (ROOT / path).exists()):
-            file = folder / path
+        for name in names:
+            file = folder / "net" / f"{name}.py"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(FILES[path])
-            name = path.removesuffix(".py").replace("/", ".")
-            spec = importlib.util.spec_from_file_location(name, file)
-            modules.append(name)
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[name])
+            file.write_text(FILES[f"net/{name}.py"])
+            spec = importlib.util.spec_from_file_location(f"net.{name}", file)
+            modules.append(f"net.{name}")
+            sys.modules[modules[-1]] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[modules[-1]])
         yield
     finally:
         for name in modules:

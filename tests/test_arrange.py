@@ -88,7 +88,11 @@ def state(root: Path) -> dict:
 
 
 def run(dataset: str, download: Path, root: Path, lists=()) -> list[str]:
-    return arrange(Source(dataset, "", root=root, **ROWS[dataset]), ORIGINALS[dataset], download, lists)
+    return arrange(source_of(dataset, root), ORIGINALS[dataset], download, lists)
+
+
+def source_of(dataset: str, root: Path) -> Source:
+    return Source(**ROWS[dataset], dataset=dataset, split="", root=root)
 
 
 @pytest.mark.parametrize("dataset", ORIGINALS)
@@ -216,12 +220,13 @@ def test_refuses_images_that_make_no_pair(tmp_path):
     [
         None,
         [],
+        {"a": "x/<name>.png"},
         {"a": "x/<name>.png", "b": 3},
+        {"a": "x/<name>/<name>.png", "b": "y/<name>.png"},
         {"a": "x/<name>.png", "b": "y/*.png"},
         {"a": "x/<name>.png", "b": "y/<name>.png", "name": "<other>"},
     ],
 )
 def test_refuses_a_wrong_row(group, tmp_path):
-    source = Source("MSRS", "", root=tmp_path / "VLF", **ROWS["MSRS"])
-    with pytest.raises(InputError, match="the row MSRS of configs/originals.yaml must be"):
-        arrange(source, {"all": group}, tmp_path)
+    with pytest.raises(InputError, match="MSRS.* in configs/originals.yaml"):
+        arrange(source_of("MSRS", tmp_path / "VLF"), {"all": group}, tmp_path)

@@ -271,7 +271,7 @@ def test_half_precision_is_what_the_gpu_has(monkeypatch):
     assert models.inference_dtype(torch.device("cuda:1")) == torch.float16
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_models_describe_in_half_precision(dtype, tiny, monkeypatch):
     """But for Segment Anything."""
     monkeypatch.setattr(models, "inference_dtype", lambda device: dtype)

@@ -138,8 +138,8 @@ def test_the_evaluator_copies_once_a_batch(copies, monkeypatch):
     with FakeGPU():
         for i, size in enumerate([LARGE, LARGE[::-1]] * 3):
             evaluator.add(str(i), *np.zeros((3, *size), np.uint8))
-        results = evaluator.results()
-    assert copies == [(3, len(metrics))] * 2 and places == ["cuda"] * 6
+        results = evaluator.results
+    assert copies == [(len(metrics),)] * 6 and places == ["cuda"] * 18
     assert results == {str(i): dict.fromkeys(metrics, 0) for i in range(6)}
 
 

@@ -8,41 +8,35 @@ import subprocess
 import sys
 
 import cv2
-import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from net import NETWORKS, FusionNetwork, build_model, configure_compute, load_model
+from net import NETWORKS, FusionNetwork, build_model, load_model
 from net.base import register
 from net.film import FILM
 from net.provenance import GuideRecord
 from tests import literal, test_metrics
-from tests.examples import FILES, PAGE, in_place
+from tests.examples import FILES, PAGE, VARIANTS, in_place
 from tests.test_net import SMALL
 from tests.toy import CONFIG, ROOT, script
 from utils import metrics
 from utils.config import load_config
-from utils.data.pairs import PairDataset, collate
-from utils.errors import InputError
-from utils.guides import GUIDES
-from utils.guides.guidance import Guidance
+from utils.data.pairs import PairDataset
+from utils.loss import Loss, register_loss
 from utils.metrics import METRICS
-from utils.registry import Registry
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
+CHOSEN = dict(re.findall(r"`net/(\w+)\.py`, chosen by `(net: .*?)`", PAGE))
 MEAN = ["ckpt=null", "net={name: mean}"]
 
 
 @pytest.fixture(autouse=True)
 def examples(tmp_path):
-    """The files of the page, and its guide in the table."""
-    with in_place(tmp_path / "page", *(path for path in FILES if path != "utils/metrics.py")):
-        from utils.guides.exposure import ExposureGuide
-
-        GUIDES["exposure"] = ExposureGuide()
+    """The files of the page."""
+    with in_place(tmp_path / "page", *VARIANTS, "exposed_mean"):
         yield
 
 
@@ -56,62 +50,50 @@ def records(folder) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def test_an_annotation_that_only_type_checkers_know_takes_any_value():
-    losses = Registry("loss")
-
-    @losses.register("odd")
-    class Odd:
-        def __init__(self, target: "Unheard" = None, width: "Unheard" = 3):  # noqa: F821
-            self.target, self.width = target, width
-
-    built = losses.build("odd", target="x")
-    assert (built.target, built.width) == ("x", 3)
-    with pytest.raises(InputError, match="must be like 3"):
-        losses.build("odd", width="wide")
-
-
 def test_what_the_page_says_of_its_commands_exists():
-    assert len(FILES) == 6 and len(FILES["net/film_modulated.py"].splitlines()) <= 40
+    assert len(FILES) == 5
     commands = re.findall(r"(?:^|`)python (\w+\.py) ([^`\n]+)", PAGE, re.M)
-    assert len(commands) == 5
-    for name, words in commands:
+    assert len(commands) == 4
+    for _, words in commands:
         config = re.search(r"--config (\S+)", words)
         overrides = [word.strip('"') for word in words.split() if re.match(r'"?[\w.]+=', word)]
         build_model(**load_config(config and ROOT / config[1], overrides).net)
-        for flag in re.findall(r"--[a-z]+", words):
-            assert flag == "--config" or f'"{flag}"' in (ROOT / name).read_text()
-    for path in re.findall(r"(?:docs|tests|configs|net|utils)/[\w/]+\.(?:py|md|yaml)", PAGE):
-        assert (ROOT / path).is_file() or path in FILES, path
 
 
 # --- networks -----------------------------------------------------------------------------------------
 
 
-def test_a_variant_trains_and_tests(prepared, tmp_path):
-    (words,) = re.findall(r"`net: (\{name: film_modulated.*?\})`", PAGE)
-    assert yaml.safe_load(words) == {"name": "film_modulated", "width": 32}
-    script("train.py", *prepared, "net.name=film_modulated", "net.width=32", "train.epochs=1")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_one_file_and_one_line(name, prepared, tmp_path):
+    assert len(FILES[f"net/{name}.py"].splitlines()) <= 40
+    chosen = yaml.safe_load(CHOSEN[name])["net"]
+    words = [f"net.{key}={value}" for key, value in chosen.items()]
+    words += ["loss.name=mean_edges"] if name == "film_light" else []
+    script("train.py", *prepared, *words, "train.epochs=1")
     folder = only_run(tmp_path)
-    assert {path.name for path in (folder / "code").iterdir()} > {"film_modulated.py", "film.py"}
+    assert {path.name for path in (folder / "code").iterdir()} > {f"{name}.py", "film.py"}
     model = load_model(folder / "model" / "last.pth")
-    assert model.options["width"] == 32 and model.options["channels"] == 8 and model.options["blocks"] == 1
-    assert model.stages[0].a.modulation[0].out_features == 32 and not hasattr(model.stages[0].a, "guidance")
-    a, b, text = *torch.rand(2, 1, 1, 20, 26), torch.randn(2, 1, 4, 12)
-    with torch.no_grad():
-        assert not torch.equal(model(a, b, text[0]), model(a, b, text[1]))
-    output = script("test.py", *prepared, "net.name=film_modulated", f"ckpt={folder}/model/last.pth")
-    assert "\nFILM modulated  " in output
-    model.save_pretrained(tmp_path / "shared")
-    assert type(model).from_pretrained(tmp_path / "shared").options == model.options
+    assert model.options.items() >= (chosen.items() - {("name", name)}) | {("channels", 8)}
+    assert f"\n{model.label}  " in script("test.py", *prepared, f"ckpt={folder}/model/last.pth")
+    assert model.label != FILM.label
+    if name == "film_light":
+        assert all(
+            record["total"] == pytest.approx(record["mean"] + 10 * record["edges"]) for record in records(folder)
+        )
 
-    for words, message in (
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
         ("net.width=wide", "net.width must be like 64, not 'wide'"),
         ("net.widht=8", "net.widht is not an option of 'film_modulated'; did you mean 'width'?"),
         ("net.text_dim=13", "has text 12 wide and the network takes 13"),
         ("net.heads=3", "must be multiples of net.heads (3)"),
-    ):
-        output = script("train.py", *prepared, "net.name=film_modulated", words, code=1)
-        assert message in output and "Traceback" not in output
+    ],
+)
+def test_a_wrong_option_of_a_variant(words, message, prepared):
+    output = script("train.py", *prepared, "net.name=film_modulated", words, code=1)
+    assert message in output and "Traceback" not in output
 
 
 def test_without_its_text_a_modulated_branch_changes_nothing():
@@ -120,24 +102,6 @@ def test_without_its_text_a_modulated_branch_changes_nothing():
     x, text = torch.rand(2, 1, 9, 11), torch.randn(2, 3, 16)
     feature = branch.restormer(branch.act_in(branch.conv_in(x)))
     assert torch.equal(branch.guide(feature, text, None), feature)
-
-
-def test_a_smaller_variant_trains_and_tests(prepared, tmp_path):
-    script("train.py", *prepared, "net.name=film_smooth", "train.epochs=1")
-    output = script("test.py", *prepared, "net.name=film_smooth", f"ckpt={only_run(tmp_path)}/model/last.pth")
-    assert "\nfilm_smooth     " in output  # no label of its own, and not that of FILM
-
-
-@pytest.mark.parametrize("halo", [0, 1])
-def test_a_halo_that_is_too_small_is_seen(halo, monkeypatch):
-    """What tests/test_net.py asks of strips tells a wrong halo from a right one."""
-    monkeypatch.setattr(sys.modules["net.film_smooth"].SmoothBranch, "halo", halo)
-    model = build_model("film_smooth", **SMALL).double()
-    inputs = *torch.rand(2, 1, 1, 33, 20).double(), torch.randn(1, 3, 12).double()
-    whole = model(*inputs).detach()
-    configure_compute(tile=5)
-    with torch.no_grad():
-        assert torch.allclose(model(*inputs), whole, atol=1e-10, rtol=0) == (halo == 1)
 
 
 def test_options_of_a_variant(tmp_path):
@@ -195,34 +159,27 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
 # --- a loss -------------------------------------------------------------------------------------------
 
 
-def test_a_loss_trains(toy, prepared, tmp_path):
-    words = [*prepared, "loss={name: masked, mask_weight: 5}", "train.epochs=1"]
+def test_a_loss_gets_further_maps(toy, prepared, tmp_path):
+    @register_loss("masked")
+    class MaskedLoss(Loss):
+        maps = ("mask",)
+
+        def forward(self, fused, image_a, image_b, mask, **batch):
+            error = (fused - torch.maximum(image_a, image_b)).abs()
+            return {"total": (mask * error).mean(), "all": error.mean()}
+
+    words = [*prepared, "loss={name: masked}", "train.epochs=1"]
     output = script("train.py", *words, code=1)
-    assert (
-        "holds no 'mask', which the loss or train.crop_on takes; name its folder under maps" in output
-        and "Traceback" not in output
-    )
+    assert "holds no 'mask', which the loss or train.crop_on takes; name its folder under maps" in output
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(MASKS))
-    (name,) = MASKS["Toy"]["maps"].values()
-    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / name
+    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / MASKS["Toy"]["maps"]["mask"]
     folder.mkdir()
     for pair in ("a1", "a2", "a3", "a4"):
         cv2.imwrite(str(folder / f"{pair}.png"), np.full((40, 48), 51, np.uint8))  # a fifth of white
     script("data_process.py", *CONFIG, *toy, "Toy_train")
     script("train.py", *words)
-    run = only_run(tmp_path)
-    assert (run / "code" / "masked_loss.py").read_text() == FILES["net/masked_loss.py"]
-    assert len(records(run)) == 2
-    for record in records(run):
-        assert record["all"] > 0 and record["masked"] == pytest.approx(record["all"] / 5, rel=1e-5)
-        assert record["total"] == pytest.approx(2 * record["all"], rel=1e-5)
-    for word, message in (
-        ("loss={name: masked, mask_weight: much}", "loss.mask_weight must be like 10.0, not 'much'"),
-        ("loss={name: masked, grad_weight: 1}", "loss.grad_weight is not an option of 'masked'"),
-        ("loss={name: maskd}", "loss.name 'maskd' is not known; did you mean 'masked'?"),
-    ):
-        output = script("train.py", *words, word, code=1)
-        assert message in output and "Traceback" not in output
+    for record in records(only_run(tmp_path)):
+        assert record["all"] > 0 and record["total"] == pytest.approx(record["all"] / 5, rel=1e-5)
 
 
 # --- a metric -----------------------------------------------------------------------------------------
@@ -276,32 +233,12 @@ def test_rows_of_data_sets(dataset, toy, tmp_path):
     assert (tmp_path / "out" / dataset / "RGB" / "x.png").is_file()
 
 
-def test_pairs_beside_each_other_are_fused_without_a_row(toy, tmp_path):
-    place_pair(tmp_path, "Beside")
-    folder = tmp_path / "VLF" / "Image" / "IVF" / "Beside"
-    script("test.py", *MEAN, "--a", f"{folder}/*_ir.png", "--b", f"{folder}/*_vis.png", "--out", tmp_path / "fused")
-    assert [path.name for path in (tmp_path / "fused").iterdir()] == ["x.png"]
-    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
-    script("test.py", *CONFIG, *toy, *MEAN, "data.test=[Beside_test]", f"test.output={tmp_path / 'out'}")
-    in_set = cv2.imread(str(tmp_path / "out" / "Beside" / "Gray" / "x.png"), -1).astype(int)
-    alone = cv2.cvtColor(cv2.imread(str(tmp_path / "fused" / "x.png")), cv2.COLOR_BGR2GRAY).astype(int)
-    assert np.median(np.abs(in_set - alone)) <= 12  # it has the colour of both, and clipped colours move the luma
-
-
-def test_a_new_task_and_new_folders(toy, tmp_path, monkeypatch):
+def test_a_new_task(toy, tmp_path):
     place_pair(tmp_path, "Drone")
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
     words = [*CONFIG, *toy, "data.test=[Drone_test]"]
     output = script("test.py", *words, "ckpt=models/{task}.safetensors", code=1)
     assert "there is no checkpoint models/RGBT.safetensors; give one with ckpt=" in output
-    items = []
-    monkeypatch.setattr("data_process.describe", lambda found, *_: items.extend(found) or [])
-    (modality,) = re.findall(r"`describe: \{(modality: \{.*?\})\}`", PAGE)
-    key, value = modality.split(": ", 1)
-    script("data_process.py", "describe", *words, f"describe.{key}={value}", "Drone_test")
-    assert [item.modality for item in items] == ["thermal", "RGB/*_rgb"]
-    texts = [str(item.text.relative_to(tmp_path / "VLF")) for item in items]
-    assert texts == ["Text/RGBT/Drone/T/x_t.txt", "Text/RGBT/Drone/RGB/x_rgb.txt"]
 
 
 def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
@@ -313,7 +250,7 @@ def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
             shutil.copy(images / "Toy" / source / f"{name}.png", tmp_path / "download" / folder)
     (tmp_path / "originals.yaml").write_text("Beside: {all: {a: thermal/<name>.png, b: colour/<name>.png}}")
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
-    monkeypatch.setattr("data_process.ORIGINALS", str(tmp_path / "originals.yaml"))
+    monkeypatch.setattr("utils.arrange.ORIGINALS", str(tmp_path / "originals.yaml"))
     for _ in range(2):
         output = script("data_process.py", "arrange", "Beside", tmp_path / "download", *toy[:3])
         assert "all.txt: 2 pairs" in output
@@ -324,88 +261,44 @@ def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
 
 # --- a guide ------------------------------------------------------------------------------------------
 
-EXPOSED = ["net={name: exposed_mean}"]
-
 
 @pytest.fixture
 def exposed(toy, tmp_path) -> list[str]:
-    """The toy sets with the guide of the page in their H5 files, and what a quick training takes."""
-    words = [*CONFIG, *toy, *EXPOSED]
+    """The toy sets as H5, and a quick training of the network of the page."""
+    words = [*CONFIG, *toy, "net={name: exposed_mean}"]
     script("data_process.py", *words)
     fast = ["train.crop=16", "train.epochs=1", "train.lr=0.1", "train.num_workers=0", "train.log_every=1"]
     return [*words, *fast, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
 
 
-def own_pair(tmp_path, ckpt: str, out: str, code: int = 0) -> str:
-    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    pair = ["--a", folder / "IR" / "b1.png", "--b", folder / "VI" / "b1.png", "--out", tmp_path / out]
-    return script("test.py", *pair, ckpt, code=code)
-
-
-def test_a_guide_trains_and_tests(exposed, toy, tmp_path):
-    path = tmp_path / "h5" / "Toy_test.h5"
-    with h5py.File(path) as file:
-        for i, group in enumerate(("imageA", "imageB")):
-            image = file[group]["b1"][0] / np.float32(255)
-            np.testing.assert_allclose(file["exposure/b1"][i], [image.mean(), image.std()], rtol=1e-5)
-        assert "text" not in file
-    dataset = PairDataset([path], ["exposure"])
-    assert dataset.dims == {"exposure": 2} and collate([dataset[0]])["exposure"].shape == (1, 2, 2)
-
+def test_a_guide_trains_and_tests(exposed, tmp_path):
     script("train.py", *exposed, "data.val=[Toy_test]", "train.val_every=1")
     assert "guided by exposure of both images" in (only_run(tmp_path) / "log.txt").read_text()
-    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
-    model = load_model(ckpt.removeprefix("ckpt="))
-    assert model.provenance.guides == {"exposure": GuideRecord("both images")}
-    resume = f"train.resume={ckpt.removeprefix('ckpt=')}"
+    ckpt = f"{only_run(tmp_path)}/model/last.pth"
+    assert load_model(ckpt).provenance.guides == {"exposure": GuideRecord("both images")}
+    resume = f"train.resume={ckpt}"
     script("train.py", *exposed, "data.val=[Toy_test]", "train.val_every=1", resume, "train.epochs=2")
     assert [record["epoch"] for record in records(only_run(tmp_path))] == [1, 1, 2, 2]
-
-    output = script("test.py", *exposed, ckpt)
+    output = script("test.py", *exposed, f"ckpt={ckpt}")
     assert "\nexposed_mean    " in output and "guided by exposure of both images" in output
     summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
     assert summary["guides"] == {"exposure": {"name": "both images", "revision": None}}
-    stored = (tmp_path / "out" / "Toy" / "Gray" / "b1.png").read_bytes()
-    script("data_process.py", *CONFIG, *toy, *MEAN)  # H5 files without it: it is computed
-    assert not PairDataset([path], ["exposure"]).dims
-    script("test.py", *exposed, ckpt)
-    assert (tmp_path / "out" / "Toy" / "Gray" / "b1.png").read_bytes() == stored
-    own_pair(tmp_path, ckpt, "own.png")
-    assert (tmp_path / "own.png").is_file()
-    script("train.py", *exposed, "name=computed")  # in training as well, from the crops
 
 
-def test_the_own_pair_gets_its_own_feature(exposed, tmp_path, monkeypatch):
-    """The network shows what it was given: the mean brightness of A, at every pixel."""
-    script("train.py", *exposed)
-    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+def test_a_guide_is_computed_from_each_pair(exposed, monkeypatch, tmp_path):
+    """The network is given what belongs to its images."""
     seen = []
 
     def forward(self, image_a, image_b, exposure):
-        seen.append((exposure, torch.stack([image_a.mean(), image_b.mean()])))
+        seen.append((exposure[0, :, 0], torch.stack([image_a.mean(), image_b.mean()])))
         return image_a
 
-    monkeypatch.setattr(NETWORKS["exposed_mean"], "forward", forward)
-    own_pair(tmp_path, ckpt, "own.png")
-    ((given, means),) = seen
-    torch.testing.assert_close(given[0, :, 0], means)
-
-
-def test_a_guide_with_a_default(exposed, tmp_path, monkeypatch):
-    """A feature that cannot be computed: sets have it, other pairs get the default."""
-    (call,) = re.findall(r"`(Guidance\(GuideRecord\(.*?\))`", PAGE)
-    default = eval(call, {"Guidance": Guidance, "GuideRecord": GuideRecord, "torch": torch})
-    assert default.record.default.shape == (1, 12) and default.encoder is None
-    default.record.default = torch.full((2, 2), 0.25)
-    monkeypatch.setattr(type(GUIDES["exposure"]), "open", lambda *_, **__: default)
     script("train.py", *exposed)
-    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
-    assert torch.equal(
-        load_model(ckpt.removeprefix("ckpt=")).provenance.guides["exposure"].default, torch.full((2, 2), 0.25)
-    )
-    assert "the checkpoint's default exposure feature is used" in own_pair(tmp_path, ckpt, "own.png")
-    default.record.default = None
-    assert own_pair(tmp_path, ckpt, "none.png", code=1).strip().endswith("has no default exposure")
+    monkeypatch.setattr(NETWORKS["exposed_mean"], "forward", forward)
+    script("test.py", *exposed, f"ckpt={only_run(tmp_path)}/model/last.pth")
+    assert len(seen) == 2
+    for given, means in seen:
+        torch.testing.assert_close(given, means)
 
 
 def test_a_network_names_an_input_that_no_guide_gives(toy):

@@ -4,8 +4,6 @@ import contextlib
 import resource
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +12,6 @@ import pytest
 
 from tests.test_scripts import only_run
 from tests.toy import CONFIG, ROOT, process, script
-from utils.data.images import THREADS, background
-from utils.errors import InputError
 from utils.files import atomic_folder, exclusive_lock, write_file
 
 MAX = ["ckpt=null", "net={name: max}"]
@@ -80,43 +76,6 @@ def test_no_space_to_test(prepared, tmp_path, size, monkeypatch):
 @pytest.mark.parametrize("script, kills", [("data_process", 6), ("train", 4), ("test", 6)])
 def test_killed(script, kills):
     process("-m", "tools.faults", script, kills)
-
-
-def test_what_is_written_in_the_background_waits_in_a_short_line():
-    """One more than may wait is taken when one has ended; at the end of the block all have."""
-    may_end, ended, taken = threading.Event(), [], []
-
-    def write(number: int) -> None:
-        may_end.wait(60)
-        ended.append(number)
-
-    def watch() -> None:
-        time.sleep(0.3)
-        taken.append(len(calls))
-        may_end.set()
-
-    calls, watcher = [], threading.Thread(target=watch)
-    watcher.start()
-    with background() as call:
-        for number in range(3 * THREADS):
-            call(write, number)
-            calls.append(number)
-    watcher.join()
-    assert taken == [THREADS] and sorted(ended) == calls
-
-
-def test_what_fails_in_the_background_ends_the_block():
-    def write(number: int) -> None:
-        if number == 0:
-            raise InputError("cannot write the first")
-        begun.append(number)
-        time.sleep(0.05)
-
-    begun = []
-    with pytest.raises(InputError, match="the first"), background() as call:
-        for number in range(3 * THREADS):
-            call(write, number)
-    assert len(begun) <= THREADS  # no more than were waiting
 
 
 @pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])

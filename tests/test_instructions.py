@@ -14,17 +14,17 @@ from net.film_blend import FILMBlend
 from net.film_instructed import Editor
 from tests.test_scripts import losses
 from tests.test_text import bert, save_bert  # noqa: F401
-from tests.toy import CONFIG, FAST, ROOT, process, script
+from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
+from utils.config import load_config
 from utils.errors import InputError
-from utils.instruct.guide import UNRELATED, Instruction, Sentences, join_two, read_instructions, split_sentences
-from utils.instruct.samples import DEGRADATIONS, InstructionDraw, vary, wanted_sources
+from utils.instruct.guide import encode_instructions, join_two, read_instructions, sentences_to_train, split_sentences
+from utils.instruct.samples import DEGRADATIONS, UNRELATED, InstructionDraw, vary, wanted_sources
 from utils.instruct.study import levels
 from utils.loss import build_loss
-from utils.results.evaluate import fuse_batch
 
-SHIPPED = ROOT / "configs" / "instructions.yaml"
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=[8, 8])
-ENTRIES = read_instructions(SHIPPED)
+ENTRIES = read_instructions(ROOT / "configs" / "instructions.yaml")
+CPU = torch.device("cpu")
 
 
 def images(count: int = 1, size: tuple[int, int] = (24, 30)) -> list[torch.Tensor]:
@@ -40,20 +40,6 @@ def obeying_network(**options) -> torch.nn.Module:
     return model.eval()
 
 
-def test_pairs_of_a_batch_obey_as_one_by_one():
-    model, features = obeying_network(), [torch.randn(n, 12) for n in (3, 5)]
-    torch.nn.init.constant_(model.reader.output.bias, 9.0)  # it reads that everything is asked for
-    images = torch.rand(2, 3, 1, 24, 30)
-    batches = [
-        {"name": ["x"] * len(a), "image_a": a, "image_b": b, "text": torch.ones(len(a), 2, 12), "text_mask": None}
-        | {"instruction": torch.zeros(len(a), 1, 12)}
-        for a, b in (images, *zip(*(image.split(1) for image in images)))
-    ]
-    together, *alone = (fuse_batch([model], batch, torch.device("cpu"), {}, features) for batch in batches)
-    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-5)
-    assert together.shape == (3, 3, 24, 30) and np.abs(together[0] - together[1]).max() > 0.01
-
-
 # --- the file of sentences ----------------------------------------------------------------------------
 
 
@@ -64,53 +50,40 @@ def test_sentences_that_ship():
     for name, entry in ENTRIES.items():
         assert len(entry.train) >= 40 and len(set(entry.test)) >= 10, name
         assert not trained & {sentence.lower() for sentence in entry.test}, name
-        starts = [" ".join(sentence.split()[:2]).lower() for sentence in entry.train]
-        assert max(map(starts.count, starts)) <= len(starts) // 8, name  # no template
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "entry", "message"),
     [
-        ({"a": {"want": "visible"}}, "needs sentences under train and under test"),
-        ({"a": {"want": "visible", "train": ["x: y", {"z": 1}], "test": ["w"]}}, "quote those with a colon"),
-        ({"a": {"wnat": "visible", "train": ["x"], "test": ["w"]}}, "must have keys of"),
-        ({"a": {"want": "visible", "train": ["x"], "test": ["w"], "weight": -1}}, "a weight that is not above 0"),
-        ({UNRELATED: None}, "must have keys of"),
-        ({"a": {"want": ["visible"], "train": ["x"], "test": ["w"]}}, "one word each under want and degrade"),
-        ({1: {"want": "visible", "train": ["x"], "test": ["w"]}}, "1 in .* is no name of an instruction"),
+        ("a", {"want": "visible"}, "needs sentences under train and under test"),
+        ("a", {"want": "visible", "train": ["x: y", {"z": 1}]}, "'a'.*own.yaml.*train"),
+        ("a", {"wnat": "visible"}, "'a'.*own.yaml.*did you mean 'want'"),
+        ("a", {"want": ["visible"]}, "'a'.*own.yaml.*want"),
+        ("a", {"want": "visibel", "train": ["x"], "test": ["w"]}, "want: visibel; did you mean 'visible'"),
+        ("a", {"want": "restored", "degrade": "nois", "train": ["x"], "test": ["w"]}, "did you mean 'noise'"),
+        ("a", {"want": "restored", "train": ["x"], "test": ["w"]}, "needs both"),
+        ("a", {"want": "visible", "degrade": "noise", "train": ["x"], "test": ["w"]}, "needs both"),
+        ("a", {"want": "visible", "train": ["x"], "test": ["w"], "weight": -1}, "a weight that is not above 0"),
+        (1, {"want": "visible", "train": ["x"], "test": ["w"]}, "1 in .* is no name of an instruction"),
+        (UNRELATED, None, UNRELATED),
     ],
 )
-def test_a_file_of_instructions_that_makes_no_sense(change, message, tmp_path):
-    entries = {"a": {"want": "visible", "train": ["x"], "test": ["w"]}, UNRELATED: {"train": ["u"], "test": ["v"]}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries | change))
+def test_a_file_of_instructions_that_makes_no_sense(name, entry, message, tmp_path):
+    entries = {"b": {"want": "visible", "train": ["x"], "test": ["w"]}, UNRELATED: {"train": ["u"], "test": ["v"]}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries | {name: entry}))
     with pytest.raises(InputError, match=message):
         read_instructions(tmp_path / "own.yaml")
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (Instruction("visibel"), "want: visibel; did you mean 'visible'"),
-        (Instruction("restored", "nois"), "degrade: nois; did you mean 'noise'"),
-        (Instruction("restored"), "needs both"),
-        (Instruction("visible", "noise"), "needs both"),
-    ],
-)
-def test_an_instruction_that_nobody_can_obey(entry, message):
-    with pytest.raises(InputError, match=message):
-        InstructionDraw(Sentences({"x": entry}, {"x": [torch.ones(1, 2)], UNRELATED: [torch.ones(1, 2)]}, {}))
-
-
-def test_a_text_is_cut_into_sentences():
+def test_texts_are_cut_and_sentences_are_joined():
     text = "Remove the noise!  Keep the street bright; is that 1.5 stops?"
     assert split_sentences(text) == ["Remove the noise!", "Keep the street bright;", "is that 1.5 stops?"]
-
-
-def test_two_sentences_become_one():
     for seed in range(9):
         text = join_two("Remove the noise.", "Brighten!", random.Random(seed))
         assert text.startswith("Remove the noise") and text.endswith(" brighten!") and text[16] in " ,;"
     assert join_two("Remove the noise.", "IR only", random.Random(0)).endswith(" IR only")
+    sentences = sentences_to_train(ENTRIES, 0)
+    assert len(sentences) == len(ENTRIES) + 7 * 6 and sentences == sentences_to_train(ENTRIES, 0)
 
 
 # --- what is wanted -----------------------------------------------------------------------------------
@@ -132,8 +105,7 @@ def test_degradations(kind, clean):
     assert np.array_equal(one, same) and not np.array_equal(one, other) and one.dtype == np.float32
     assert np.allclose(one * 255, (one * 255).round(), atol=1e-4) and one.min() >= 0 and one.max() <= 1  # 8 bit
     assert levels(one, image) > 2
-    assert degradation.tested.keys() == degradation.ranges.keys()
-    assert all(low <= degradation.tested[key] <= high for key, (low, high) in degradation.ranges.items())
+    assert all(low <= tested <= high for low, high, tested in degradation.values.values())
 
 
 def test_a_dark_scene_is_overexposed_too(clean):
@@ -173,24 +145,21 @@ def test_only_what_is_named_is_undone(clean):
 @pytest.fixture
 def draw() -> InstructionDraw:
     names = [name for name in ENTRIES if name != UNRELATED]
-    features = {name: [torch.full((i + 2, 4), float(i + 1))] for i, name in enumerate(ENTRIES)}
-    joined = {(one, two): [torch.full((3, 4), 100.0)] for one in names for two in names if one != two}
-    return InstructionDraw(Sentences({name: ENTRIES[name] for name in names}, features, joined))
+    features = {(name,): [torch.full((i + 2, 4), float(i + 1))] for i, name in enumerate(ENTRIES)}
+    features |= {(one, two): [torch.full((3, 4), 100.0)] for one in names for two in names if one != two}
+    return InstructionDraw({name: ENTRIES[name] for name in names}, features)
 
 
 def test_other_cameras(clean):
     """A becomes less sharp and B darker; what is degraded keeps its exposure, as that is what is to be found again."""
-    seen = {"image_a": [], "image_b": []}
-    for kinds in ((), ("noise",), ("dark",)):
+    for kinds, b_varies in (((), True), (("noise",), True), (("dark",), False)):
         varied = [vary(clean, kinds, np.random.default_rng(seed)) for seed in range(60)]
+        a, b = ([v[key] for v in varied if not np.array_equal(v[key], clean[key])] for key in ("image_a", "image_b"))
+        assert 0 < len(a) < 60 and all(image.std() < clean["image_a"].std() for image in a)
+        assert (0 < len(b) < 60) == b_varies
+        assert not b or np.mean([image.mean() for image in b]) < 0.9 * clean["image_b"].mean()
+        assert all(image.min() >= 0 and image.max() <= 1 and image.dtype == np.float32 for image in [*a, *b])
         assert np.array_equal(varied[5]["image_b"], vary(clean, kinds, np.random.default_rng(5))["image_b"])
-        for key, images in seen.items():
-            images.append([one[key] for one in varied if not np.array_equal(one[key], clean[key])])
-            assert all(image.min() >= 0 and image.max() <= 1 and image.dtype == np.float32 for image in images[-1])
-    assert [0 < len(images) < 60 for images in seen["image_a"]] == [True] * 3
-    assert [0 < len(images) < 60 for images in seen["image_b"]] == [True, True, False]
-    assert all(image.std() < clean["image_a"].std() for images in seen["image_a"] for image in images)
-    assert np.mean([image.mean() for image in seen["image_b"][0]]) < 0.9 * clean["image_b"].mean()
 
 
 def test_draws(draw, clean, monkeypatch):
@@ -199,8 +168,10 @@ def test_draws(draw, clean, monkeypatch):
     counts = np.zeros(3, int)
     for seed in range(200):
         found, beside = draw(maps, np.random.default_rng(seed))
-        again, _ = draw(maps, np.random.default_rng(seed))
-        assert all(np.array_equal(found[key], again[key]) for key in found)
+        if seed < 20:
+            again, beside_again = draw(maps, np.random.default_rng(seed))
+            assert all(np.array_equal(found[key], again[key]) for key in found)
+            assert all(torch.equal(beside[key], beside_again[key]) for key in beside)
         named = beside["strengths"] > 0.5
         assert torch.equal(beside["strengths"], named.float())
         counts[named.sum()] += 1
@@ -233,19 +204,42 @@ def test_an_image_that_is_dark_by_itself_is_no_example_of_an_absent_darkness(dra
 # --- the network --------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_without_an_instruction_it_is_film_blend():
     model, blend = obeying_network(), build_model("film_blend", **SMALL).eval()
     blend.load_state_dict({name: model.state_dict()[name] for name in blend.state_dict()})
     given, nothing = images(2), torch.zeros(2, 3, 12)
-    with torch.no_grad():
-        assert torch.equal(model(*given), blend(*given))
-        assert torch.equal(model(*given, None, nothing), blend(*given))
-        # in a batch, too, one pair's instruction is not another's
-        model.reader.output.bias.copy_(torch.tensor([9.0] * 3 + [-9.0] * 4))
-        one_asks = torch.cat([torch.randn(1, 3, 12), nothing[:1]])
-        results = model(*given, None, one_asks)
-        torch.testing.assert_close(results[1:], blend(*given)[1:], rtol=0, atol=1e-6)
-        assert levels(results[:1].numpy(), blend(*given)[:1].numpy()) > 0.5
+    assert torch.equal(model(*given), blend(*given))
+    assert torch.equal(model(*given, None, nothing), blend(*given))
+
+
+@torch.no_grad()
+def test_each_pair_of_a_batch_has_its_instruction_and_padding_changes_nothing():
+    model, texts = obeying_network(), [torch.zeros(1, 12), 3 * torch.randn(3, 12), 3 * torch.randn(5, 12)]
+    model.reader.output.bias.copy_(torch.tensor([9.0] * 3 + [-9.0] * 4))
+    given = images(3)
+    together = model(*given, None, torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))
+    alone = [model(*(x[i : i + 1] for x in given), None, texts[i][None]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+    plain = model(*given)
+    assert [levels(together[i].numpy(), plain[i].numpy()) > 0.5 for i in range(3)] == [False, True, True]
+    # it is what FILM blend makes of the edited sources
+    edited = model.edit(*given[:2], torch.tensor([1.0] * 3 + [0.0] * 4).expand(3, 7)).clamp(0, 1)
+    torch.testing.assert_close(model(edited[:, :1], edited[:, 1:], given[2])[1:], together[1:])
+
+
+@torch.no_grad()
+def test_an_instruction_can_be_built_in():
+    """Only the editors that it asks for stay, and the network is as it was."""
+    model, given, text = obeying_network(), images(2), torch.randn(4, 12)
+    model.reader.output.bias.copy_(torch.tensor([9.0, -9, 0.1, -9, -9, -9, -9]))
+    expected = model(*given, None, text.expand(2, -1, -1))
+    obeying = model.obeying(text)
+    torch.testing.assert_close(obeying(*given), expected, rtol=0, atol=1e-6)
+    assert len(obeying.network.editors) == 2 and not any("reader" in name for name, _ in obeying.named_parameters())
+    assert torch.equal(model(*given, None, text.expand(2, -1, -1)), expected)
+    with pytest.raises(InputError, match="asks for nothing that FILM instructed knows"):
+        model.obeying(torch.zeros(1, 12))
 
 
 def test_a_reader_that_is_sure_gives_whole_strengths():
@@ -255,18 +249,6 @@ def test_a_reader_that_is_sure_gives_whole_strengths():
         model.reader.output.bias.copy_(torch.logit(torch.tensor([0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 0.99])))
         strengths = model.strengths(torch.randn(1, 3, 12))
     torch.testing.assert_close(strengths, torch.tensor([[0, 0, 0.5, 0.7, 1, 1, 1]]))
-
-
-def test_padding_changes_nothing_and_instructions_do():
-    model, given, text = obeying_network(), images(), 3 * torch.randn(1, 4, 12)
-    with torch.no_grad():
-        result = model(*given, None, text)
-        padded = model(*given, None, torch.cat([text, torch.zeros(1, 9, 12)], dim=1))
-        torch.testing.assert_close(padded, result, rtol=0, atol=1e-6)
-        assert levels(result.numpy(), model(*given).numpy()) > 0.5
-        # it is what FILM blend makes of the edited sources
-        edited = model.edit(*given[:2], model.strengths(text)).clamp(0, 1)
-        torch.testing.assert_close(model(edited[:, :1], edited[:, 1:], given[2]), result)
 
 
 def test_a_source_that_is_chosen_is_the_result():
@@ -324,12 +306,9 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
     a, b, text = images(2)
     batch = {"image_a": a, "image_b": b, "text": text, "text_mask": torch.ones(2, 5, dtype=torch.bool)}
     batch |= {"wanted_a": b, "wanted_b": torch.stack([b[0], a[1]]), "weight": torch.tensor([1.0, 3.0])}
-    batch |= {"warm": torch.zeros_like(a)}
-    batch |= {"strengths": torch.ones(2, 7), "instruction": torch.zeros(2, 1, 12)}
+    batch |= {"warm": torch.zeros_like(a), "strengths": torch.ones(2, 7), "instruction": torch.zeros(2, 1, 12)}
     batch |= {"practice": torch.randn(2, 3, 4, 12), "asked": torch.randint(0, 2, (2, 3, 7)).float()}
-    edited = model(*model.forward_args(batch))
-    terms = criterion(edited, **batch, **model.loss_inputs(batch))
-    terms["total"].backward()
+    criterion(model(*model.forward_args(batch)), **batch, **model.loss_inputs(batch))["total"].backward()
     for name, parameter in model.named_parameters():
         learns = parameter.grad is not None and parameter.grad.abs().max() > 0
         assert learns == name.startswith(("reader.", "editors.")), name
@@ -352,16 +331,18 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
     assert (off["total"] - perfect["total"]).item() == pytest.approx(3 * 2 * 0.1 / 2, rel=1e-3)
     more = 1 + 3 * 5 / a.shape[2]
     assert (off_there["total"] - perfect["total"]).item() == pytest.approx(more * 3 * 2 * 0.1 / 2, rel=1e-3)
-    with pytest.raises(InputError, match="set net.instructions=5"):
-        model.forward_args(batch | {"strengths": torch.rand(2, 5)})
 
 
 # --- from training to a user --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def trained(toy, tmp_path, bert) -> list[str]:  # noqa: F811
-    """A tiny network, trained with instructions: the words that test it."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, bert):  # noqa: F811
+    """A tiny network, trained with instructions: its folder, the words of its training, both checkpoints."""
+    folder = tmp_path_factory.mktemp("instructed")
+    make_pairs(folder / "VLF", ["a1", "a2", "a3", "a4"], "train")
+    make_pairs(folder / "VLF", ["b1", "b2"], "test", size=(45, 53))
+    (folder / "datasets.yaml").write_text("Toy: {task: IVF, a: IR, b: VI, color: [VI]}\n")
     entries = {
         "visible": {"want": "visible", "train": ["the road"], "test": ["a road"]},
         "clean": {"degrade": "noise", "want": "restored", "train": ["a warm car"], "test": ["the car", "warm car"]},
@@ -369,77 +350,67 @@ def trained(toy, tmp_path, bert) -> list[str]:  # noqa: F811
         "people": {"want": "targets", "train": ["dark trees"], "test": ["the trees"]},
         UNRELATED: {"train": ["stands at"], "test": ["and a"]},
     }
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
-    words = [*CONFIG, *toy, *FAST, "text.encoder=auto", f"text.path={bert}", "text.use=default"]
-    words += [f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}", "test.num_workers=0"]
+    (folder / "own.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
+    words = [*CONFIG, f"data.root={folder / 'VLF'}", f"data.h5={folder / 'h5'}", "device=cpu", "data.resize=null"]
+    words += [f"data.datasets={folder / 'datasets.yaml'}", "data.train=[Toy_train]", "data.test=[Toy_test]", *FAST]
+    words += ["text.encoder=auto", f"text.path={bert}", f"text.instructions={folder / 'own.yaml'}", "text.use=default"]
+    words += [f"train.exp={folder / 'exp'}", f"test.output={folder / 'out'}", "test.num_workers=0", "train.epochs=1"]
     script("data_process.py", *words, "loss={name: fusion, gradient: vector, contrast_weight: 0.1}")
-    script("train.py", *words, "net.name=film_blend", "name=first", "train.epochs=1")
-    (first,) = (tmp_path / "exp").glob("*_first/model/last.pth")
+    script("train.py", *words, "net.name=film_blend", "name=first")
+    (first,) = (folder / "exp").glob("*_first/model/last.pth")
     words += ["net.name=film_instructed", "net.instructions=4", "net.instruction_dim=12"]
-    words += [f"text.instructions={tmp_path / 'own.yaml'}"]
-    loss = ["loss={name: instructed}", f"train.init={first}"]
-    output = script("train.py", *words, *loss, "name=second", "train.epochs=2")
-    assert "instructions read by auto:" in output
-    (picture, *_) = (tmp_path / "exp").glob("*_second/pic_fusion/ckpt_1/*.png")
+    words += ["loss={name: instructed}", f"train.init={first}"]
+    assert "instructions read by auto:" in script("train.py", *words, "name=second", "train.epochs=2")
+    (second,) = (folder / "exp").glob("*_second/model/last.pth")
+    return folder, words, first, second
+
+
+def test_a_training_with_instructions(trained):
+    folder, words, first, second = trained
+    (picture, *_) = (folder / "exp").glob("*_second/pic_fusion/ckpt_1/*.png")
     assert cv2.imread(str(picture)).shape[1] == 4 * (16 + 4)  # A, B, and both as they are edited
-    output = script("train.py", *words, *loss, "train.epochs=1", "net.instructions=5", code=1)
-    assert "set net.instructions=4" in output and "Traceback" not in output
-    output = script("train.py", *words, *loss, "train.epochs=1", "net.instruction_dim=13", code=1)
-    assert "is 12 wide and the network takes instructions 13 wide" in output
-    output = script("train.py", *words, loss[0], "train.init=null", code=1)
-    assert "trains a part of its weights; give the others as train.init" in output and "Traceback" not in output
-    (ckpt,) = (tmp_path / "exp").glob("*_second/model/last.pth")
-    return [*words, f"ckpt={ckpt}", f"first={first}"]
-
-
-def test_a_user_gives_instructions(trained, toy, tmp_path):
-    *words, first = trained
-    path_of_first = first.removeprefix("first=")
-    ckpt = words[-1].removeprefix("ckpt=")
-    model, first = load_model(ckpt), load_model(path_of_first)
+    model, before = load_model(second), load_model(first)
     record = model.provenance.guides["instruction"]
     assert record.options["instructions"] == "visible,clean,bright,people" and record.default is None
     own = model.state_dict()
-    assert all(torch.equal(own.pop(name), value) for name, value in first.state_dict().items())
+    assert all(torch.equal(own.pop(name), value) for name, value in before.state_dict().items())
     assert own.keys() and all(name.startswith(("reader.", "editors.")) for name in own)
 
-    # a set: a row without and a row with, the picture of what is asked for
-    output = script("test.py", *words, "--instruct", "the road")
-    assert "\nFILM instructed" in output and "\nthe road" in output
-    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
-    assert summary["instruct"] == ["the road"] and set(summary["mean"]) == {"FILM instructed", "the road"}
-    assert (tmp_path / "out" / "Toy" / "comparison.png").is_file()
-
-    # a pair: one instruction is a picture as ever, several are beside each other
-    folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    pair = ["--a", folder / "IR" / "b1.png", "--b", folder / "VI" / "b1.png", "--out", tmp_path / "fused.png"]
-    script("test.py", *words, *pair, "--instruct", "the road")
-    assert cv2.imread(str(tmp_path / "fused.png")).shape == (45, 53, 3)
-    script("test.py", *words, *pair, "--instruct", "the road", "--instruct", "a warm car. the sky")
-    assert cv2.imread(str(tmp_path / "fused.png")).shape[1] == 5 * (53 + 4)
-
-    before = (tmp_path / "fused.png").read_bytes()
-    others = [word for word in words if not str(word).startswith(("net.instruction", "net.name", "ckpt="))]
-    output = script("test.py", *others, f"ckpt={path_of_first}", *pair, "--instruct", "the road", code=1)
-    assert "FILM blend reads no instructions; give weights that do" in output and "Traceback" not in output
-    output = script("test.py", *words, "--instruct", "the road", "--text-study", code=1)
-    assert "--text-study is without --instruct" in output
-    assert (tmp_path / "fused.png").read_bytes() == before
+    config = load_config("configs/film_ivf.yaml", [word for word in words if "=" in str(word)])
+    one, two = encode_instructions(["the road", "a warm car. the sky"], config, model, CPU)
+    assert one.shape == (4, 12) and two.shape == (5 + 4, 12)  # with [CLS] and [SEP] of each sentence
+    with pytest.raises(InputError, match="FILM blend reads no instructions; give weights that do"):
+        encode_instructions(["the road"], config, before, CPU)
 
 
-def test_two_processes_learn_to_obey_as_one(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("net.instructions=5", "set net.instructions=4"),
+        ("net.instruction_dim=13", "is 12 wide and the network takes instructions 13 wide"),
+        ("train.init=null", "trains a part of its weights; give the others as train.init"),
+    ],
+)
+def test_a_training_that_does_not_fit_its_instructions(word, message, trained):
+    output = script("train.py", *trained[1], word, code=1)
+    assert message in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_two_processes_learn_to_obey_as_one(trained):
     """Whatever instructions each process draws."""
-    words = [*trained[:-2], "loss={name: instructed}", f"train.init={trained[-1].removeprefix('first=')}"]
-    words += ["train.epochs=2", "train.batch_size=2"]
+    folder, words, *_ = trained
+    words = [*words, "train.epochs=2", "train.batch_size=2"]
     script("train.py", *words, "name=one")
     process("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py", *words, "name=two")
-    one, two = (next((tmp_path / "exp").glob(f"*_{name}")) for name in ("one", "two"))
+    one, two = (next((folder / "exp").glob(f"*_{name}")) for name in ("one", "two"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-5) and len(losses(one)) > 2
 
 
-def test_the_study_of_instructions(trained, tmp_path):
-    output = script("test.py", *trained[:-1], "text.use=own", "--text-study", "--sentence", "a road", code=0)
-    found = json.loads((tmp_path / "out" / "Toy_test_text_study" / "instructions.json").read_text())
+def test_the_study_of_instructions(trained):
+    folder, words, _, second = trained
+    output = script("utils.instruct.study", *words, f"ckpt={second}")
+    found = json.loads((folder / "out" / "Toy_test_instruction_study" / "instructions.json").read_text())
     assert set(found["measured"]) == {"visible", "clean", "bright", "people"} and 0 <= found["accuracy"] <= 1
     assert len(found["all"]["clean"]) == 2 * 3 and found["all"]["clean"][0][1] == "the car"
     assert set(found["must_change_nothing"]) == {"clean, absent", "bright, absent", UNRELATED, f"{UNRELATED}, shuffled"}
@@ -450,22 +421,21 @@ def test_the_study_of_instructions(trained, tmp_path):
     assert f"{100 * found['accuracy']:.1f} %" in output
 
 
-def test_the_weights_that_ship_obey(tmp_path):
-    """On the pair of the sample, in words that were not trained on, without saying which weights."""
+@torch.inference_mode()
+def test_the_weights_that_ship_obey():
+    """On the pair of the sample, in words that were not trained on."""
+    model, plain = (load_model(ROOT / "models" / f"{name}.safetensors") for name in ("IVF_instruct", "IVF"))
+    own = model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in plain.state_dict().items())  # without one it is IVF
     folder = ROOT / "tests" / "sample" / "Image" / "IVF" / "SampleIVF"
-    pair = ["--a", folder / "IR" / "street.jpg", "--b", folder / "VI" / "street.jpg"]
-
-    def fuse(*words: str) -> np.ndarray:
-        script("test.py", *pair, "--out", tmp_path / "fused.png", "test.stretch=clamp", "device=cpu", *words)
-        return cv2.imread(str(tmp_path / "fused.png"), cv2.IMREAD_GRAYSCALE) / np.float32(255)
-
-    a, b = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) / np.float32(255) for path in (pair[1], pair[3]))
-    own, first = (load_model(ROOT / "models" / f"{name}.safetensors").state_dict() for name in ("IVF_instruct", "IVF"))
-    assert all(torch.equal(own[name], value) for name, value in first.items())  # without an instruction it is IVF
-    without = fuse("ckpt=models/IVF_instruct.safetensors")
-    for sentence, source in (
-        ("Pixels should carry the values of the infrared source.", a),
-        ("I would like to look at this scene with my own eyes.", b),
-    ):
-        assert levels(fuse("--instruct", sentence), source) < levels(without, source) / 2
-    assert levels(fuse("--instruct", "The river flows into the sea."), without) < 1.5
+    sources = [cv2.imread(str(folder / side / "street.jpg"), cv2.IMREAD_GRAYSCALE) for side in ("IR", "VI")]
+    a, b = (torch.from_numpy(source)[None, None] / 255 for source in sources)
+    texts = ["Pixels should carry the values of the infrared source."]
+    texts += ["I would like to look at this scene with my own eyes.", "The river flows into the sea."]
+    features = encode_instructions(texts, load_config("configs/film_instruct_ivf.yaml"), model, CPU)
+    default = model.provenance.guides["text"].default[None]
+    without = model(a, b, default).numpy()
+    infrared, visible, unrelated = (model(a, b, default, None, each[None]).numpy() for each in features)
+    for result, source in ((infrared, a.numpy()), (visible, b.numpy())):
+        assert levels(result, source) < levels(without, source) / 2
+    assert levels(unrelated, without) < 1.5

@@ -13,8 +13,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from net import NETWORKS, FusionNetwork, build_model, configure_compute, load_model, restormer
+from net import NETWORKS, FusionNetwork, build_model, compute, configure_compute, load_model, restormer
 from net.checkpoint import save_checkpoint
+from net.film import TextGuidance
+from net.provenance import GuideRecord, Provenance
 from net.published import MODULES, our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
@@ -22,7 +24,8 @@ from utils.data.features import collate_features, features_of
 from utils.errors import InputError
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
-SIZES = SMALL | dict(clip_dim=12, instruction_dim=12, blocks=1)  # of any network, as far as it has such an option
+# of any network, as far as it has such an option
+SIZES = SMALL | dict(clip_dim=12, instruction_dim=12, blocks=1, instructions=2, editor_channels=4, editor_blocks=2)
 FEATURES = {
     "text": [(3, 12), (11, 12), (7, 12)],
     "clip": [(2, 12)] * 3,
@@ -34,7 +37,7 @@ NAMES = sorted({*NETWORKS, *VARIANTS})
 @pytest.fixture(scope="module", autouse=True)
 def variants(tmp_path_factory):
     """The variants of docs/extending.md are networks here."""
-    with in_place(tmp_path_factory.mktemp("page"), *(f"net/{name}.py" for name in VARIANTS)):
+    with in_place(tmp_path_factory.mktemp("page"), *VARIANTS):
         yield
 
 
@@ -49,10 +52,10 @@ def small(name: str) -> FusionNetwork:
 
 
 def example(model: FusionNetwork, size: tuple[int, int], n: int = 3) -> dict[str, torch.Tensor]:
-    """A batch of n pairs, as `FusionNetwork.arguments` takes it."""
+    """A batch of n pairs, as `FusionNetwork.forward_args` takes it."""
     batch = dict(zip(("image_a", "image_b"), torch.rand(2, n, 1, *size)))
-    for guide in features_of(model.inputs):
-        batch |= collate_features(guide.name, [torch.randn(shape) for shape in FEATURES[guide.name][:n]])
+    for feature in features_of(model.inputs):
+        batch |= collate_features(feature.name, [torch.randn(shape) for shape in FEATURES[feature.name][:n]])
     return batch
 
 
@@ -112,6 +115,7 @@ def test_literal_form_agrees():
         torch.testing.assert_close(model(a, b, text), literal(a, b, text), atol=1e-10, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_the_literal_form():
     """Value projection, attention sums and feed-forward groups are rewritten; their gradients are the same."""
     literal = LiteralFILM().double()
@@ -129,12 +133,12 @@ def test_gradients_agree_with_the_literal_form():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(33, 47), (64, 20), (1, 90)])
+@pytest.mark.parametrize("size", [(33, 23), (1, 40)])
 def test_tiles_do_not_change_the_result(name, size):
     model = small(name).double()
     inputs = model.forward_args(doubled(example(model, size, n=1)))
     whole = model(*inputs).detach()  # with gradients nothing is cut
-    for tile in (None, 1, 5, 16, 100):
+    for tile in (None, 1, 5, 100):
         configure_compute(tile=tile)
         with torch.no_grad():
             torch.testing.assert_close(model(*inputs), whole, atol=1e-10, rtol=0, msg=f"tile={tile}")
@@ -186,7 +190,9 @@ def test_bf16_runs_and_stays_near(name):
     configure_compute(precision="bf16")
     near = model(*inputs)
     assert near.dtype == torch.float32
-    assert torch.equal(near, exact) != any(isinstance(part, restormer.MixedPrecision) for part in model.modules())
+    assert torch.equal(near, exact) != any(
+        isinstance(part, (restormer.RestormerBlock, TextGuidance)) for part in model.modules()
+    )
     torch.testing.assert_close(near, exact, atol=4e-3, rtol=0)  # an 8-bit level
     if near.requires_grad:
         near.mean().backward()
@@ -222,6 +228,7 @@ def test_a_dead_channel_leaves_gradients_finite():
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_compute_the_same():
     block, x = restormer.RestormerBlock(8, heads=2), torch.randn(2, 8, 16, 16)
@@ -234,13 +241,15 @@ def test_compiled_blocks_compute_the_same():
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["as on a GPU", "in strips"])
 def test_blocks_are_compiled_once_for_images_of_any_size(whole, monkeypatch):
     counter = CompileCounter()
-    restormer.compiled.cache_clear()
+    compute.compiled.cache_clear()
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    monkeypatch.setattr(restormer.RowStriped, "is_whole", lambda *_: whole)
+    for module in (restormer, compute):
+        monkeypatch.setattr(module, "is_whole", lambda *_: whole)
     blocks, counts = [restormer.RestormerBlock(8, heads=2) for _ in range(2)], []
     with torch.no_grad():
         for height, width in [(70, 40), (50, 30), (61, 47), (33, 90), (100, 29)]:
@@ -251,7 +260,7 @@ def test_blocks_are_compiled_once_for_images_of_any_size(whole, monkeypatch):
                 configure_compute(tile=30, compile=True)
                 torch.testing.assert_close(block(x), plain)
             counts.append(counter.frame_count)
-    restormer.compiled.cache_clear()
+    compute.compiled.cache_clear()
     assert 0 < counts[-1] == counts[2] <= 4, counts  # the first, the last and the inner strips differ
 
 
@@ -311,9 +320,9 @@ def test_guides_change_the_result(name):
     batch = example(model, (20, 26), n=1)
     with torch.no_grad():
         fused = model(*model.forward_args(batch))
-        for guide in features_of(model.inputs):
-            other = batch | {guide.name: torch.randn_like(batch[guide.name])}
-            assert not torch.equal(model(*model.forward_args(other)), fused), guide.name
+        for feature in features_of(model.inputs):
+            other = batch | {feature.name: torch.randn_like(batch[feature.name])}
+            assert not torch.equal(model(*model.forward_args(other)), fused), feature.name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -482,11 +491,11 @@ def test_wrong_options_are_named(name, options, words):
 
 def test_checkpoint_round_trip(tmp_path):
     model = build_model("film", **SMALL)
-    text = {"encoder": "auto", "path": None, "name": "x", "default": torch.randn(3, 12)}
-    save_checkpoint(tmp_path / "x.pth", {"net": model.config, "model": model.state_dict(), "text": text})
+    text = GuideRecord("x", options={"encoder": "auto", "path": None}, default=torch.randn(3, 12))
+    save_checkpoint(tmp_path / "x.pth", model.checkpoint(Provenance({"text": text})))
     loaded = load_model(tmp_path / "x.pth")
     assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.provenance.guides["text"].default, text["default"])
+    assert torch.equal(loaded.provenance.guides["text"].default, text.default)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]

@@ -31,9 +31,6 @@ def attributes(path) -> dict:
     [
         ("data.resize=[32,40]", "data.resize=null", r"data.resize \[32, 40\] and the config has none"),
         ("data.resize=null", "data.resize=[32,40]", r"data.resize none and the config has \[32, 40\]"),
-        ("data.patch_size=32", "data.patch_size=24", "data.patch_size"),
-        ("data.patch_size=32", "data.patch_size=null", "data.patch_size"),
-        (["data.patch_size=32", "data.stride=8"], ["data.patch_size=32", "data.stride=16"], "data.stride"),
     ],
 )
 def test_an_h5_of_another_shape_is_refused(toy, tmp_path, made, asked, message):

@@ -223,7 +223,7 @@ def bench_metrics(
         evaluator = Evaluator(names, torch.device(device))
         for i, triple in enumerate(triples):
             evaluator.add(str(i), *triple)
-        return evaluator.results()
+        return evaluator.results
 
     def theirs() -> dict:
         return {

@@ -268,7 +268,7 @@ def six_metrics(m: Machine) -> list[Row]:
             images = [read_image(Path(folder, f"{i}_{k}.png"))[0] for k in range(3)]
             reading += time.perf_counter() - began
             evaluator.add(str(i), *images)
-        results = evaluator.results()
+        results = evaluator.results
         total = time.perf_counter() - start
     if len(results) != count or not all(math.isfinite(v) for row in results.values() for v in row.values()):
         raise ValueError("a value is missing")

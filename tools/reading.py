@@ -14,7 +14,8 @@ import torch
 from net import load_model
 from utils.config import load_config
 from utils.errors import InputError, run_script
-from utils.instruct.guide import UNRELATED, encode_instructions, read_instructions
+from utils.instruct.guide import encode_instructions, read_instructions
+from utils.instruct.samples import UNRELATED
 
 
 @torch.inference_mode()
@@ -23,13 +24,11 @@ def main() -> None:
     if len(paths) != 1:
         raise InputError("give one checkpoint, e.g. python -m tools.reading models/IVF_instruct.safetensors")
     model = load_model(paths[0])
-    if not hasattr(model, "strengths"):
-        raise InputError(f"{model.label} reads no instructions; give weights of film_instructed")
     config = load_config(None, [word for word in sys.argv[1:] if "=" in word])
     entries = read_instructions(config.text.instructions)
-    names = model.provenance.guides["instruction"].options["instructions"].split(",")
     meant = [(name, sentence) for name, entry in entries.items() for sentence in entry.test]
     features = encode_instructions([sentence for _, sentence in meant], config, model, torch.device("cpu"))
+    names = model.provenance.guides["instruction"].options["instructions"].split(",")
     right = 0
     for (name, sentence), feature in zip(meant, features):
         strengths = dict(zip(names, model.strengths(feature[None])[0].tolist()))

@@ -3,24 +3,28 @@
 import contextlib
 import filecmp
 import glob
+import itertools
 import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from utils.check import Name, checked
 from utils.config import Config, read_yaml
 from utils.data.images import EXTENSIONS
 from utils.data.sources import Source, find_dataset, read_split
-from utils.errors import InputError, nearest, short_repr
+from utils.errors import InputError, nearest
 from utils.files import exclusive_lock, os_error_as_input_error, write_file
 from utils.opencv import cv2
 
 ORIGINALS = "configs/originals.yaml"  # where each download has its images
+WORD = re.compile(r"<\w+>")  # in a path of configs/originals.yaml, the part that tells the pairs apart
 Pair = tuple[Path, Path]  # the images of source A and of source B
 
 
@@ -141,36 +145,41 @@ def find_pairs(
 
 @dataclass
 class Group:
-    """An entry of configs/originals.yaml: images in a download that make pairs of one split.
+    """A group of a row of configs/originals.yaml: images of a download that make pairs of one split."""
 
-    Attributes:
-        sides: regular expressions of paths for a and b, or for exposures; the first group is the folder that the path
-            begins in.
-        name: how a pair is called, a template for `expand` of a match.
-        skip: folders to leave out.
-        paths: for messages.
-    """
+    a: list[str] | str = ""  # each a path, or several
+    b: list[str] | str = ""
+    exposures: list[str] | str = ""  # or these in place of a and b
+    name: str = "<name>"  # how a pair is called
+    skip: list[str] | str = ()  # folders to leave out
+    split: str = ""
 
-    split: str
-    sides: dict[str, list[re.Pattern]]
-    name: str
-    skip: set[str]
-    paths: str
+    @property
+    def sides(self) -> dict[str, list[str]]:
+        """The paths of a and b, or of the exposures."""
+        sides = {"exposures": self.exposures} if self.exposures else {"a": self.a, "b": self.b}
+        return {side: as_list(paths) for side, paths in sides.items()}
+
+    @property
+    def paths(self) -> str:
+        """All paths, for messages."""
+        return " or ".join(path for paths in self.sides.values() for path in paths)
 
     def find(self, files: list[str]) -> dict[str, dict[str, dict[str, list[str]]]]:
         """The images among some files: by the folder that their paths begin in, the name of the pair, and the side."""
         found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-        files = [file for file in files if not self.skip & set(file.split("/"))]
-        for side, regexes in self.sides.items():
+        files = [file for file in files if not {*as_list(self.skip)} & {*file.split("/")}]
+        for side, paths in self.sides.items():
+            regexes = [as_regex(path) for path in paths]
             for file in files:
                 match = next(filter(None, (regex.fullmatch(file) for regex in regexes)), None)
                 if match:
-                    found[match[1]][match.expand(self.name)][side].append(file)
+                    found[match[1]][match.expand(self.name.replace("<", r"\g<"))][side].append(file)
         return found
 
     def pick(self, name: str, images: dict[str, list[Path]]) -> Pair:
         """The images of both sources; InputError if there is not one of each."""
-        if "exposures" in images:
+        if self.exposures:
             return pick_exposures(name, images["exposures"])
         for side in "ab":
             if len(images[side]) != 1:
@@ -182,29 +191,27 @@ class Group:
 def read_groups(dataset: str, row: dict) -> list[Group]:
     """The groups of a row; InputError if it is not as the head of configs/originals.yaml says."""
     groups = []
-    try:
-        for split, entries in row.items():
-            for entry in entries if isinstance(entries, list) else [entries]:
-                lists = {key: [words] if isinstance(words, str) else list(words) for key, words in entry.items()}
-                (name,), skip = lists.pop("name", ["<name>"]), set(lists.pop("skip", []))
-                sides = {side: [as_regex(path) for path in lists[side]] for side in sorted(lists)}
-                words = set(re.findall(r"<(\w+)>", name))
-                regexes = [regex for side in sides.values() for regex in side]
-                if list(sides) not in (["a", "b"], ["exposures"]) or any(words - {*r.groupindex} for r in regexes):
-                    raise ValueError(short_repr(entry))
-                paths = " or ".join(path for side in sides for path in lists[side])
-                groups.append(Group(str(split), sides, name.replace("<", r"\g<"), skip, paths))
-        if not groups:
-            raise ValueError("it is empty")
-    except (AttributeError, TypeError, ValueError, re.error) as error:
-        raise InputError(f"the row {dataset} of {ORIGINALS} must be as the head of that file says ({error})") from error
+    for split, entries in checked(dict[Name, list[Group] | Group], row, ORIGINALS, dataset).items():
+        groups += [replace(group, split=split) for group in as_list(entries)]
+    for group in groups:
+        for path in itertools.chain(*group.sides.values()):
+            words = WORD.findall(path)
+            if len(words) > len({*words}) or not {*WORD.findall(group.name)} <= {*words}:
+                raise InputError(f"{dataset} in {ORIGINALS} must have {group.name} once in each path, not '{path}'")
+    if not groups:
+        raise InputError(f"{dataset} in {ORIGINALS} has no paths")
     return groups
+
+
+def as_list(one_or_several: Any) -> list:
+    """A list, also of what YAML gives alone."""
+    return [one_or_several] if isinstance(one_or_several, (str, Group)) else list(one_or_several)
 
 
 def as_regex(path: str) -> re.Pattern:
     """A path of configs/originals.yaml; the first group is the folder it begins in, up to two levels down."""
     parts = re.split(r"(<\w+>|\*)", path)
-    wild = {"*": "[^/]*"} | {part: f"(?P{part}[^/]+)" for part in parts if re.fullmatch(r"<\w+>", part)}
+    wild = {"*": "[^/]*"} | {word: f"(?P{word}[^/]+)" for word in WORD.findall(path)}
     inside = "".join(wild.get(part, re.escape(part)) for part in parts)
     return re.compile(f"((?:[^/]+/){{0,2}}){inside}", re.IGNORECASE)
 

@@ -10,10 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from utils.errors import InputError, nearest, short_repr
 
 
-class Name(str):
-    """The kind of a word that may look like a whole number: a folder may be called 7."""
-
-
 class Constraint(NamedTuple):
     """Annotates a kind: `Annotated[int, Constraint(lambda number: number > 0, "must be above 0")]`."""
 
@@ -24,11 +20,12 @@ class Constraint(NamedTuple):
 def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
     """A value that YAML or JSON gave, as `kind`.
 
-    A list fits a tuple, an int a float; a bool is no number. A mapping fits a dataclass whose fields are its keys.
+    An int fits a float, and a str, as a folder may be called 7; a list fits a tuple and stays a list; a bool is no
+    number. A mapping fits a dataclass whose fields are its keys.
 
     Args:
         kind: a type, a dataclass, Literal, list, tuple, Sequence, dict or a union of these with their parameters; one
-            of them Annotated with a Constraint; Any. What is no type takes every value.
+            of them Annotated with a Constraint. Any, and what is no type, takes every value.
         where: names the file or the row of a table in messages, e.g. "configs/film_ivf.yaml".
         key: names the value in it.
 
@@ -36,13 +33,15 @@ def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
         InputError: the value does not fit, a key is unknown or missing; one sentence that names key and source.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
+    own_keys = origin is dict or is_dataclass(kind)
+    wanted = "must hold keys of its own" if own_keys else f"must be {inspect.formatannotation(kind)}"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin is Annotated:
-        kind, constraint = parts
+        kind, (is_met, wanted) = parts
         fitting = checked(kind, value, where, key)
-        if constraint.is_met(fitting):
+        if is_met(fitting):
             return fitting
-        raise _misfit(constraint.complaint, value, where, key)
-    if origin in (Union, UnionType):
+    elif origin in (Union, UnionType):
         if value is None and NoneType in parts:
             return None
         *others, last = (part for part in parts if part is not NoneType)
@@ -50,37 +49,37 @@ def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
             with contextlib.suppress(InputError):
                 return checked(part, value, where, key)
         return checked(last, value, where, key)
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _record(kind, value, where, f"{key}." if key else "")
-    if origin is dict and isinstance(value, dict):
+    elif own_keys and isinstance(value, dict):
+        prefix = f"{key}." if key else ""
+        if is_dataclass(kind):
+            return _dataclass(kind, value, where, prefix)
         of_key, of_value = parts or (Any, Any)
-        keys = [checked(of_key, each, where, f"a key of {key}") for each in value]
-        return {each: checked(of_value, value[each], where, f"{key}.{each}") for each in keys}
-    if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
+        names = {name: checked(of_key, name, where, f"a key of {key}") for name in value}
+        return {names[name]: checked(of_value, item, where, f"{prefix}{name}") for name, item in value.items()}
+    elif origin in (list, tuple, Sequence):
         many = origin is not tuple or not parts or parts[-1] is Ellipsis
-        kinds = (parts or (Any,))[:1] * len(value) if many else parts
-        if len(kinds) == len(value):
-            items = [checked(each, item, where, f"an item of {key}") for each, item in zip(kinds, value)]
-            return tuple(items) if origin is tuple else items
+        length = len(value) if isinstance(value, (list, tuple)) else -1
+        kinds = (parts or (Any,))[:1] * length if many else parts
+        if len(kinds) == length:
+            return type(value)(checked(each, item, where, f"an item of {key}") for each, item in zip(kinds, value))
     elif origin is Literal:
+        wanted = f"must be one of {', '.join(map(str, parts))}"
         if value in parts:
             return value
-    elif kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e37:  # float32 holds 3e38
-            return float(value)
     elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:  # a size of PyTorch
+        if number and isinstance(value, int) and abs(value) < 2**31:  # a size of PyTorch
             return value
-    elif kind is Name:
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
+    elif kind is float:
+        if number and abs(value) < 1e37:  # float32 holds 3e38
+            return float(value)
+    elif kind is str and number and isinstance(value, int):
+        return str(value)
     elif kind is Any or not isinstance(origin, type) or isinstance(value, origin):
         return value
-    raise _misfit(_wanted(kind), value, where, key)
+    raise InputError(f"{f'{key} in {where}' if key else where} {wanted}, not {short_repr(value)}")
 
 
-def _record(kind: type, values: dict, where: str, prefix: str) -> Any:
-    """A dataclass from a mapping."""
+def _dataclass(kind: type, values: dict, where: str, prefix: str) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     for name in values:
         if name not in hints:
@@ -93,23 +92,8 @@ def _record(kind: type, values: dict, where: str, prefix: str) -> Any:
 
 
 def keys_of(kind: type, prefix: str = "") -> list[str]:
-    """The keys of a dataclass, those of dataclasses in it with dots: ["seed", "train.lr"]."""
+    """The keys of a dataclass, those of dataclasses in it with dots, e.g. "seed" and "train.lr"."""
     keys = []
     for name, hint in get_type_hints(kind).items():
         keys += keys_of(hint, f"{prefix}{name}.") if is_dataclass(hint) else [f"{prefix}{name}"]
     return keys
-
-
-def _wanted(kind: Any) -> str:
-    origin, parts = get_origin(kind) or kind, get_args(kind)
-    if origin is dict or is_dataclass(kind):
-        return "must hold keys of its own"
-    if origin is Literal:
-        return f"must be one of {', '.join(map(str, parts))}"
-    if origin in (list, Sequence) and parts:
-        return f"must be a list of {_wanted(parts[0]).removeprefix('must be ')}"
-    return f"must be {'str' if kind is Name else inspect.formatannotation(kind)}"
-
-
-def _misfit(complaint: str, value: Any, where: str, key: str) -> InputError:
-    return InputError(f"{f'{key} in {where}' if key else where} {complaint}, not {short_repr(value)}")

@@ -16,13 +16,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from utils.check import Constraint, Name, checked, keys_of
+from utils.check import Constraint, checked, keys_of
 from utils.errors import InputError, nearest, short_repr
 from utils.files import find_file
 
-INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
-RESIZE = ("a", "b", "max")  # the values of --resize, and of --align
-MOTIONS = ("translation", "affine", "homography")
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 
 POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
@@ -44,18 +41,15 @@ ImageSize = Annotated[
 class Data:
     """Which images. A set is named <dataset>_<split> and lives in <h5>/<dataset>_<split>.h5."""
 
-    root: Name = "VLFDataset"  # folder with Image/, Text/ and TextFeature/
-    h5: Name = "VLFDataset_h5"  # folder of the H5 files that data_process.py writes
-    datasets: Name = "configs/datasets.yaml"  # the table of datasets; add a row for your own
-    train: list[Name] = field(default_factory=list)  # sets to train on, e.g. [MSRS_train]
-    leave_out: list[Name] = field(default_factory=list)  # pairs of the training sets not to train on
-    val: list[Name] = field(default_factory=list)  # sets to validate on, whole images
-    test: list[Name] = field(default_factory=list)  # sets to test on, whole images
+    root: str = "VLFDataset"  # folder with Image/, Text/ and TextFeature/
+    h5: str = "VLFDataset_h5"  # folder of the H5 files that data_process.py writes
+    datasets: str = "configs/datasets.yaml"  # the table of datasets; add a row for your own
+    train: list[str] = field(default_factory=list)  # sets to train on, e.g. [MSRS_train]
+    leave_out: list[str] = field(default_factory=list)  # pairs of the training sets not to train on
+    val: list[str] = field(default_factory=list)  # sets to validate on, whole images
+    test: list[str] = field(default_factory=list)  # sets to test on, whole images
     resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
-    patch_size: PositiveInt | None = None  # training sets: cut into squares of this side, pixels
-    stride: PositiveInt | None = None  # step between patches, pixels; patch_size if not given
     num_workers: Workers = 2  # processes that read and encode large sets for the H5; 0: none but the main one
-    draw: Options = field(default_factory=dict)  # splits to draw by `seed`: {dataset: {split: pairs}}
     simulate: Options = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
@@ -64,7 +58,7 @@ class Text:
     """Which frozen encoder turns paragraphs into features where TextFeature/ has none."""
 
     encoder: Literal["blip2", "auto"] = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
-    path: Name | None = None  # hub name or local folder; None: the encoder's default
+    path: str | None = None  # hub name or local folder; None: the encoder's default
     use: Literal["own", "default"] = "own"  # own: of each pair; default: one text for all pairs, no text is needed then
     recompute: bool = False  # encode Text/ even where TextFeature/ has features
     batch_size: PositiveInt = 32  # paragraphs at a time
@@ -118,9 +112,9 @@ class Train:
     save_every: PositiveInt = 10  # epochs between two checkpoints that are kept; last and best always are
     best: str = "Qabf"  # validation metric that chooses best.pth
     pictures: NonNegativeInt = 2  # batches of an epoch drawn to pic_fusion/
-    exp: Name = "exp"  # folder of the run folders
-    init: Name | None = None  # weights to start from, of the same network or of one that it extends
-    resume: Name | None = None  # a checkpoint of train.py; the training goes on from it, in its run folder
+    exp: str = "exp"  # folder of the run folders
+    init: str | None = None  # weights to start from, of the same network or of one that it extends
+    resume: str | None = None  # a checkpoint of train.py; the training goes on from it, in its run folder
 
 
 @dataclass
@@ -131,14 +125,14 @@ class Test:
     stretch: Literal["minmax", "clamp"] = "minmax"
     metrics: Metrics = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
-    output: Name = "test_output"
+    output: str = "test_output"
     tile: PositiveInt | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
     num_workers: Workers = 2
 
 
 @dataclass
 class Video:
-    """How videos of a user are read and written; test.py --a ir.mp4 --b vis.mp4 --out fused.mp4."""
+    """How videos of a user are read and written; python fuse.py ir.mp4 vis.mp4 fused.mp4."""
 
     fps: PositiveFloat = 25.0  # frames a second of a folder of frames, which does not say
     codec: str | None = None  # four letters, e.g. FFV1 (lossless); None: by the extension
@@ -146,23 +140,16 @@ class Video:
 
 
 @dataclass
-class Export:
-    """What --export builds into an .onnx or .pt2; with text.use=default the checkpoint's default text."""
-
-    text: str | None = None  # a text to build in, so that the exported network takes none; None: the text is an input
-
-
-@dataclass
 class Config:
     """Everything a script needs to know."""
 
-    name: Name = "film"  # names the run folder
+    name: str = "film"  # names the run folder
     seed: NonNegativeInt = 0
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda, cuda:1
     # fp32, bf16 in the widest layers, or tf32: fp32 but for the matrix products of NVIDIA GPUs
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile the Restormer blocks: up to a minute at first, then fewer, larger kernels
-    ckpt: Name | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
+    ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
     net: Options = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
     loss: Options = field(default_factory=dict)  # name and options, see utils/loss.py
     data: Data = field(default_factory=Data)
@@ -174,7 +161,6 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     video: Video = field(default_factory=Video)
-    export: Export = field(default_factory=Export)
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""
@@ -218,20 +204,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             value = yaml.load(text, Loader)
         except YAML_ERRORS as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
-        if key in all_keys() and isinstance(value, dict):  # options as a whole replace those of the file
-            values = _merged(values, _nested(key, None))
-        values = _merged(values, _nested(key, value))
+        for given in (None, value) if key in all_keys() else (value,):  # net={...} replaces all options of the file
+            values = _merged(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), given))
         config = checked(Config, values, "the command line")
     if not isinstance(config.net.get("name"), str):
         raise InputError("net.name must be the name of a network, e.g. net.name=film")
     if not isinstance(config.loss.get("name", ""), str):
         raise InputError(f"loss.name must be a word, the name of a loss, not {short_repr(config.loss['name'])}")
     return config
-
-
-def _nested(key: str, value: Any) -> dict:
-    """{"train": {"lr": value}} of "train.lr"."""
-    return reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value)
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -111,27 +111,3 @@ def restore_random_states(states: list[dict[str, torch.Tensor]], device: torch.d
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-# for callers that other branches rewrite; goes with them
-@contextmanager
-def one_voice():
-    yield
-    stop()
-
-
-@contextmanager
-def opened_by_first(context):
-    rank, _ = place()
-    with nullcontext() if rank else context as given:
-        of_first = gather(given)[0]
-        yield of_first if rank else given
-        gather(None)
-
-
-def exchange(value=None):
-    return gather(value)
-
-
-def listen():
-    pass

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from net import FusionNetwork
-from net.checkpoint import halved, last_part, save_weights
+from net.checkpoint import halved, save_weights, without_folders
 from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
@@ -195,7 +195,7 @@ def text_feature(model: FusionNetwork, config: Config, text: str | None) -> Tens
 def describe(model: FusionNetwork, program: Program, text: str | None, instruct: str | None) -> dict[str, str]:
     """What a user of a program needs to know, in words and JSON; a default feature as base64 of its half floats."""
     provenance = model.provenance
-    guides = {kind: {"name": last_part(r.name), "revision": r.revision} for kind, r in provenance.guides.items()}
+    guides = {kind: {"name": without_folders(r.name), "revision": r.revision} for kind, r in provenance.guides.items()}
     metadata = {
         "network": to_json(model.config),
         "trained_on": to_json((provenance.config or {}).get("data", {}).get("train")),

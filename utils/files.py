@@ -22,48 +22,27 @@ TIME_STAMP = r"\d{8}-\d{6}(-\d+)?"  # of a run folder; the last number is for ru
 
 
 def find_file(path: str | Path) -> Path:
-    """Find a file or folder that may ship with the repository.
-
-    Args:
-        path: a relative path is looked up in the working directory, then in the repository.
-
-    Returns:
-        The path where it exists; `path` as it is if both do not.
-
-    Raises:
-        OSError: a name is too long.
-    """
+    """A path where it exists: a relative one in the working directory, then in the repository; else as it is."""
     path = Path(path)
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def find_newest(pattern: str) -> Path | None:
-    """Find the newest file or folder whose path matches a pattern.
+    """The newest file or folder whose path matches a pattern, in the working directory, then in the repository.
 
     Args:
         pattern: a path with wildcards. A `*_` at the beginning of a folder's name is the time stamp of a run:
-            `exp/*_demo/model/last.pth` matches no run called my_demo. A relative path is looked up in the working
-            directory, then in the repository.
-
-    Returns:
-        The path, or None if nothing matches.
+            `exp/*_demo/model/last.pth` matches no run called my_demo.
 
     Raises:
         ValueError: the pattern is impossible.
     """
     path = Path(pattern)
-    parts = path.relative_to(path.anchor).parts
-    stamped = {
-        i: re.compile(TIME_STAMP + fnmatch.translate(part[1:]))
-        for i, part in enumerate(parts[:-1])
-        if part.startswith("*_")
-    }
+    *folders, last = path.relative_to(path.anchor).parts
+    stamps = {i: TIME_STAMP + fnmatch.translate(name[1:]) for i, name in enumerate(folders) if name.startswith("*_")}
     for start in [Path(path.anchor)] if path.is_absolute() else [Path(), ROOT]:
-        found = [
-            match
-            for match in start.glob(str(Path(*parts)))
-            if match.exists() and all(name.match(match.relative_to(start).parts[i]) for i, name in stamped.items())
-        ]
+        found = [match for match in start.glob("/".join([*folders, last])) if match.exists()]
+        found = [m for m in found if all(re.match(stamps[i], m.relative_to(start).parts[i]) for i in stamps)]
         if found:
             return max(found, key=lambda match: (match.stat().st_mtime, match))
     return None
@@ -129,23 +108,24 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """
     path = path.resolve()
     lock = path.with_name(f".{path.name}.lock")
-    with contextlib.ExitStack() as held:
-        with os_error_as_input_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(filelock.FileLock(lock, timeout=0))
-            except filelock.Timeout:
-                raise InputError(
-                    f"another run is writing {path}; let it end, or choose another place for this one"
-                ) from None
-        # while it is held: a lock on a removed file is none, and filelock notices
-        held.callback(lock.unlink, missing_ok=True)
-        beside = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
-        leftovers = [leftover for leftover in path.parent.iterdir() if beside.fullmatch(leftover.name)]
-        for leftover in [*leftovers, *path.rglob(".*.[0-9]*.tmp")]:
+    held = filelock.FileLock(lock, timeout=0)
+    with os_error_as_input_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            raise InputError(
+                f"another run is writing {path}; let it end, or choose another place for this one"
+            ) from None
+    try:
+        beside = [p for p in path.parent.iterdir() if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+\.tmp", p.name)]
+        for leftover in [*beside, *path.rglob(".*.[0-9]*.tmp")]:
             with contextlib.suppress(OSError):
                 remove(leftover)
         yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: filelock sees that a file it has just locked was removed
+        held.release()
 
 
 @contextlib.contextmanager
@@ -228,8 +208,3 @@ def git(*command: str, folder: Path = ROOT) -> str | None:
 def commit(folder: Path = ROOT) -> str | None:
     """The full hash of a repository's commit, with "-dirty" if files that git tracks are changed; None without one."""
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    _sync(temporary)
-    os.replace(temporary, path)

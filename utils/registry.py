@@ -67,10 +67,10 @@ class Registry(dict[str, type]):
                 alone = f"'{self.key}={{name: {name}}}' takes none of another's options"  # as a config may have them
                 raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}; {alone}")
             kind, default = _kind(known[key]), known[key].default
+            wanted = inspect.formatannotation(kind) if default in (None, Parameter.empty) else f"like {default!r}"
             try:
-                checked(kind, value, where="")
+                options[key] = checked(kind, value, "")
             except InputError:
-                wanted = inspect.formatannotation(kind) if default in (None, Parameter.empty) else f"like {default!r}"
                 raise InputError(f"{self.key}.{key} must be {wanted}, not {short_repr(value)}") from None
         for key, option in known.items():
             if option.default is option.empty and key not in options:
@@ -84,11 +84,7 @@ def options_of(cls: type) -> dict[str, Parameter]:
     options: dict[str, Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
-            try:
-                signature = inspect.signature(base.__init__, eval_str=True)
-            except NameError:  # an annotation that only type checkers know
-                signature = inspect.signature(base.__init__)
-            _, *arguments = signature.parameters.values()  # the first is self
+            _, *arguments = inspect.signature(base.__init__, eval_str=True).parameters.values()  # the first is self
             options = {p.name: p for p in arguments if p.kind in named} | options
             if not any(p.kind is p.VAR_KEYWORD for p in arguments):
                 break
@@ -97,8 +93,7 @@ def options_of(cls: type) -> dict[str, Parameter]:
 
 def _kind(option: Parameter) -> Any:
     """The kind of an option's values: that of its default, or its annotation if the default is None or missing."""
-    known = option.annotation is not option.empty and not isinstance(option.annotation, str)
-    annotation = option.annotation if known else Any
+    annotation = Any if option.annotation is option.empty else option.annotation
     if option.default is option.empty:
         return annotation
     if option.default is None:

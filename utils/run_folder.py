@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from net import FusionNetwork
-from net.checkpoint import read_checkpoint
 from net.provenance import Provenance
 from utils import distributed
 from utils.config import Config
@@ -88,7 +87,7 @@ def open_run_folder(
     Raises:
         InputError: it cannot be written, or another run is writing there.
     """
-    path = folder_to_resume(config)
+    path = folder_to_resume(config.train.resume)
     resumed = path is not None
     if not resumed:
         if not plain_name(config.name):
@@ -140,22 +139,13 @@ def new_folder(parent: Path, start: str, name: str) -> Path:
                 return folder
 
 
-def folder_to_resume(config: Config) -> Path | None:
-    """The folder that a resumed run goes on in; None for a new one.
+def folder_to_resume(resume: str | None) -> Path | None:
+    """The folder that a resumed run goes on in, that of its last.pth; None for a new one.
 
-    A run that is resumed from an earlier epoch than its last one gets a new folder: what it made since then stays.
+    A run that is resumed from another checkpoint than its last gets a new folder: what it made since then stays.
     """
-    if not config.train.resume or Path(config.train.resume).parent.name != "model":
-        return None
-    chosen = find_file(config.train.resume)
-    last = chosen.with_name("last.pth")
-    if chosen.name != last.name and last.is_file():
-        try:
-            if read_checkpoint(chosen)["epoch"] < read_checkpoint(last)["epoch"]:
-                return None
-        except InputError:  # a damaged last.pth is what kept epochs are for; it stays where it is
-            return None
-    return chosen.resolve().parent.parent
+    path = Path(resume or "")
+    return find_file(path).resolve().parent.parent if path.parts[-2:] == ("model", "last.pth") else None
 
 
 def drop_records_after(path: Path, epoch: int) -> None:
@@ -198,16 +188,11 @@ def mean_values(pending: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict
     means = dict(zip(pending[0][2], distributed.mean(values.mean(dim=0)).tolist()))
     if all(map(math.isfinite, means.values())):  # a value that is not makes the mean over all ranks so, on every rank
         return means
-    finite = values.isfinite()
-    # the gradient is that of all ranks: look at it only where every rank's loss is finite
-    for good in (finite[:, :-1].all(dim=1).tolist(), finite[:, -1].tolist()):
-        bad_steps = [(step, names) for (step, names, _), is_good in zip(pending, good) if not is_good]
-        found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
-        if found:
-            first_step = min(step for step, _ in found)
-            names = ", ".join(name for step, names in found if step == first_step for name in names)
-            raise InputError(
-                f"the loss is not finite at step {first_step}, samples {names}; training stopped, the last checkpoint "
-                "is as it was. Look at these samples, lower train.lr or set train.clip_grad"
-            )
-    return means
+    bad_steps = [(step, names) for (step, names, _), row in zip(pending, values) if not row.isfinite().all()]
+    found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
+    first_step = min(step for step, _ in found)
+    names = ", ".join(name for step, names in found if step == first_step for name in names)
+    raise InputError(
+        f"the loss is not finite at step {first_step}, samples {names}; training stopped, the last "
+        "checkpoint is as it was. Look at these samples, lower train.lr or set train.clip_grad"
+    )

@@ -3,10 +3,7 @@
 import io
 import math
 import textwrap
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,6 @@ Image.MAX_IMAGE_PIXELS = None  # `read_image` counts them, before anything is de
 WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 EXTENSIONS = WRITABLE | {".pgm", ".ppm", ".jp2"}
 NEUTRAL = 128  # chroma of a gray pixel
-THREADS = 4  # that draw and write images beside the main one
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -180,29 +176,6 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     path = Path(path)
     check_writable(path)
     write_file(path, cv2.imencode(path.suffix, image)[1].tobytes())
-
-
-@contextmanager
-def background() -> Iterator[Callable[..., None]]:
-    """Draw and write images in other threads, while the main one computes: OpenCV and the disk need no lock of Python.
-
-    At most THREADS calls run, and the next waits, so that memory does not grow. The block ends when all have ended.
-
-    Returns:
-        What takes a function and its arguments, and calls it in a thread. What a call raises, it or the end of the
-        block raises.
-    """
-    calls = deque[Future]()
-
-    def call(function: Callable, *args) -> None:
-        if len(calls) == THREADS:
-            calls.popleft().result()
-        calls.append(pool.submit(function, *args))
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield call
-        for each in calls:
-            each.result()
 
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from utils.check import Name, checked
+from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import as_unit, colorize, read_image, to_8bit, write_image
 from utils.data.sources import Source, find_dataset, read_split
@@ -134,7 +134,7 @@ class Origin:
     """An entry of data.simulate: the photographs are the images `image` of the dataset `of`."""
 
     of: str
-    image: Name
+    image: str
 
 
 def simulate_sets(config: Config, words: list[str]) -> list[str]:

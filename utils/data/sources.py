@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
-from utils.check import Name, checked
+from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.features import FEATURES
 from utils.data.images import EXTENSIONS, list_images
@@ -32,10 +32,10 @@ class Row:
     """
 
     task: str
-    a: Name
-    b: Name
-    color: list[Name]
-    maps: dict[str, Name] = field(default_factory=dict)
+    a: str
+    b: str
+    color: list[str]
+    maps: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

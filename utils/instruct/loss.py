@@ -1,4 +1,4 @@
-"""The loss of a network that learns to obey instructions."""
+"""The loss that trains a network to read instructions and to obey them."""
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class InstructedLoss(Loss):
 
     def forward(
         self,
-        fused: Tensor,
+        edited: Tensor,
         image_a: Tensor,
         image_b: Tensor,
         wanted_a: Tensor,
@@ -44,11 +44,11 @@ class InstructedLoss(Loss):
         asked: Tensor,
         **batch,
     ) -> dict[str, Tensor]:
-        """Edited sources in place of F (N, 2, H, W), weights (N), logits and what is asked for (N, P, K)."""
+        """Edited sources (N, 2, H, W), weights (N), logits and what is asked for (N, P, K)."""
         wanted = torch.cat([wanted_a, wanted_b], dim=1)
-        derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (fused, wanted))
+        derivatives = (torch.cat(sobel(x, border="replicate"), dim=1) for x in (edited, wanted))
         emphasis = 1 + self.target_weight * (warm > TARGET)
-        intensity = 2 * (emphasis * (fused - wanted).abs()).mean(dim=(1, 2, 3))
+        intensity = 2 * (emphasis * (edited - wanted).abs()).mean(dim=(1, 2, 3))
         gradient = 2 * torch.sub(*derivatives).abs().mean(dim=(1, 2, 3))
         misread = F.binary_cross_entropy_with_logits(reading, asked)
         total = (weight * (intensity + self.grad_weight * gradient)).mean() + self.reading_weight * misread

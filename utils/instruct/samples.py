@@ -6,16 +6,18 @@ without the degradations that are named, with those that are not, whatever else 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import InputError, nearest
-from utils.instruct.guide import UNRELATED, Instruction, Sentences
+from utils.check import Constraint
+from utils.config import PositiveFloat
 from utils.opencv import cv2
 from utils.targets import TARGET
 
+UNRELATED = "unrelated"  # the entry of sentences that ask for nothing
 DEGRADED = 0.6  # the share of samples whose A is degraded; B likewise
 SILENT = 0.05  # of samples without an instruction
 TWO = 0.35  # of the others, and of texts: two instructions
@@ -31,24 +33,24 @@ class Degradation:
 
     Attributes:
         source: image_a or image_b, a key of a sample.
-        apply: a function of image (H, W) float32 in [0, 1], rng, and the keys of `ranges`.
-        ranges: what is drawn from, by the function's arguments.
-        tested: the values that are tested with.
-        may_be_so: True for an image that may be so by itself; then nobody can say that it is not.
+        apply: a function of image (H, W) float32 in [0, 1], rng, and the keys of `values`.
+        values: of the function's arguments: the lowest and the highest that are drawn, and the one that is tested with.
         absent: how often it is named where it is not, beside AIMED. Often makes an editor careful; too often for what
             is hard to see, and it learns to do nothing.
+        may_be_so: True for an image that may be so by itself; then nobody can say that it is not.
     """
 
     source: str
     apply: Callable[..., np.ndarray]
-    ranges: dict[str, tuple[float, float]]
-    tested: dict[str, float]
-    may_be_so: Callable[[np.ndarray], bool]
+    values: dict[str, tuple[float, float, float]]
     absent: float
+    may_be_so: Callable[[np.ndarray], bool] = lambda image: False
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, testing: bool = False) -> np.ndarray:
         """The degraded image, 8 bit as a camera gives it: (H, W) float32 in [0, 1]."""
-        values = self.tested if testing else {key: rng.uniform(*limits) for key, limits in self.ranges.items()}
+        values = {
+            key: tested if testing else rng.uniform(low, high) for key, (low, high, tested) in self.values.items()
+        }
         return (self.apply(image, rng, **values).clip(0, 1) * 255).round().astype(np.float32) / 255
 
 
@@ -72,29 +74,13 @@ def over(image: np.ndarray, rng: np.random.Generator, mean: float) -> np.ndarray
     return max(mean / max(image.mean(), 0.1), 1.2) * image
 
 
-def is_dark(image: np.ndarray) -> bool:
-    return image.mean() < 0.2
-
-
-def is_bright(image: np.ndarray) -> bool:
-    return image.mean() > 0.7
-
-
-def is_flat(image: np.ndarray) -> bool:
-    return image.std() < 0.08
-
-
-def never(image: np.ndarray) -> bool:
-    return False
-
-
 DEGRADATIONS = {
-    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12)}, {"sigma": 0.08}, never, 4),
-    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5)}, {"contrast": 0.35}, is_flat, 2),
+    "noise": Degradation("image_a", noise, {"sigma": (0.03, 0.12, 0.08)}, 4),
+    "flat": Degradation("image_a", flat, {"contrast": (0.25, 0.5, 0.35)}, 2, lambda x: x.std() < 0.08),
     "dark": Degradation(
-        "image_b", dark, {"gain": (0.2, 0.45), "gamma": (1.2, 1.8)}, {"gain": 0.3, "gamma": 1.5}, is_dark, 3
+        "image_b", dark, {"gain": (0.2, 0.45, 0.3), "gamma": (1.2, 1.8, 1.5)}, 3, lambda x: x.mean() < 0.2
     ),
-    "over": Degradation("image_b", over, {"mean": (0.7, 1.1)}, {"mean": 0.85}, is_bright, 2),
+    "over": Degradation("image_b", over, {"mean": (0.7, 1.1, 0.85)}, 2, lambda x: x.mean() > 0.7),
 }
 
 
@@ -126,16 +112,25 @@ WANTED: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "visible": lambda a, b, warm: (b, b),
 }
 EXCLUSIVE = {"infrared", "visible"}  # nobody can have both
+Sentences = Annotated[list[str], Constraint(lambda texts: bool(texts) and all(texts), "must have sentences")]
 
 
-def check_instructions(instructions: Mapping[str, Instruction]) -> None:
-    """InputError if an instruction names a degradation or a wish that there is not."""
-    for name, entry in instructions.items():
-        for key, value, known in (("want", entry.want, WANTED), ("degrade", entry.degrade, DEGRADATIONS)):
-            if value not in known and (key == "want" or value is not None):
-                raise InputError(f"the instruction '{name}' has {key}: {value}; {nearest(str(value), known)}")
-        if (entry.want == "restored") != (entry.degrade is not None):
-            raise InputError(f"the instruction '{name}' needs both `degrade` and `want: restored`, or none of them")
+@dataclass
+class Instruction:
+    """An entry of configs/instructions.yaml.
+
+    Attributes:
+        train, test: its sentences.
+        want: a key of WANTED; None for sentences that ask for nothing.
+        degrade: a key of DEGRADATIONS, for an instruction that undoes it.
+        weight: of the loss of a sample that it is given for.
+    """
+
+    train: Sentences
+    test: Sentences
+    want: Literal[tuple(WANTED)] | None = None
+    degrade: Literal[tuple(DEGRADATIONS)] | None = None
+    weight: PositiveFloat = 1.0
 
 
 def wanted_sources(
@@ -150,9 +145,7 @@ def wanted_sources(
     """
     sources = dict(clean)
     undone = {entry.degrade for entry in named}
-    for key, degraded in present.items():
-        if key not in undone:
-            sources[DEGRADATIONS[key].source] = degraded
+    sources |= {DEGRADATIONS[kind].source: degraded for kind, degraded in present.items() if kind not in undone}
     a, b = sources["image_a"], sources["image_b"]
     wishes = {entry.want for entry in named}
     for wish, apply in WANTED.items():
@@ -165,17 +158,15 @@ class InstructionDraw:
     """Degrades a training sample and gives it an instruction, and texts to practise reading with.
 
     Args:
-        sentences: what can be said.
-
-    Raises:
-        InputError: an instruction names a degradation or a wish that there is not.
+        instructions: by name, in the order in which the network has them.
+        features: (L, dim) of sentences to train with, by the names of the instructions that they say: (name,),
+            (UNRELATED,), and both (one, two) and (two, one) for single sentences that say two.
     """
 
-    def __init__(self, sentences: Sentences):
-        self.instructions, self.features, self.joined = sentences.instructions, sentences.features, sentences.joined
-        check_instructions(self.instructions)
-        longest = sorted(max(map(len, features)) for features in [*self.features.values(), *self.joined.values()])
-        self.length, self.dim = longest[-1] + longest[-2], self.features[UNRELATED][0].shape[1]
+    def __init__(self, instructions: dict[str, Instruction], features: dict[tuple[str, ...], list[Tensor]]):
+        self.instructions, self.features = instructions, features
+        longest = sorted(max(map(len, pool)) for pool in features.values())
+        self.length, self.dim = longest[-1] + longest[-2], features[UNRELATED,][0].shape[1]
 
     def __call__(
         self, maps: dict[str, np.ndarray], rng: np.random.Generator
@@ -199,22 +190,21 @@ class InstructionDraw:
         degraded = {DEGRADATIONS[kind].source: image for kind, image in present.items()}
         maps = maps | {key: image[None] for key, image in (clean | degraded).items()}
         maps |= {"wanted_a": wanted[0][None], "wanted_b": wanted[1][None]}
-        given = torch.tensor([float(name in named) for name in self.instructions])
+        given = [float(name in named) for name in self.instructions]
         practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
         return maps, {
-            "strengths": given,
+            "strengths": torch.tensor(given),
             "instruction": forget(self.say(named, rng), rng),
-            "weight": torch.tensor(max((float(self.instructions[name].weight) for name in named), default=1.0)),
+            "weight": torch.tensor(max((self.instructions[name].weight for name in named), default=1.0)),
             "practice": torch.stack(practice),
             "asked": torch.tensor(asked),
         }
 
     def draw_kinds(self, rng: np.random.Generator) -> list[str]:
         """Degradations of a sample, one of a source at most."""
-        drawn = []
+        drawn, undone = [], [entry.degrade for entry in self.instructions.values() if entry.degrade]
         for source in ("image_a", "image_b"):
-            kinds = [entry.degrade for entry in self.instructions.values() if entry.degrade]
-            kinds = [kind for kind in kinds if DEGRADATIONS[kind].source == source]
+            kinds = [kind for kind in undone if DEGRADATIONS[kind].source == source]
             if kinds and rng.random() < DEGRADED:
                 drawn.append(kinds[rng.integers(len(kinds))])
         return drawn
@@ -242,14 +232,14 @@ class InstructionDraw:
 
     def say(self, names: Sequence[str], rng: np.random.Generator) -> Tensor:
         """The feature (L, dim) of a text that says some things, in any order; one token of zeros if it says nothing."""
-        pools = [self.features[name] for name in rng.permutation(names)]
-        if tuple(names) in self.joined and rng.random() < 0.5:
-            pools = [self.joined[tuple(names)]]
+        pools = [self.features[name,] for name in rng.permutation(names)]
+        if len(names) == 2 and tuple(names) in self.features and rng.random() < 0.5:
+            pools = [self.features[tuple(names)]]
         return torch.cat([pool[rng.integers(len(pool))] for pool in pools] or [torch.zeros(1, self.dim)])
 
     def draw_practice(self, rng: np.random.Generator) -> tuple[Tensor, list[float]]:
         """A text (length, dim), padded with zeros, and what it asks for (K)."""
-        names = rng.choice([*self.features], 2 if rng.random() < TWO else 1, replace=False)
+        names = rng.choice([*self.instructions, UNRELATED], 2 if rng.random() < TWO else 1, replace=False)
         text = forget(self.say(names, rng), rng)
         padded = torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
         return padded, [float(name in names) for name in self.instructions]

@@ -1,12 +1,15 @@
 """Are instructions obeyed? Each with sentences that were kept for testing, on pairs that are degraded where it says so.
 
+    python -m utils.instruct.study --config configs/film_instruct_ivf.yaml "data.test=[RoadScene_test]"
+
 C is the network's result for the clean pair without an instruction. For what is to be restored, the measure is the PSNR
-to C; for a source to follow, the distance to that source; for warm targets, the metric TC.
+to C; for a source to follow, the distance to that source; for warm targets, the metric TC. For each set of data.test,
+<test.output>/<set>_instruction_study/ gets instructions.json with all numbers and, for some pairs, a picture.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +19,20 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from net import FusionNetwork
-from utils.config import Config
+from test import open_sets
+from utils.config import Config, parse_args
+from utils.data.h5 import check_shape, h5_path
 from utils.data.images import side_by_side, stack_rows, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
-from utils.files import short_digest, to_json, write_file
+from utils.errors import run_script
+from utils.files import atomic_folder, short_digest, to_json, write_file
+from utils.guides import open_guides
 from utils.guides.guidance import Guidance
-from utils.instruct.guide import UNRELATED, Instruction, encode_instructions, read_instructions
-from utils.instruct.samples import DEGRADATIONS, check_instructions, wanted_sources
+from utils.instruct.guide import encode_instructions, read_instructions
+from utils.instruct.samples import DEGRADATIONS, UNRELATED, Instruction, wanted_sources
 from utils.metrics import METRICS
 from utils.opencv import cv2
+from utils.process import pick_device, set_up_process
 from utils.results.evaluate import fuse_batch
 from utils.studies.text import psnr
 from utils.targets import warm_map
@@ -32,6 +40,21 @@ from utils.targets import warm_map
 SPOKEN = 3  # sentences of an instruction that a pair is tested with; the next pair gets the next ones
 PICTURES = 8  # pairs that are drawn
 NLM_STRENGTHS = (15, 20, 25)  # of cv2.fastNlMeansDenoising, in levels
+
+
+def main() -> None:
+    config, args = parse_args(__doc__)
+    set_up_process(config.precision)
+    device = pick_device(config.device)
+    for name, (used, model) in open_sets(config, args.overrides, device).items():
+        path = h5_path(config.data.h5, name)
+        dataset = PairDataset([path], model.inputs)
+        check_shape(path, config.data, training=False)
+        guidances = open_guides(used, model, [dataset], device)
+        folder = Path(config.test.output) / f"{name}_instruction_study"
+        with atomic_folder(folder) as staged:
+            instruction_study(model, dataset, name, guidances, used, device, staged)
+        print(f"written: {folder}")
 
 
 def levels(x: np.ndarray, y: np.ndarray) -> float:
@@ -54,48 +77,36 @@ MEASURES: dict[str, tuple[str, Callable[..., float]]] = {
 }
 
 
+@dataclass
 class Trial:
-    """One pair of a set under instructions.
+    """One pair of a set (a batch of one) under instructions; `rng` draws its degradations."""
 
-    Args:
-        model, guidances, device: what fuses.
-        batch: of the pair.
-        instructions: what can be asked for.
-        rng: of the degradations.
-    """
+    model: FusionNetwork
+    guidances: Mapping[str, Guidance]
+    device: torch.device
+    batch: dict
+    instructions: Mapping[str, Instruction]
+    rng: np.random.Generator
+    known: dict[tuple, np.ndarray] = field(default_factory=dict)  # results, by what is read and the sources
 
-    def __init__(
-        self,
-        model: FusionNetwork,
-        guidances: Mapping[str, Guidance],
-        device: torch.device,
-        batch: dict,
-        instructions: Mapping[str, Instruction],
-        rng: np.random.Generator,
-    ):
-        self.model, self.guidances, self.device, self.batch = model, guidances, device, batch
-        self.instructions, self.rng = instructions, rng
-        self.known: dict[tuple[str, ...], np.ndarray] = {}  # results, by sources and what is read in the instruction
-        self.a, self.b = (batch[key][0, 0].numpy() for key in ("image_a", "image_b"))
+    def __post_init__(self):
+        self.a, self.b = (self.batch[key][0, 0].numpy() for key in ("image_a", "image_b"))
         warm = warm_map(255 * self.a) / np.float32(255)
         self.clean = {"image_a": self.a, "image_b": self.b, "warm": warm}
         self.result = self.fuse((self.a, self.b))  # C
 
     def fuse(self, sources: tuple[np.ndarray, np.ndarray], instruction: Tensor | None = None) -> np.ndarray:
-        """The result (H, W) of sources in place of the pair's own, under the feature of an instruction.
+        """The result (H, W) of sources in place of the pair's own, under the feature (L, dim) of an instruction.
 
-        Most sentences of an instruction are read alike, if the network says so (`strengths`): then the result is known.
+        Most sentences of an instruction are read alike: then the result is known.
         """
-        changed = dict(zip(("image_a", "image_b"), (torch.from_numpy(x)[None, None] for x in sources)))
-        told = torch.zeros(1)
-        if instruction is not None:
-            changed["instruction"] = told = instruction[None]
-            if hasattr(self.model, "strengths"):
-                told = self.model.strengths(told.to(self.device))
-        parts = (*sources, told.numpy(force=True) if told.any() else np.zeros(1))
-        key = tuple(short_digest(part.tobytes()) for part in parts)
+        told = self.batch["instruction"] if instruction is None else instruction[None]
+        read = self.model.strengths(told.to(self.device))[0].tolist()
+        key = (*read, *(short_digest(source.tobytes()) for source in sources))
         if key not in self.known:
-            self.known[key] = fuse_batch([self.model], self.batch | changed, self.device, self.guidances)[0, 0]
+            image_a, image_b = (torch.from_numpy(source)[None, None] for source in sources)
+            changed = self.batch | {"image_a": image_a, "image_b": image_b, "instruction": told}
+            self.known[key] = fuse_batch([self.model], changed, self.device, self.guidances)[0, 0]
         return self.known[key]
 
     def degrade(self, *names: str) -> dict[str, np.ndarray]:
@@ -106,7 +117,7 @@ class Trial:
     def wanted(self, present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What each instruction wants of the pair as it is now; "" wants no change, and so does what is absent."""
         a, b = wanted_sources(self.clean, present, [])
-        images = {"": self.fuse((a, b)) if present else self.result}
+        images = {"": self.fuse((a, b))}
         for name, entry in self.instructions.items():
             if entry.want == "restored":
                 images |= {name: self.result} if entry.degrade in present else {}
@@ -115,11 +126,6 @@ class Trial:
             else:
                 images[name] = a if entry.want == "infrared" else b
         return images
-
-    def may_be_absent(self, name: str) -> bool:
-        """True for an instruction that undoes a degradation that the pair cannot have by itself."""
-        kind = DEGRADATIONS.get(self.instructions[name].degrade)
-        return kind is not None and not kind.may_be_so(self.clean[kind.source])
 
 
 def instruction_study(
@@ -131,20 +137,12 @@ def instruction_study(
     device: torch.device,
     folder: Path,
 ) -> None:
-    """Test whether instructions are obeyed; print and write.
-
-    Args:
-        model: a network that reads instructions.
-        dataset: whole pairs, the set `set_name`.
-        guidances: of `open_guides` for the set.
-        folder: gets instructions.json and, for some pairs, instructions_<name>.png.
-    """
+    """Test on one set whether instructions are obeyed: print a table, and write what was measured to `folder`."""
     entries = read_instructions(config.text.instructions)
     instructions = {name: entry for name, entry in entries.items() if name != UNRELATED}
-    check_instructions(instructions)
-    sentences = {name: entry.test for name, entry in entries.items()}
-    encoded = iter(encode_instructions([s for each in sentences.values() for s in each], config, model, device))
-    features = {name: {sentence: next(encoded) for sentence in each} for name, each in sentences.items()}
+    sentences = [sentence for entry in entries.values() for sentence in entry.test]
+    encoded = iter(encode_instructions(sentences, config, model, device))
+    features = {name: [(sentence, next(encoded)) for sentence in entry.test] for name, entry in entries.items()}
     two = [next((n for n, e in instructions.items() if e.degrade == kind), "") for kind in ("noise", "dark")]
 
     measured = defaultdict(list)  # by instruction: (pair, sentence, without, with)
@@ -156,10 +154,8 @@ def instruction_study(
         rng = np.random.default_rng((config.seed, number))
         trial = Trial(model, guidances, device, batch, instructions, rng)
         pair, a, b, fuse = batch["name"][0], trial.a, trial.b, trial.fuse
-        spoken = {
-            name: list(itertools.islice(itertools.cycle(each.items()), SPOKEN * number, SPOKEN * (number + 1)))
-            for name, each in features.items()
-        }
+        turns = range(SPOKEN * number, SPOKEN * (number + 1))
+        spoken = {name: [each[turn % len(each)] for turn in turns] for name, each in features.items()}
         wanted_of_clean, rows = trial.wanted({}), []
         for name, entry in instructions.items():
             present = trial.degrade(name)
@@ -173,7 +169,8 @@ def instruction_study(
                 taken_for[name].append(nearest_to(result, wanted))
             shown = [*sources, wanted[""], result, wanted[name]]
             rows.append(draw_row(shown, ["A", "B", "no instruction", sentence, "wanted"]))
-            if trial.may_be_absent(name):
+            kind = DEGRADATIONS.get(entry.degrade)
+            if kind and not kind.may_be_so(trial.clean[kind.source]):  # surely absent
                 sentence, feature = spoken[name][0]
                 changes[f"{name}, absent"].append((pair, sentence, levels(fuse((a, b), feature), trial.result)))
         for sentence, feature in spoken[UNRELATED]:
@@ -194,6 +191,7 @@ def instruction_study(
         if number < PICTURES:
             write_image(folder / f"instructions_{pair}.png", stack_rows(rows))
 
+    hits = [other == name for name, each in taken_for.items() for other in each]
     summary = {
         "set": set_name,
         "ckpt": config.ckpt,
@@ -201,7 +199,7 @@ def instruction_study(
         "denoised_first_then_fused": {strength: float(np.mean(values)) for strength, values in denoised.items()},
         "two_instructions": {label: float(np.mean(values)) for label, values in both.items()},
         "must_change_nothing": {label: float(np.mean([row[-1] for row in rows])) for label, rows in changes.items()},
-        "accuracy": accuracy(taken_for),
+        "accuracy": sum(hits) / len(hits),  # results that are nearest to what was asked for
         "taken_for": {name: {o or "nothing": each.count(o) for o in set(each)} for name, each in taken_for.items()},
     }
     write_file(folder / "instructions.json", to_json(summary | {"all": measured, "all_changes": changes}, indent=1))
@@ -225,12 +223,6 @@ def summarise(rows: list[tuple[str, str, float, float]]) -> dict:
     return {"without": without, "with": with_it, "worst": worst, "with_worst": at_worst, "pairs": len(rows)}
 
 
-def accuracy(taken_for: Mapping[str, list[str]]) -> float:
-    """Share of results that are nearest to what was asked for."""
-    hits = [other == name for name, each in taken_for.items() for other in each]
-    return sum(hits) / len(hits)
-
-
 def format_study(summary: dict, measures: Mapping[str, str]) -> str:
     """The study as text."""
     lines = [f"the instructions on {summary['set']}, sentences that were kept for testing:"]
@@ -252,3 +244,7 @@ def draw_row(images: list[np.ndarray], labels: list[str]) -> np.ndarray:
     height, width = images[0].shape
     size = (320, round(320 * height / width))
     return side_by_side([cv2.resize(to_8bit(x, "clamp"), size, interpolation=cv2.INTER_AREA) for x in images], labels)
+
+
+if __name__ == "__main__":
+    run_script(main)

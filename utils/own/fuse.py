@@ -135,7 +135,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
             problems.append(str(error))
     done = len(job.pairs) - len(problems)
     if job.metrics and done:
-        tell(dict(zip(fuser.labels, (evaluator.results() for evaluator in evaluators))), job)
+        tell(dict(zip(fuser.labels, (evaluator.results for evaluator in evaluators))), job)
     print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))

@@ -38,9 +38,6 @@ def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str],
     return [metric for metric in metrics if metric not in left_out], note
 
 
-GPU_PIXELS = 8 * 480 * 640  # eight images of a usual size
-
-
 def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
     """A batch of `collate` on `device`, with the features that its guides compute where it has none.
 
@@ -64,46 +61,29 @@ def split_batch(batch: dict, parts: int) -> list[dict]:
 
 
 class Evaluator:
-    """Metrics of 8-bit images, computed in float64: in batches of one size on a GPU, one by one on a CPU.
+    """Metrics of 8-bit images, computed one by one in float64.
 
     Args:
         metrics: names in METRICS.
         device: where to compute.
 
-    `add` and `results` raise InputError if there is not enough memory.
+    Attributes:
+        results: {image name: {metric: value}} of all images so far.
     """
 
     def __init__(self, metrics: list[str], device: torch.device):
         check_metrics(metrics)
         self.metrics, self.device = metrics, device
-        self.pixels = 0 if device.type == "cpu" else GPU_PIXELS  # of a batch at most, if it is not one image
-        self._waiting: dict[tuple[int, int], list] = {}
-        self._results: dict[str, dict[str, float]] = {}
-
-    def add(self, name: str, fused: np.ndarray, image_a: np.ndarray, image_b: np.ndarray) -> None:
-        """One image: (H, W) uint8 each."""
-        self._results[name] = {}  # keeps the order of the calls
-        waiting = self._waiting.setdefault(fused.shape, [])
-        waiting.append((name, fused, image_a, image_b))
-        if (len(waiting) + 1) * fused.size > self.pixels:
-            self._compute(self._waiting.pop(fused.shape))
-
-    def results(self) -> dict[str, dict[str, float]]:
-        """{image name: {metric: value}} of all images so far."""
-        while self._waiting:
-            self._compute(self._waiting.popitem()[1])
-        return self._results
+        self.results: dict[str, dict[str, float]] = {}
 
     @torch.inference_mode()
-    def _compute(self, images: list) -> None:
-        names, *stacks = zip(*images)
-        height, width = stacks[0][0].shape
-        what = f"compute the metrics of {len(names)} images of {height} x {width} pixels"
-        with enough_memory(what, "leave some out of test.metrics, or use device=cpu, which takes one image at a time"):
-            tensors = [torch.from_numpy(np.stack(stack)[:, None]).to(self.device).double() for stack in stacks]
-            values = torch.stack([METRICS[metric](*tensors) for metric in self.metrics], dim=1).tolist()
-        for name, row in zip(names, values):
-            self._results[name] = dict(zip(self.metrics, row))
+    def add(self, name: str, *images: np.ndarray) -> None:
+        """Measure one image: F, A and B, (H, W) uint8 each; InputError if there is not enough memory."""
+        task = "compute the metrics of {} x {} pixels".format(*images[0].shape)
+        with enough_memory(task, "leave some out of test.metrics, or use device=cpu"):
+            tensors = [torch.from_numpy(image)[None, None].to(self.device).double() for image in images]
+            values = torch.cat([METRICS[metric](*tensors) for metric in self.metrics]).tolist()
+        self.results[name] = dict(zip(self.metrics, values))
 
 
 def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:

@@ -1,6 +1,7 @@
 """Fuse a whole set, measure the results and save the images; with torchrun the processes share the pairs."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from net import FusionNetwork
 from utils import distributed
 from utils.config import Test
-from utils.data.images import background, colorize, side_by_side, to_8bit, write_image
+from utils.data.images import colorize, side_by_side, to_8bit, write_image
 from utils.data.pairs import PairDataset
 from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
@@ -71,14 +72,17 @@ def fuse_set(
     share = range(rank, len(dataset), ranks)
     pairs = fuse_dataset([*networks.values()], dataset, device, guidances, options.num_workers, (rank, ranks))
     bar = tqdm(zip(pairs, share), total=len(share), desc=name, unit="pair", disable=rank > 0)
-    with background() as write:
+    written = []
+    with ThreadPoolExecutor() as pool:  # drawing and encoding need no lock of Python
         for (batch, outputs), index in bar:
             image, sources = batch["name"][0], sources_8bit(batch)
             fused = [to_8bit(output, options.stretch) for output in outputs]
-            write(save, index, image, sources, fused, batch["chroma"][0].numpy())
+            written.append(pool.submit(save, index, image, sources, fused, batch["chroma"][0].numpy()))
             for evaluator, result in zip(evaluators.values(), fused):
                 evaluator.add(image, result, *sources)
-        measured = {label: evaluator.results() for label, evaluator in evaluators.items()}
+    for each in written:
+        each.result()  # raises what went wrong there
+    measured = {label: evaluator.results for label, evaluator in evaluators.items()}
 
     parts = distributed.gather((measured, pictures))
     pictures = {index: picture for _, drawn in parts for index, picture in drawn.items()}

@@ -113,7 +113,7 @@ def text_study(
         shown.append((float(np.mean([levels.mean() for levels in maps.values()])), name, {OWN: own} | maps))
         shown = sorted(shown, key=lambda row: -row[0])[:PICTURE_PAIRS]
 
-    per_image = {label: evaluator.results() for label, evaluator in evaluators.items()}
+    per_image = {label: evaluator.results for label, evaluator in evaluators.items()}
     (means, left_out), (change, equal) = average_all(per_image), average_all(changes)
     summary = {
         "ckpt": config.ckpt,
