@@ -169,7 +169,7 @@ def test_what_cannot_be_is_one_sentence(pair, tmp_path, words, message):
 
 
 def test_weights_that_ship_by_task(pair):
-    assert "no text given for 1 of 1: the checkpoint's default text guides them" in script(
+    assert "no text given for 1 of 1: the default text of models/IVF.safetensors guides them" in script(
         "fuse.py", *pair, "device=cpu"
     )
     plain = cv2.imread("fused.png")
