@@ -354,8 +354,8 @@ def test_table_has_the_papers_form():
 
 @pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])
 def test_scripts_explain_themselves_and_mistakes(name):
-    assert f"python {name} --config" in process(name, "--help")
-    output = process(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
+    assert f"python {name} --config" in script(name, "--help")
+    output = script(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
     assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
 
 
