@@ -9,6 +9,7 @@ outcome is printed at the end; a mutation that breaks a rule is kept in the fold
 """
 
 import contextlib
+import importlib
 import io
 import re
 import resource
@@ -69,18 +70,18 @@ def prepare(root: Path) -> dict[str, Target]:
     call(*train)
     (last,) = (root / "exp").glob("*/model/last.pth")
     shutil.move(last, root / "w.pth")
-    call(*test, f"ckpt={root}/w.pth", "--export", f"{root}/w.safetensors")
+    call("utils.export", f"{root}/w.safetensors", *words, f"ckpt={root}/w.pth")
     a, b = image / "Toy" / "IR" / "b1.png", image / "Toy" / "VI" / "b1.png"
     jpeg, tiff = root / "a.jpg", root / "a.tiff"
     for path in (jpeg, tiff):
         Image.open(a).convert("L").save(path)
     fused = root / "fused.png"
-    own = ["test", "--config", f"{root}/config.yaml", "--b", str(b), "--out", str(fused), f"ckpt={root}/w.pth", "--a"]
+    own = [str(b), "-o", str(fused), f"ckpt={root}/w.pth", "device=cpu"]
     gray = root / "out" / "Toy" / "Gray" / "b1.png"
     return {
-        "png": Target(a, [*own, str(a)], fused),
-        "jpeg": Target(jpeg, [*own, str(jpeg)]),
-        "tiff": Target(tiff, [*own, str(tiff)]),
+        "png": Target(a, ["fuse", str(a), *own], fused),
+        "jpeg": Target(jpeg, ["fuse", str(jpeg), *own]),
+        "tiff": Target(tiff, ["fuse", str(tiff), *own]),
         "npy": Target(feature / "Toy" / "a1.npy", [*make, "Toy_train"]),
         "text": Target(text / "IR" / "c1.txt", [*make, "Told_train"]),
         "split": Target(image / "Toy" / "train.txt", [*make, "Toy_train"]),
@@ -126,7 +127,7 @@ def call(name: str, *words: str) -> tuple[int, str]:
     code = 0
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            run_script(__import__(name).main)
+            run_script(importlib.import_module(name).main)
     except SystemExit as stopped:
         code = 1 if stopped.code else 0
         printed.write(str(stopped.code or ""))

@@ -1,4 +1,4 @@
-"""What `python -m tools.gpu` checks, section by section, and what its measurements (tools/gpu_speed.py) share with that.
+"""What `python -m tools.gpu` checks, section by section; tools/gpu_speed.py measures, with the same helpers.
 
 A section is a function that lists its checks, `(title, function)`, and does nothing else: tools/gpu.py calls the
 functions. A check returns its rows, and may raise what it likes.
@@ -310,32 +310,18 @@ def relative(values: Sequence[float], expected: Sequence[float]) -> float:
     return largest(abs(x - y) / max(abs(y), 1e-300) for x, y in pairs)
 
 
-def metric(m: Machine, name: str) -> list[Row]:
-    images = [torch.from_numpy(image)[:, None].double() for image in triples(3)]
-    expected = METRICS[name](*images)
-    values = METRICS[name](*(image.to(m.device) for image in images))
-    return [at_most("difference", relative(values.tolist(), expected.tolist()), 1e-9, "relative")]
-
-
-def mixed_sizes(m: Machine) -> list[Row]:
-    """The Evaluator, whose batches on a GPU are of one size each, against the CPU, one by one."""
-    sizes = [(120, 160), (90, 140), (120, 160), (101, 133), (90, 140), (120, 160)]
-    results = []
-    for device in (torch.device("cpu"), m.device):
-        evaluator = Evaluator(list(METRICS), device)
-        for i, size in enumerate(sizes):
-            evaluator.add(str(i), *(image[0] for image in triples(1, size)))
-        results.append(evaluator.results)
-    expected, values = ([value for row in each.values() for value in row.values()] for each in results)
-    if list(results[0]) != list(results[1]):
-        raise ValueError(f"images in another order: {list(results[1])}")
-    return [at_most("difference", relative(values, expected), 1e-9, "relative")]
+def evaluator(m: Machine) -> list[Row]:
+    """Every metric of images of several sizes, on the device and on the CPU."""
+    on_cpu, on_device = Evaluator(list(METRICS), torch.device("cpu")), Evaluator(list(METRICS), m.device)
+    for i, size in enumerate([(120, 160), (90, 140), (101, 133)]):
+        for each in (on_cpu, on_device):
+            each.add(str(i), *(image[0] for image in triples(1, size)))
+    columns = {name: [[row[name] for row in each.results.values()] for each in (on_device, on_cpu)] for name in METRICS}
+    return [at_most(name, relative(*column), 1e-9, "relative") for name, column in columns.items()]
 
 
 def metrics(m: Machine) -> Iterator[Check]:
-    for name in METRICS:
-        yield name, partial(metric, m, name)
-    yield "Evaluator, mixed sizes", partial(mixed_sizes, m)
+    yield "difference", partial(evaluator, m)
 
 
 # --- resume -------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
 import cv2
 import torch
-import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,24 +126,17 @@ def film_case(m: Machine, name: str, precision: str, compile: bool = False) -> l
     train = "train" in options
     case = FILMCase(bench_args(m, precision, compile=compile), **options)
     set_up_process(precision)
-    start = time.perf_counter()
-    difference = case.difference()
-    first = time.perf_counter() - start
+    difference = case.difference()  # and a warm-up
     ours, literal = interleave(case.ours, case.theirs, m.pick(5, 1))
-    start = time.perf_counter()
-    case.ours()
-    launching = time.perf_counter() - start
     rate = flops / ours
     ratio = told("literal / ours", literal / ours)
     if precision == "fp32" or (compile and not train):
         ratio = aim("literal / ours", literal / ours, "", least=8 if compile else 4)
     return [
         told("ours", 1000 * ours, "ms"),
-        told("ours, until all is launched", 1000 * launching, "ms"),
         told("literal", 1000 * literal, "ms"),
         ratio,
         at_most("difference", difference, (STEPS if train else VARIANTS)[precision][1]),
-        told("first call of both", first, "s"),
         told("rate", rate, "TFLOP/s"),
         told(f"of the ceiling in {precision}", 100 * rate / ceiling(m, precision), "%"),
     ]
@@ -321,43 +314,20 @@ def compiled(m: Machine) -> Iterator[Check]:
 # --- the layout of maps -------------------------------------------------------------------------------
 
 
-def layout_times(m: Machine, run: Callable[[torch.memory_format], Callable[[], object]]) -> list[Row]:
-    """Times of a call in both layouts; `run` sets it up in one."""
-    formats = torch.contiguous_format, torch.channels_last
-    nchw, nhwc = (run(memory_format) for memory_format in formats)
-    nchw(), nhwc()
-    times = interleave(nchw, nhwc, m.pick(10, 1))
+def layout_times(m: Machine, precision: str) -> list[Row]:
+    """FILM with its maps in both layouts."""
+    configure(precision)
+    model = build_model("film", **m.pick({}, {"token_grid": [24, 32]})).to(m.device).eval()
+    images = torch.rand(2, 1, 1, *m.pick((480, 640), (12, 16)), device=m.device)
+    text = torch.randn(1, TEXT_TOKENS, 768, device=m.device)
+    copies = [deepcopy(model).to(memory_format=form) for form in (torch.contiguous_format, torch.channels_last)]
+    calls = [torch.inference_mode()(partial(each, *images, text)) for each in copies]
+    calls[0](), calls[1]()
+    times = interleave(*calls, m.pick(10, 1))
     rows = [told(name, 1000 * time, "ms") for name, time in zip(("NCHW", "channels_last"), times)]
     return [*rows, told("NCHW / channels_last", times[0] / times[1])]
 
 
-def feed_forward(m: Machine, dtype: torch.dtype, train: bool, whole: bool, memory_format) -> Callable[[], object]:
-    """The depthwise convolution of a decoder's feed-forward network, or the `whole` of it."""
-    n, c, h, w = m.pick((2, 64, 288, 384) if train else (1, 64, 480, 640), (1, 8, 12, 16))
-    wide = 8 * c
-    weights = [
-        torch.randn(size, device=m.device, dtype=dtype)
-        for size in ((wide, c, 1, 1), (wide, 1, 3, 3), (c, wide // 2, 1, 1))
-    ]
-    x = torch.randn(n, c if whole else wide, h, w, device=m.device, dtype=dtype)
-    expand, depthwise, project = (weight.to(memory_format=memory_format).requires_grad_(train) for weight in weights)
-    x = x.to(memory_format=memory_format).requires_grad_(train)
-
-    def call() -> None:
-        y = F.conv2d(x, expand) if whole else x
-        y = F.conv2d(y, depthwise, padding=1, groups=wide)
-        if whole:
-            a, b = y.chunk(2, dim=1)
-            y = F.conv2d(F.gelu(a) * b, project)
-        if train:
-            torch.autograd.grad(y, [x, expand, depthwise, project] if whole else [x, depthwise], y.detach())
-
-    return call
-
-
 def layout(m: Machine) -> Iterator[Check]:
-    for part, whole in (("depthwise", False), ("feed-forward", True)):
-        for dtype in (torch.float32, torch.bfloat16):
-            for train in (False, True):
-                title = f"{part}, {str(dtype)[6:]}, {'training' if train else 'inference'}"
-                yield title, partial(layout_times, m, partial(feed_forward, m, dtype, train, whole))
+    for precision in m.pick(("fp32", "bf16"), ("fp32",)):
+        yield f"film, {precision}", partial(layout_times, m, precision)

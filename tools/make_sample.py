@@ -14,16 +14,16 @@ Text features are MiniLM's (384), in half precision.
 """
 
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
 from skimage import data
 
+from tests.toy import ROOT
 from utils.files import to_json, write_file
 from utils.guides.text import TextEncoder
 
-ROOT = Path(__file__).parent / "sample"
+SAMPLE = ROOT / "tests" / "sample"
 H, W = 192, 256
 
 # (dataset, task, folders, {name: (split, text of A, text of B)})
@@ -220,7 +220,7 @@ def refocus(image: np.ndarray, disparity: np.ndarray, focus: float, layers: int 
 def main() -> None:
     encoder = TextEncoder("auto")
     for (task, a, b), pairs in TEXTS.items():
-        folders = {kind: ROOT / kind / task / f"Sample{task}" for kind in ("Image", "Text", "TextFeature")}
+        folders = {kind: SAMPLE / kind / task / f"Sample{task}" for kind in ("Image", "Text", "TextFeature")}
         for split in ("train", "test"):
             folders["Image"].mkdir(parents=True, exist_ok=True)
             names = [name for name, (its_split, _, _) in pairs.items() if its_split == split]

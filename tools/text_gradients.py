@@ -37,7 +37,6 @@ def main() -> None:
         raise InputError("give one checkpoint, or net.name=..., of a network that reads text")
     trained, batches = model.provenance.config or {}, []
     criterion = build_loss(trained.get("loss", config.loss))
-    criterion.progress = 0.99 if trained else 0.0
     for name in config.data.test:
         make_missing(name, config, model)
         dataset = PairDataset([h5_path(config.data.h5, name)], model.inputs, maps={*criterion.maps} - {*COMPUTED_MAPS})
@@ -47,17 +46,19 @@ def main() -> None:
                 sample[kind] = torch.from_numpy(COMPUTED_MAPS[kind](255 * sample["image_a"][0].numpy()))[None] / 255
             batches.append(to_device(collate([sample]), device, guidances))
     print(f"{model.label}, loss '{criterion.name}', {len(batches)} pairs\n{'':<32}values  median |g|  below eps")
-    for group, sizes in sorted(gradients(model, criterion, batches).items(), key=lambda item: item[0][:4] == "all "):
+    for group, sizes in sorted(
+        gradients(model, criterion, batches, 0.99 if trained else 0.0).items(), key=lambda item: item[0][:4] == "all "
+    ):
         print(f"{group:<32}{sizes.shape[1]:>6}{sizes.median():>12.1e}{(sizes < EPS).float().mean():>11.1%}")
 
 
-def gradients(model: FusionNetwork, criterion: Loss, batches: list[dict]) -> dict[str, Tensor]:
+def gradients(model: FusionNetwork, criterion: Loss, batches: list[dict], progress: float) -> dict[str, Tensor]:
     """|gradient| of the loss of each batch (batches, values): of the text path by its parts, in all stages together."""
     on_path, parameters = text_path(model, batches[0]), dict(model.named_parameters())
     convolved = {id(p) for module in model.modules() if isinstance(module, nn.Conv2d) for p in module.parameters()}
     found: dict[str, list[list[Tensor]]] = {}
     for i, batch in enumerate(batches):
-        total = criterion(model(*model.forward_args(batch)), **batch)["total"]
+        total = criterion(model(*model.forward_args(batch)), **batch, progress=progress)["total"]
         slopes = torch.autograd.grad(total, list(parameters.values()), materialize_grads=True)  # 0 for what is not used
         for (name, parameter), slope in zip(parameters.items(), slopes):
             group = "all convolutions" if id(parameter) in convolved else "all others"
