@@ -7,6 +7,7 @@ needs pickle.
 """
 
 import hashlib
+import io
 import json
 import re
 import zipfile
@@ -22,7 +23,7 @@ from net.base import FusionNetwork, build_model
 from net.provenance import Provenance
 from net.published import is_published, translate
 from utils.errors import InputError
-from utils.files import find_file, to_json, whole_file, write_file
+from utils.files import find_file, to_json, write_file
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
@@ -53,8 +54,9 @@ def find_weights(name: str | Path) -> Path:
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint as .pth; it is whole or not there."""
-    with whole_file(path) as temporary:
-        torch.save(checkpoint, temporary)
+    content = io.BytesIO()  # in a file torch.save itself raises no OSError where the disk is full
+    torch.save(checkpoint, content)
+    write_file(path, content.getvalue())
 
 
 def save_weights(path: str | Path, checkpoint: dict) -> None:
