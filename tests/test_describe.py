@@ -380,7 +380,7 @@ def test_a_text_written_by_hand_is_left_alone(pairs, tmp_path, server):
 
 def test_a_damaged_json_is_made_again(pairs, tmp_path, server):
     script("data_process.py", "describe", *pairs, *server.words)
-    for name, content in (("a1", "{"), ("a2", "[1]"), ("a3", "{}")):
+    for name, content in (("a1", "{"), ("a2", ""), ("a3", "{}")):
         (text_folder(tmp_path) / "IR" / f"{name}.json").write_text(content)
         (text_folder(tmp_path) / "IR" / f"{name}.txt").unlink()
     output = script("data_process.py", "describe", *pairs, *server.words)
@@ -446,7 +446,7 @@ def test_a_refusal_ends_the_run_and_earlier_answers_are_kept(pairs, tmp_path, se
         (None, ["describe.url=localhost:8000/v1"], "describe.url must be like https://"),
         (None, ["describe.url=http://me:very-secret@localhost/v1"], "without a user or password"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
-        (None, ["describe.template=configs/none.txt"], "cannot read the template"),
+        (None, ["describe.template=configs/none.txt"], "cannot use the template"),
         (None, ["describe.way=parts", "describe.caption=tests"], "the model 'tests' cannot be loaded"),
     ],
 )
@@ -457,7 +457,7 @@ def test_mistakes_get_one_sentence(pairs, server, status, more, words):
     assert len(server.requests) <= 8  # no hammering on
 
 
-@pytest.mark.parametrize("template", ["{caption}", "{width!z}", "{modality.x}", "{0}", "{", " "])
+@pytest.mark.parametrize("template", ["{caption}", "{width!z}", "{modality.x}", "{0}", "{"])
 def test_templates_that_make_no_sense(pairs, tmp_path, server, template):
     (tmp_path / "template.txt").write_text(template)
     words = [*pairs, *server.words, f"describe.template={tmp_path / 'template.txt'}"]
