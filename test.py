@@ -89,7 +89,8 @@ def open_sets(config: Config, overrides: list[str], device: torch.device) -> dic
     if not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test]")
     paths = {name: h5_path(config.data.h5, name) for name in config.data.test}
-    for name in (name for name, path in paths.items() if not path.is_file()):
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    for name in missing:
         known = [source.name for source in find_sources(config, [name])]
         if known != [name]:
             raise InputError(f"data.test names the dataset {name}; name a set of it: {', '.join(known)}")

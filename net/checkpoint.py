@@ -54,9 +54,9 @@ def find_weights(name: str | Path) -> Path:
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint as .pth; it is whole or not there."""
-    buffer = io.BytesIO()  # torch.save itself raises no OSError on a full disk
-    torch.save(checkpoint, buffer)
-    write_file(path, buffer.getvalue())
+    content = io.BytesIO()  # in a file torch.save itself raises no OSError where the disk is full
+    torch.save(checkpoint, content)
+    write_file(path, content.getvalue())
 
 
 def save_weights(path: str | Path, checkpoint: dict) -> None:

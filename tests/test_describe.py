@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from tests.toy import make_pairs, script
+from utils.data.sources import Source
 from utils.describe import endpoint, models, paragraphs
-from utils.describe.command import modality_of
+from utils.describe.command import list_items, modality_of
 from utils.describe.prompt import fill_template, matching_label, place_in_words
 from utils.errors import InputError
 
@@ -192,8 +193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             what = self.server.script.pop(0) if self.server.script else "well"
         if what == "drop":
             return self.connection.close()
-        if what == "slow":
-            self.server.stopped.wait(5)
+        self.server.stopped.wait({"slow": 5, 401: 0.1}.get(what, 0))
         status = 400 if what == "leak" else what if isinstance(what, int) else 200
         message = {"role": "assistant", "content": "" if what == "empty" else "A warm car stands at the road."}
         usage = None if what == "uncounted" else {"prompt_tokens": 70, "completion_tokens": 8, "total_tokens": 78}
@@ -340,6 +340,19 @@ def test_the_kind_of_images(capsys):
     assert prompt == "One image of 9 pixels."
 
 
+def test_images_beside_each_other(tmp_path):
+    make_pairs(tmp_path, ["x"], "test", dataset="Beside")
+    base = tmp_path / "Image" / "IVF" / "Beside"
+    (base / "IR" / "x.png").rename(base / "x_ir.png")
+    (base / "VI" / "x.png").rename(base / "x_vis.png")
+    row = dict(task="IVF", a="*_ir", b="*_vis", color=[], dataset="Beside", split="test", root=tmp_path)
+    items, problems = list_items(Source(**row), {"*_ir": "thermal"})
+    assert [item.modality for item in items] == ["thermal", "visible light"] and not problems
+    assert [str(item.text.relative_to(tmp_path)) for item in items] == [
+        f"Text/IVF/Beside/{name}.txt" for name in ("x_ir", "x_vis")
+    ]
+
+
 def test_places_and_names_of_segments():
     record = {"width": 90, "height": 60, "dense": [{"label": "a car", "box": [0, 0, 30, 20]}]}
     assert place_in_words([0, 0, 30, 20], record) == "the top left"
@@ -416,11 +429,11 @@ def test_a_failed_description_leaves_the_old_one_whole(pairs, tmp_path, server):
     assert {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")} == old
 
 
-def test_answers_before_a_refusal_are_kept(pairs, tmp_path, server):
-    server.script = ["well"] * 4 + [401] * 9
+def test_a_refusal_ends_the_run_and_earlier_answers_are_kept(pairs, tmp_path, server):
+    server.script = ["well"] * 2 + [401] * 9
     output = script("data_process.py", "describe", *pairs, *server.words, "describe.concurrency=1", code=1)
-    assert "refuses the key" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 4
-    assert len(server.requests) <= 6
+    assert "refuses the key" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 2
+    assert len(server.requests) < 6  # one for each image
 
 
 @pytest.mark.parametrize(
@@ -432,7 +445,6 @@ def test_answers_before_a_refusal_are_kept(pairs, tmp_path, server):
         (None, ["describe.url=http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1 cannot be reached"),
         (None, ["describe.url=localhost:8000/v1"], "describe.url must be like https://"),
         (None, ["describe.url=http://me:very-secret@localhost/v1"], "without a user or password"),
-        (None, ["describe.price=[1]"], "describe.price must be [in, out]"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
         (None, ["describe.template=configs/none.txt"], "cannot read the template"),
         (None, ["describe.way=parts", "describe.caption=tests"], "the model 'tests' cannot be loaded"),

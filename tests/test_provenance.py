@@ -257,12 +257,6 @@ def test_a_row_of_simulated_sets_that_nobody_asks_for_is_left_alone(toy):
     assert "Toy_test.h5: 2 pairs" in script("data_process.py", *CONFIG, *toy, simulate, "Toy_test")
 
 
-def test_the_step_of_patches_is_their_side_if_none_is_given(toy, tmp_path):
-    script("data_process.py", *CONFIG, *toy, "data.patch_size=32", "Toy_train")
-    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", "train.epochs=1", "data.patch_size=32"]
-    script("train.py", *words, "data.stride=32")
-
-
 def test_shipped_files_are_found_from_any_folder(tmp_path):
     """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
     command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]
@@ -275,24 +269,3 @@ def test_a_changed_tree_shows_in_the_commit(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("train.commit", lambda: "0" * 40 + "-dirty")
     script("train.py", *prepared, "train.epochs=1")
     assert load_model(only_run(tmp_path) / "model" / "last.pth").provenance.commit.endswith("-dirty")
-
-
-def test_old_checkpoints_and_h5_files_open(prepared, tmp_path):
-    """Of the format before networks had a provenance: "text" and "clip" in place of "guides", numbers as attributes."""
-    script("train.py", *prepared, "train.epochs=1")
-    path = only_run(tmp_path) / "model" / "last.pth"
-    checkpoint = torch.load(path, weights_only=True)
-    text = checkpoint.pop("guides")["text"]
-    checkpoint["text"] = {"encoder": "blip2", "path": None, "name": "blip2:x", "default": text["default"]}
-    torch.save(checkpoint | {"clip": None}, tmp_path / "old.pth")
-    record = load_model(tmp_path / "old.pth").provenance.guides["text"]
-    assert (record.name, record.options) == ("blip2:x", {"encoder": "blip2", "path": None})
-    assert torch.equal(record.default, text["default"])
-    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
-        del file.attrs["stride"]
-        file.attrs.update(resize=np.zeros(0), patch_size=0, text_encoder="blip2:x")
-    script("test.py", *prepared, f"ckpt={tmp_path / 'old.pth'}")
-    resumed = f"train.resume={path.with_name('old.pth')}"
-    torch.save(checkpoint | {"clip": None}, path.with_name("old.pth"))
-    path.unlink()
-    script("train.py", *prepared, "train.epochs=2", resumed)

@@ -163,12 +163,9 @@ def test_saving_memory_does_not_change_the_training(for_all_terms, tmp_path, mon
     more = ["train.epochs=2", "train.batch_size=4"]
     script("train.py", *prepared, *more, "name=whole")
     whole = only_run(tmp_path)
-    pairs, blocks, block = [], [], RestormerBlock.whole
-    monkeypatch.setattr(RestormerBlock, "whole", lambda self, x: pairs.append(len(x)) or block(self, x))
-    forward = RestormerBlock.forward
-    monkeypatch.setattr(
-        RestormerBlock, "forward", lambda self, *maps, **then: blocks.append(1) or forward(self, *maps, **then)
-    )
+    pairs, blocks, plain, forward = [], [], RestormerBlock.plain, RestormerBlock.forward
+    monkeypatch.setattr(RestormerBlock, "plain", lambda self, x: pairs.append(len(x)) or plain(self, x))
+    monkeypatch.setattr(RestormerBlock, "forward", lambda self, x: blocks.append(1) or forward(self, x))
     script("train.py", *prepared, *more, "name=parts", "train.accumulate=2", "train.checkpointing=true")
     assert set(pairs) == {2} and len(pairs) == 2 * len(blocks)  # in parts of two, every block twice
     (parts,) = set((tmp_path / "exp").iterdir()) - {whole}
@@ -354,8 +351,8 @@ def test_table_has_the_papers_form():
 
 @pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])
 def test_scripts_explain_themselves_and_mistakes(name):
-    assert f"python {name} --config" in process(name, "--help")
-    output = process(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
+    assert f"python {name} --config" in script(name, "--help")
+    output = script(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
     assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
 
 

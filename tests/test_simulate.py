@@ -20,7 +20,7 @@ def photograph(seed: int = 0, height: int = 96, width: int = 128) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_everything_is_sharp_in_one_focus(seed):
     """The sharper of both at each pixel is the photograph, but along a hard edge; and each has a blurred part."""
     image = photograph()
@@ -96,8 +96,8 @@ def test_sets_are_simulated_once(photographs, tmp_path):
 @pytest.mark.parametrize(
     "simulate, message",
     [
-        ("{ToyFocus: Toy}", "data.simulate.ToyFocus must be like {of: RoadScene, image: VI}"),
-        ("{ToyFocus: {of: [Toy], image: VI}}", "must be like {of: RoadScene, image: VI}"),
+        ("{ToyFocus: Toy}", "data.simulate.ToyFocus must hold keys of its own"),
+        ("{ToyFocus: {of: [Toy], image: VI}}", "of in data.simulate.ToyFocus must be str"),
         ("{ToyFocus: {of: Toi, image: VI}}", "has no dataset 'Toi'; did you mean 'Toy'"),
         ("{ToyFocus: {of: Toy, image: XX}}", "'a1' has no image in"),
         ("{ToyMedical: {of: Toy, image: VI}}", "MIF cannot be simulated"),

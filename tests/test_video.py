@@ -1,15 +1,12 @@
 """Videos: frames in order and in step, whole files or the old ones, and a sentence for each that cannot be read."""
 
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.toy import ROOT, process, script
+from tests.toy import process, script
 from utils.data.images import colorize, to_8bit, write_image
 from utils.errors import InputError
 from utils.opencv import cv2
@@ -68,11 +65,9 @@ def test_ffv1_loses_nothing(tmp_path, words):
         assert (capture.read()[1] == picture(number)).all(), number
 
 
-@pytest.mark.parametrize("size", [(49, 65), (48, 65), (49, 64)])
-def test_an_odd_side_gets_a_copy_of_its_last_row(tmp_path, size):
-    gray, chroma = list(open_frames(make(tmp_path / "a.mkv", 3, size=size)))[2]
-    odd = [(0, side % 2) for side in size]
-    expected = np.pad(picture(2, size), (*odd, (0, 0)), mode="edge")
+def test_an_odd_side_gets_a_copy_of_its_last_row(tmp_path):
+    gray, chroma = list(open_frames(make(tmp_path / "a.mkv", 3, size=(49, 65))))[2]
+    expected = np.pad(picture(2, (49, 65)), ((0, 1), (0, 1), (0, 0)), mode="edge")
     np.testing.assert_allclose(colorize(to_8bit(gray, "clamp"), chroma).astype(int), expected, atol=4)
 
 
@@ -146,21 +141,6 @@ def test_a_block_that_fails_leaves_the_old_output(tmp_path, name):
     assert content(tmp_path) == old
 
 
-def test_a_kill_leaves_the_old_output(tmp_path):
-    old = make(tmp_path / "out.mp4", 5).read_bytes()
-    code = (
-        "import sys, time, numpy as np; from pathlib import Path; from utils.own.video import open_output\n"
-        "with open_output(Path(sys.argv[1]), 25) as write:\n"
-        "    for _ in range(200): write(np.random.default_rng(0).integers(0, 256, (48, 64, 3), 'uint8'))\n"
-        "    print('written', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out.mp4")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout.readline() == "written\n"
-        run.send_signal(signal.SIGKILL)
-    assert (tmp_path / "out.mp4").read_bytes() == old
-
-
 @pytest.mark.parametrize("extension", [".avi", ".mp4"])
 def test_a_full_disk_is_one_sentence(tmp_path, extension):
     make(tmp_path / f"out{extension}", 5)
@@ -201,7 +181,7 @@ def test_frames_replace_those_of_the_run_before(tmp_path):
 # --- through fuse.py -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("a", "out"), [("ir.mkv", "fused.mkv"), ("ir", "frames"), ("ir", "fused.mkv")])
+@pytest.mark.parametrize(("a", "out"), [("ir.mkv", "fused.mkv"), ("ir", "frames")])
 def test_a_video_is_fused_in_order_and_colour(tmp_path, monkeypatch, a, out):
     monkeypatch.chdir(tmp_path)
     make(Path(a)), make(Path("vis.mkv"))
@@ -212,13 +192,9 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, monkeypatch, a, out):
     assert numbers(fused) == list(range(FRAMES)) and all(chroma is not None for _, chroma in fused)
     for number, (gray, _) in enumerate(fused):
         np.testing.assert_allclose(255 * gray, cv2.cvtColor(picture(number), cv2.COLOR_BGR2GRAY), atol=2)
-
-
-def test_folders_become_a_video_at_a_rate(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make(Path("a"), 3), make(Path("b"), 3)
-    script("fuse.py", "a", "b", "-o", "f.mkv", "video.fps=12", *MEAN)
-    assert open_frames(Path("f.mkv")).fps == 12
+    if a == "ir":  # two folders of frames have the rate that is asked for
+        script("fuse.py", "ir", "ir", "-o", "f.mkv", "video.fps=12", *MEAN)
+        assert open_frames(Path("f.mkv")).fps == 12
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["fewer frames", "cut short"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.check import Name, checked
+from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import EXTENSIONS
 from utils.data.sources import Source, find_dataset, read_split
@@ -121,7 +121,7 @@ def find_pairs(
     tops = sorted({top for by_top in found for top in by_top}, key=lambda top: top.count("/"))
     if not tops:
         what = "has nothing like" if download.is_dir() else "is no folder with images like"
-        raise InputError(f"{download} {what} {groups[0].paths}; give the folder of the unpacked {dataset}")
+        raise InputError(f"{download} {what} {groups[0].paths[0]}; give the folder of the unpacked {dataset}")
     same_depth = sorted(top for top in tops if top.count("/") == tops[0].count("/"))
     if len(same_depth) > 1:
         raise InputError(f"{download} holds {dataset} in each of {', '.join(same_depth)}; give one of these folders")
@@ -129,7 +129,7 @@ def find_pairs(
     pairs: dict[str, Pair] = {}
     splits: dict[str, list[str]] = defaultdict(list)
     for group, by_top in zip(groups, found):
-        for name, images in tqdm(by_top[tops[0]].items(), desc=f"{dataset}, {group.paths}", unit="pair"):
+        for name, images in tqdm(by_top[tops[0]].items(), desc=f"{dataset}, {group.split}", unit="pair"):
             try:
                 pair = group.pick(name, {side: [download / file for file in images[side]] for side in group.sides})
             except InputError as error:
@@ -139,7 +139,7 @@ def find_pairs(
                 problems.append(f"'{name}' names two pairs, {pairs[name][0]} and {pair[0]}")
             pairs[name] = pair
             splits[group.split].append(name)
-    lacking = [group.paths for group, by_top in zip(groups, found) if not by_top[tops[0]]]
+    lacking = [" or ".join(group.paths) for group, by_top in zip(groups, found) if not by_top[tops[0]]]
     return pairs, splits, [f"{download} has nothing like {paths}" for paths in lacking]
 
 
@@ -154,16 +154,10 @@ class Group:
     skip: list[str] | str = ()  # folders to leave out
     split: str = ""
 
-    @property
-    def sides(self) -> dict[str, list[str]]:
-        """The paths of a and b, or of the exposures."""
+    def __post_init__(self) -> None:
         sides = {"exposures": self.exposures} if self.exposures else {"a": self.a, "b": self.b}
-        return {side: as_list(paths) for side, paths in sides.items()}
-
-    @property
-    def paths(self) -> str:
-        """All paths, for messages."""
-        return " or ".join(path for paths in self.sides.values() for path in paths)
+        self.sides = {side: as_list(paths) for side, paths in sides.items()}
+        self.paths = list(itertools.chain(*self.sides.values()))
 
     def find(self, files: list[str]) -> dict[str, dict[str, dict[str, list[str]]]]:
         """The images among some files: by the folder that their paths begin in, the name of the pair, and the side."""
@@ -184,17 +178,19 @@ class Group:
         for side in "ab":
             if len(images[side]) != 1:
                 what = f"several images ({', '.join(map(str, images[side]))})" if images[side] else "no image"
-                raise InputError(f"'{name}' has {what} of source {side.upper()}, which are like {self.paths}")
+                raise InputError(
+                    f"'{name}' has {what} of source {side.upper()}, which are like {' or '.join(self.paths)}"
+                )
         return images["a"][0], images["b"][0]
 
 
 def read_groups(dataset: str, row: dict) -> list[Group]:
     """The groups of a row; InputError if it is not as the head of configs/originals.yaml says."""
     groups = []
-    for split, entries in checked(dict[Name, list[Group] | Group], row, ORIGINALS, dataset).items():
+    for split, entries in checked(dict[str, list[Group] | Group], row, ORIGINALS, dataset).items():
         groups += [replace(group, split=split) for group in as_list(entries)]
     for group in groups:
-        for path in itertools.chain(*group.sides.values()):
+        for path in group.paths:
             words = WORD.findall(path)
             if len(words) > len({*words}) or not {*WORD.findall(group.name)} <= {*words}:
                 raise InputError(f"{dataset} in {ORIGINALS} must have {group.name} once in each path, not '{path}'")

@@ -76,3 +76,8 @@ def read_record(kind: str, attribute: Callable[[str], str]) -> GuideRecord | Non
     """The encoder of the features of an H5 file; None if the file does not say. `attribute` reads one as text."""
     name, revision = map(attribute, FEATURES[kind].attributes)
     return GuideRecord(name, revision or None) if name else None
+
+
+def attributes_of(kind: str, record: GuideRecord) -> dict[str, str]:
+    """What an H5 file says of the encoder of its features, for `read_record`."""
+    return {key: word for key, word in zip(FEATURES[kind].attributes, (record.name, record.revision)) if word}

@@ -11,6 +11,8 @@ pixel of the whole pair was taken from, before any resizing; the identity for a 
 
 import contextlib
 import errno
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ from utils.files import plain_name
 from utils.opencv import MAX_PIXELS
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
+MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
 NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
 
@@ -113,16 +116,16 @@ class PairFile:
     def read(self, kind: str, name: str) -> np.ndarray:
         """What a group holds of a sample."""
         stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
-        if stored.external or stored.is_virtual or not self._beside(stored.file.filename):
+        if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
             raise ValueError("its bytes are in a file of another folder")
-        if stored.size > 2 * MAX_PIXELS:
-            raise ValueError(f"it declares {stored.size} values")
+        if max(stored.size, math.prod(stored.chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
+            raise ValueError(f"it declares {stored.size} values in chunks of {stored.chunks}")
         return stored[()]
 
-    def _beside(self, filename: str) -> bool:
+    def _beside(self, file: bytes) -> bool:
         """True for this file and those in its folder, which it may link to."""
-        mine = self.file.filename
-        return filename == mine or Path(filename).resolve().parent == Path(mine).resolve().parent
+        mine = os.fsencode(self.file.filename)
+        return file == mine or Path(os.fsdecode(file)).resolve().parent == Path(os.fsdecode(mine)).resolve().parent
 
     def feature(self, kind: str, name: str) -> Tensor:
         """The feature of a sample of one of FEATURES, (L, dim) float32."""

@@ -1,7 +1,6 @@
 """H5 files from image sets: pairs read, checked, perhaps aligned and resized, and stored with their features."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -9,7 +8,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from net.provenance import GuideRecord
 from utils.data.align import Alignment, align
+from utils.data.features import attributes_of
 from utils.data.h5 import create_h5, h5_path, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_split
@@ -18,13 +19,13 @@ from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
 from utils.targets import COMPUTED_MAPS
 
-PAIRS_A_WORKER = 16  # fewer are read before another process has started
+PAIRS_A_WORKER = 16  # another process is not worth its start for fewer
 
 
 class FeatureMaker(Protocol):
-    """Makes the features of one kind for a set. `attributes` go into the H5, so that the features are known."""
+    """Makes the features of one kind for a set. `record` names its encoder."""
 
-    attributes: dict[str, Any]
+    record: GuideRecord
 
     def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
         """The feature (L, dim) of the pair `name`, images (H, W) float32 in [0, 1]."""
@@ -60,49 +61,33 @@ def make_sets(
     problems = []
     for source in sources:
         path = h5_path(folder, source.name)
-        used = (resize, sorted(maps)) if source.training else (None, [])
         try:
             with exclusive_lock(path), whole_file(path) as temporary:
-                alignments = write_set(temporary, source, makers, *used, num_workers, motion)
+                pairs = SourcePairs(source, resize, maps, motion)
+                alignments = write_set(temporary, pairs, makers, num_workers)
         except InputError as error:
             problems.append(str(error))
             continue
-        print(f"{path}: {len(alignments)} pairs, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"{path}: {len(pairs)} pairs, {path.stat().st_size / 1e6:.1f} MB")
         if motion:
             print(describe_alignments(alignments))
     return problems
 
 
-def write_set(
-    path: Path,
-    source: Source,
-    makers: Makers,
-    resize: Sequence[int] | None,
-    maps: list[str],
-    num_workers: int,
-    motion: str | None,
-) -> dict[str, Alignment | None]:
+def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int) -> dict[str, Alignment | None]:
     """Write one H5 file; by name of the pair how B was registered to A.
 
     Raises:
         InputError: with every problem of the set on a line of its own.
         OSError: it cannot be written.
     """
-    problems: list[str] = []
-    names = read_split(source, problems)
-    computed = [kind for kind in maps if kind not in source.maps]
-    if computed and source.task != "IVF":
-        problems.append(f"the loss or train.crop_on takes '{computed[0]}', and {source.task} has no infrared source")
+    source, names, problems = pairs.source, pairs.names, pairs.problems
     opened = {kind: make(source, names, problems) for kind, make in makers.items()}
     opened = {kind: maker for kind, maker in opened.items() if maker}
-    files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
-    pairs = SourcePairs(source, names, files, resize, computed, motion)
-    workers = min(num_workers, len(names) // PAIRS_A_WORKER)
+    found = read_in_order(pairs, min(num_workers, len(names) // PAIRS_A_WORKER))
     alignments: dict[str, Alignment | None] = {}
     with create_h5(path) as file:
-        for name, pair in zip(
-            names, tqdm(read_in_order(pairs, workers), total=len(names), desc=source.name, unit="pair")
-        ):
+        for name, pair in zip(names, tqdm(found, total=len(names), desc=source.name, unit="pair")):
             if isinstance(pair, InputError):
                 problems += str(pair).splitlines()
             elif not problems:
@@ -114,11 +99,11 @@ def write_set(
         if problems:
             raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
         file.attrs.update(dataset=source.dataset, split=source.split, task=source.task)
-        file.attrs.update(sources=f"{source.a},{source.b}", resize=resize or [])
-        for maker in opened.values():
-            file.attrs.update(maker.attributes)
-        if motion:
-            file.attrs["align"] = motion
+        file.attrs.update(sources=f"{source.a},{source.b}", resize=pairs.resize or [])
+        for kind, maker in opened.items():
+            file.attrs.update(attributes_of(kind, maker.record))
+        if pairs.motion:
+            file.attrs["align"] = pairs.motion
     return alignments
 
 
@@ -139,19 +124,23 @@ class SourcePair(NamedTuple):
     alignment: Alignment | None
 
 
-@dataclass
 class SourcePairs(Dataset):
     """The pairs of a set, read and checked, perhaps aligned and resized, as `make_sets` says.
 
-    What is wrong with a pair is returned as an InputError, so that all of them can be listed.
+    What is wrong with a pair is returned as an InputError, and what is wrong with the set is in `problems`, so that all
+    of it can be listed.
     """
 
-    source: Source
-    names: list[str]
-    files: dict  # by side what `Source.list_images` gives
-    resize: Sequence[int] | None
-    computed: list[str]
-    motion: str | None
+    def __init__(self, source: Source, resize: Sequence[int] | None, maps: Collection[str], motion: str | None):
+        self.source, self.motion = source, motion
+        self.problems: list[str] = []
+        self.names = read_split(source, self.problems)
+        self.files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
+        self.resize = resize if source.training else None
+        self.computed = sorted({*maps} - source.maps.keys()) if source.training else []
+        if self.computed and source.task != "IVF":
+            kind = self.computed[0]
+            self.problems.append(f"the loss or train.crop_on takes '{kind}', and {source.task} has no infrared source")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -170,7 +159,7 @@ class SourcePairs(Dataset):
 
 def read_in_order(pairs: SourcePairs, workers: int) -> Iterator[SourcePair | InputError]:
     """The items of `pairs`, read by so many processes; InputError if one of them is killed."""
-    loader = DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=as_it_is, worker_init_fn=one_thread)
+    loader = DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=as_it_is)
     try:
         yield from loader
     except RuntimeError as error:
@@ -184,11 +173,6 @@ def read_in_order(pairs: SourcePairs, workers: int) -> Iterator[SourcePair | Inp
 def as_it_is(item: Any) -> Any:
     """What the loader makes of an item: by itself it would make tensors of arrays."""
     return item
-
-
-def one_thread(worker: int) -> None:
-    """OpenCV's threads do not survive the fork of a process."""
-    cv2.setNumThreads(1)
 
 
 def read_pair(

@@ -81,8 +81,7 @@ class PairDataset(Dataset):
         for kind in [kind for kind, path in self.lacking.items() if path]:
             self.dims.pop(kind, None)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-        self._files: dict[str, PairFile] = {}
-        self._owner = None
+        self._files: dict[tuple[str, int], PairFile] = {}
 
     def _add(self, path: str, pairs: PairFile) -> None:
         """Take up the samples of a file, and check that they go with those before."""
@@ -130,15 +129,14 @@ class PairDataset(Dataset):
         self.lacking[kind] = self.path
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}, "_owner": None}  # open files stay with their process
+        return self.__dict__ | {"_files": {}}  # open files stay with their process
 
     def _open(self, path: str) -> PairFile:
         """A file, opened once per process: HDF5 handles do not survive a fork."""
-        if self._owner != os.getpid():
-            self._files, self._owner = {}, os.getpid()
-        if path not in self._files:
-            self._files[path] = PairFile(path)
-        return self._files[path]
+        key = path, os.getpid()
+        if key not in self._files:
+            self._files[key] = PairFile(path)
+        return self._files[key]
 
     def feature(self, kind: str, index: int) -> Tensor:
         """One feature of a sample alone, e.g. its text (L, dim)."""

@@ -123,7 +123,7 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     sides = [row.a, row.b, *row.maps.values()]
     taken = RESERVED | {key for feature in FEATURES.values() for key in (feature.name, *feature.inputs)}
     odd = [name for name in row.maps if not name.isidentifier() or name in taken]
-    if len(set(sides)) < len(sides) or any(side.count("*") > 1 for side in sides):
+    if row.a == row.b or any(side.count("*") > 1 for side in sides):
         raise InputError(f"{where} must name different folders, or files with one * for the name: {', '.join(sides)}")
     if not {*row.color} <= {row.a, row.b}:
         raise InputError(f"color in {where} must list none, one or both of {row.a} and {row.b}, not {row.color}")

@@ -39,19 +39,21 @@ def main(config: Config, words: list[str]) -> None:
     words = words or [*config.data.train, *config.data.val, *config.data.test]
     for line in simulate_sets(config, words):
         print(line)
-    problems: list[str] = []
-    items = [item for source in find_sources(config, words) for item in list_items(source, config, problems)]
+    items, problems = [], []
+    for source in find_sources(config, words):
+        found, wrong = list_items(source, config.describe.modality)
+        items, problems = items + found, problems + wrong
     problems += ParagraphWriter(config.describe, pick_device(config.device)).write(items)
     if problems:
         raise InputError("\n".join(problems))
 
 
-def list_items(source: Source, config: Config, problems: list[str]) -> list[Item]:
-    """The images of both sources of a set; each that is missing or ambiguous is a problem."""
-    items = []
+def list_items(source: Source, modalities: dict[str, str]) -> tuple[list[Item], list[str]]:
+    """The images of both sources of a set, and a sentence for each that is missing or ambiguous."""
+    items, problems = [], []
     names = read_split(source, problems)
     for side in (source.a, source.b):
-        modality, files = modality_of(side, config.describe.modality), source.list_images(side)
+        modality, files = modality_of(side, modalities), source.list_images(side)
         for name in names:
             found = files.get(name, [])
             if len(found) == 1:
@@ -59,16 +61,11 @@ def list_items(source: Source, config: Config, problems: list[str]) -> list[Item
             else:
                 what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
                 problems.append(f"'{name}' has {what} in {source.folder('Image') / side}")
-    return items
+    return items, problems
 
 
 def modality_of(side: str, given: dict[str, str]) -> str:
-    """What the images of a folder are, by describe.modality or by its name; empty if neither says it.
-
-    Args:
-        side: a folder, or files like "IR/*_ir".
-        given: describe.modality.
-    """
+    """The kind of the images of a folder, or of files like "IR/*_ir", as `given` or by their name; empty if unknown."""
     if side in given:
         return str(given[side])
     known = [KINDS[word] for word in re.findall("[a-z]+", side.lower()) if word in KINDS]

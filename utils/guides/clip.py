@@ -98,8 +98,7 @@ class ClipMaker:
     """CLIP vectors for an H5, a `FeatureMaker`: of the whole images."""
 
     def __init__(self, encoder: ClipEncoder):
-        self.encoder = encoder
-        self.attributes = {"clip_name": encoder.record.name, "clip_revision": encoder.record.revision}
+        self.encoder, self.record = encoder, encoder.record
 
     def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
         tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))

@@ -20,7 +20,7 @@ from utils.process import pick_device
 
 @dataclass
 class TextFeatures:
-    """The text features of a set.
+    """The text features of a set, a `FeatureMaker`: all of them were read or encoded at once.
 
     Attributes:
         of: features (L, dim) by name.
@@ -32,21 +32,17 @@ class TextFeatures:
     made_of: dict[str, str] = field(default_factory=dict)
     encoders: dict[str, str] = field(default_factory=dict)
 
-
-class TextMaker:
-    """Text features for an H5, a `FeatureMaker`: all of a set were read or encoded at once."""
-
-    def __init__(self, found: TextFeatures):
-        self.features = found.of
-        self.attributes = {"text_encoder": min({*found.encoders.values()} - {GIVEN}, default=GIVEN)}
+    @property
+    def record(self) -> GuideRecord:
+        return GuideRecord(min({*self.encoders.values()} - {GIVEN}, default=GIVEN))
 
     def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        return self.features[name]
+        return self.of[name]
 
 
 def make_text(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
-) -> TextMaker | None:
+) -> TextFeatures | None:
     """The text of the pairs of a set; see `Guide`. None if it has none and text.use=default needs none."""
     found: list[str] = []
     features = read_features(source, names, config, *encoder_options(config, record), found)
@@ -55,7 +51,7 @@ def make_text(
         print(f"note: {source.name} is made without text, the default text will guide ({reason})")
         return None
     problems += found
-    return TextMaker(features)
+    return features
 
 
 def read_features(

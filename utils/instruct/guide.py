@@ -41,7 +41,7 @@ def read_instructions(path: str | Path) -> dict[str, Instruction]:
             raise InputError(f"{name!r} in {path} is no name of an instruction: it must be a word")
         entries[name] = entry = checked(Instruction, values, str(path), name)
         if (entry.want == "restored") != (entry.degrade is not None) or (name != UNRELATED and not entry.want):
-            raise InputError(f"'{name}' in {path} needs `want`, and needs `degrade` if that is `restored`, else not")
+            raise InputError(f"'{name}' in {path} needs `want: restored` with `degrade`, or another `want` alone")
     if UNRELATED not in entries or len(entries) < 2:
         raise InputError(f"{path} needs at least one instruction, and sentences that ask for nothing: '{UNRELATED}'")
     unrelated = entries.pop(UNRELATED)

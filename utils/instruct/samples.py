@@ -29,22 +29,15 @@ FORGET = 0.3  # of the values of a feature are zeroed in training, so that no si
 
 @dataclass(frozen=True)
 class Degradation:
-    """What can be wrong with one source.
+    """What can be wrong with one source."""
 
-    Attributes:
-        source: image_a or image_b, a key of a sample.
-        apply: a function of image (H, W) float32 in [0, 1], rng, and the keys of `values`.
-        values: of the function's arguments: the lowest and the highest that are drawn, and the one that is tested with.
-        absent: how often it is named where it is not, beside AIMED. Often makes an editor careful; too often for what
-            is hard to see, and it learns to do nothing.
-        may_be_so: True for an image that may be so by itself; then nobody can say that it is not.
-    """
-
-    source: str
-    apply: Callable[..., np.ndarray]
-    values: dict[str, tuple[float, float, float]]
+    source: str  # image_a or image_b, a key of a sample
+    apply: Callable[..., np.ndarray]  # of an image (H, W) float32 in [0, 1], rng, and the keys of `values`
+    values: dict[str, tuple[float, float, float]]  # the lowest and the highest to draw, and the one to test with
+    # how often it is named where it is not, beside AIMED: often makes an editor careful; too often for what is hard to
+    # see, and it learns to do nothing
     absent: float
-    may_be_so: Callable[[np.ndarray], bool] = lambda image: False
+    may_be_so: Callable[[np.ndarray], bool] = lambda image: False  # by itself: then nobody can say that it is not
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, testing: bool = False) -> np.ndarray:
         """The degraded image, 8 bit as a camera gives it: (H, W) float32 in [0, 1]."""
@@ -117,20 +110,13 @@ Sentences = Annotated[list[str], Constraint(lambda texts: bool(texts) and all(te
 
 @dataclass
 class Instruction:
-    """An entry of configs/instructions.yaml.
-
-    Attributes:
-        train, test: its sentences.
-        want: a key of WANTED; None for sentences that ask for nothing.
-        degrade: a key of DEGRADATIONS, for an instruction that undoes it.
-        weight: of the loss of a sample that it is given for.
-    """
+    """An entry of configs/instructions.yaml."""
 
     train: Sentences
     test: Sentences
-    want: Literal[tuple(WANTED)] | None = None
-    degrade: Literal[tuple(DEGRADATIONS)] | None = None
-    weight: PositiveFloat = 1.0
+    want: Literal[tuple(WANTED)] | None = None  # None: its sentences ask for nothing
+    degrade: Literal[tuple(DEGRADATIONS)] | None = None  # what it undoes
+    weight: PositiveFloat = 1.0  # of the loss of a sample that it is given for
 
 
 def wanted_sources(

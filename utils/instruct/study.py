@@ -47,13 +47,9 @@ def main() -> None:
     set_up_process(config.precision)
     device = pick_device(config.device)
     for name, (used, model) in open_sets(config, args.overrides, device).items():
-        path = h5_path(config.data.h5, name)
-        dataset = PairDataset([path], model.inputs)
-        check_shape(path, config.data, training=False)
-        guidances = open_guides(used, model, [dataset], device)
         folder = Path(config.test.output) / f"{name}_instruction_study"
         with atomic_folder(folder) as staged:
-            instruction_study(model, dataset, name, guidances, used, device, staged)
+            instruction_study(name, used, model, device, staged)
         print(f"written: {folder}")
 
 
@@ -128,16 +124,12 @@ class Trial:
         return images
 
 
-def instruction_study(
-    model: FusionNetwork,
-    dataset: PairDataset,
-    set_name: str,
-    guidances: Mapping[str, Guidance],
-    config: Config,
-    device: torch.device,
-    folder: Path,
-) -> None:
-    """Test on one set whether instructions are obeyed: print a table, and write what was measured to `folder`."""
+def instruction_study(set_name: str, config: Config, model: FusionNetwork, device: torch.device, folder: Path) -> None:
+    """Study one set: print a table, and write what was measured to `folder`."""
+    path = h5_path(config.data.h5, set_name)
+    dataset = PairDataset([path], model.inputs)
+    check_shape(path, config.data, training=False)
+    guidances = open_guides(config, model, [dataset], device)
     entries = read_instructions(config.text.instructions)
     instructions = {name: entry for name, entry in entries.items() if name != UNRELATED}
     sentences = [sentence for entry in entries.values() for sentence in entry.test]

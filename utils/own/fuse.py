@@ -39,28 +39,28 @@ class Fuser:
 
     def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
         """InputError: text or an instruction for a network that reads none; a guide without a default feature."""
-        self.model, self.config, self.device = model, config, device
+        self.model, self.device = model, device
         self.guidances = open_guides(config, model, [], device)
-        self.features = self._features(job.pairs)
+        self.features = self._features(job.pairs, config)
         self.rules = [build_model(rule).to(device).eval() for rule in job.rules if rule != model.name]
         self.asked = encode_instructions(job.instructions, config, model, device)
         first = NOTHING if self.asked else label_with_remarks(model, self.guidances)
         self.labels = [first, *(rule.label for rule in self.rules), *job.instructions]
 
-    def _features(self, pairs: Sequence[OwnPair]) -> list[dict[str, Tensor]]:
+    def _features(self, pairs: Sequence[OwnPair], config: Config) -> list[dict[str, Tensor]]:
         """A pair without text of its own gets the default feature of the checkpoint."""
-        source, features = self.config.ckpt or self.model.label, [{} for _ in pairs]
+        source, features = config.ckpt or self.model.label, [{} for _ in pairs]
         described = [i for i, pair in enumerate(pairs) if pair.text_a]
         if described:
             text = self.guidances.get("text")
             if text is None or text.instead is not None:
                 raise InputError(f"{source} reads no text, or text.use is default; leave out the text")
-            encoder = open_text_encoder(self.config, text.record, self.model.options["text_dim"], self.device)
+            encoder = open_text_encoder(config, text.record, self.model.options["text_dim"], self.device)
             texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
-            for i, feature in zip(described, encoder.encode_pairs(texts, self.config.text.batch_size)):
+            for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
                 features[i]["text"] = torch.from_numpy(feature)
         wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
-        encoded = dict(zip(wanted, encode_instructions(wanted, self.config, self.model, self.device)))
+        encoded = dict(zip(wanted, encode_instructions(wanted, config, self.model, self.device)))
         for own, pair in zip(features, pairs):
             own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
         for kind, guidance in self.guidances.items():
@@ -70,9 +70,7 @@ class Fuser:
                 default = guidance.record and guidance.record.default
                 if default is None:
                     raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
-                print(
-                    f"no {kind} given for {len(without)} of {len(pairs)}: the checkpoint's default {kind} guides them"
-                )
+                print(f"no {kind} given for {len(without)} of {len(pairs)}: the default {kind} of {source} guides them")
             for own in without:
                 own[kind] = default
         print(f"guided by {describe_guidance(self.guidances)}")
@@ -195,7 +193,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     (pair,), (features,), alignment = job.pairs, fuser.features, None
     a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
     frames = in_step(a, b)
-    with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count), unit="frame") as bar:
+    with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count) or None, unit="frame") as bar:
         while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
             if job.align:
                 if alignment is None:

@@ -57,7 +57,7 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         raise InputError("--text is for both sources; leave it out, or --text-a and --text-b")
     if bool(args.text_a) != bool(args.text_b):
         raise InputError("give both --text-a and --text-b, or neither for the checkpoint's default text")
-    compare, metrics = args.compare or "test.compare" in given, []
+    compare, metrics = args.compare or ("test.compare" in given and config.test.compare), []
     if args.metrics or "test.metrics" in given:
         check_metrics(config.test.metrics)
         metrics, note = applicable(config.test.metrics, {args.task: args.task})

@@ -1,0 +1,139 @@
+"""The text study: the same pairs with other texts."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from net import FusionNetwork, build_model
+from tests.test_text import bert  # noqa: F401  a fixture
+from tests.toy import CONFIG, FAST, TINY_NET, script
+from utils.config import load_config
+from utils.data.pairs import PairDataset
+from utils.guides.guidance import Guidance
+from utils.guides.text import TextEncoder
+from utils.studies.text import change_from, p_values, text_study, variants
+
+
+def test_text_study(tmp_path, toy, bert):  # noqa: F811
+    encoder = ["text.encoder=auto", f"text.path={bert}"]
+    words = [*CONFIG, *toy, *FAST, *encoder, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+    script("data_process.py", *words)
+    script("train.py", *words, "train.epochs=1", "test.num_workers=0")
+    words.append(f"ckpt={tmp_path / 'exp'}/*/model/last.pth")
+    output = script("utils.studies.text", *words, "--sentence", "a warm car stands at the road")
+    folder = tmp_path / "out" / "Toy_test_text_study"
+    summary = json.loads((folder / "metrics.json").read_text())
+    others = ["another's", "shuffled tokens", "empty text", "default text", "the sentence"]
+    assert list(summary["mean"]) == ["own text", *others] == list(summary["per_image"])
+    assert list(summary["p"]) == list(summary["change"]) == others
+    assert summary["sentence"] == "a warm car stands at the road" and summary["sentence"] in output
+    for label, change in summary["change"].items():
+        assert 0 < change["mean"] <= change["99 %"] < 255 and change["PSNR"] > 20
+        assert change["mean"] == pytest.approx(
+            np.mean([row["mean"] for row in summary["change_per_image"][label].values()])
+        )
+        assert f"{change['mean']:.3g}" in output and f"{change['PSNR']:.1f}" in output
+    assert summary["change"]["shuffled tokens"]["99 %"] < 1e-3 < summary["change"]["another's"]["mean"]  # rounding
+    assert {p for row in summary["p"].values() for p in row.values()} == {1.0}  # two images show nothing
+    picture = cv2.imread(str(folder / "text_study.png"))
+    assert picture.shape[0] > 4 * 45 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    script("test.py", *words)
+    usual = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"]
+    assert summary["mean"]["own text"] == pytest.approx(usual, rel=1e-6)
+    output = script("utils.studies.text", *CONFIG, *toy, "ckpt=null", "net={name: max}", code=1)
+    assert "max reads no text" in output
+
+
+def test_a_study_without_texts_is_one_sentence(tmp_path, toy):
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    words = [*CONFIG, *toy, *FAST, "text.use=default", f"train.exp={tmp_path / 'exp'}"]
+    script("data_process.py", *words)
+    script("train.py", *words, "train.epochs=1")
+    output = script("utils.studies.text", *words, f"ckpt={tmp_path / 'exp'}/*/model/last.pth", code=1)
+    assert "holds no text" in output.splitlines()[-1]
+
+
+class Reader(FusionNetwork):
+    """The brighter source, darkened by the mean of the text; `gain` 0 ignores it."""
+
+    name, inputs = "reader", ("text", "text_mask")
+
+    def __init__(self, gain: float = 0.0):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, image_a, image_b, text, text_mask):
+        return torch.maximum(image_a, image_b) * torch.exp(-self.gain * text.mean().abs())
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_a_study_of_a_network_that_reads_and_of_one_that_does_not(gain, tmp_path, toy, bert):  # noqa: F811
+    encoder = ["text.encoder=auto", f"text.path={bert}", "test.stretch=clamp"]
+    script("data_process.py", *CONFIG, *toy, "Toy_test")
+    config = load_config("configs/film_ivf.yaml", [*toy, *encoder])
+    dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"])
+    said = ("Toy_test", {"text": Guidance(None)}, TextEncoder("auto", bert), "a car")
+    text_study(Reader(gain), dataset, *said, config, torch.device("cpu"), tmp_path)
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(summary["change"]) == {"another's", "shuffled tokens", "empty text", "the sentence"}  # no default
+    for label, change in summary["change"].items():
+        if gain and label != "shuffled tokens":
+            assert 0 < change["mean"] < change["99 %"] and 0 < change["PSNR"] < 100
+        if not gain:
+            assert change == {"mean": 0, "99 %": 0, "PSNR": None} and len(summary["equal"][label]["PSNR"]) == 2
+            assert set(summary["p"][label].values()) == {1.0}
+
+
+def test_changes_are_those_of_an_example():
+    own = np.zeros((10, 20), np.float32)
+    other = own.copy()
+    other[0] = 0.1  # a tenth of the pixels
+    change = change_from(own, other)
+    assert change == pytest.approx({"mean": 2.55, "99 %": 25.5, "PSNR": 30})
+    assert change_from(own, own) == {"mean": 0, "99 %": 0, "PSNR": np.inf}
+
+
+def test_p_values_are_signed_rank_tests_corrected_by_holm():
+    """12 differences of one sign: exactly 2 ** -11, times the number of tests; and what does not differ."""
+    rng = np.random.default_rng(0)
+    own = {f"{i}": {"EN": 7.0, "SD": 50.0, "SF": 1.0, "CC": np.nan} for i in range(12)}
+    up = {name: row | {"EN": 7 + rng.uniform(), "SD": 50 + 1e-12} for name, row in own.items()}
+    noise = {name: row | {"EN": 7 + (-1) ** i * (i + 1)} for i, (name, row) in enumerate(own.items())}
+    p = p_values({"own text": own, "up": up, "noise": noise})
+    assert set(p) == {"up", "noise"} and p["up"]["EN"] == pytest.approx(8 * 2**-11)
+    assert p["noise"]["EN"] == p["up"]["SD"] == p["up"]["SF"] == p["up"]["CC"] == 1
+
+
+def test_gradients_along_the_text_path(toy):
+    script("data_process.py", *CONFIG, *toy, "Toy_test")
+    words = [*toy, "net.name=film", *TINY_NET]
+    output = script("tools.text_gradients", *words)
+    rows = {row[:32].strip(): row[32:].split() for row in output.splitlines() if row.endswith("%")}
+    guidance = "stages.guidance"
+    path = ["text_projection", *(f"{guidance}.in_proj {part}" for part in ("query", "key", "value"))]
+    assert list(rows) == [*path, f"{guidance}.out_proj", "all convolutions", "all others"]
+    model = build_model("film", text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=[8, 8])
+    assert sum(int(row[0]) for row in rows.values()) == sum(p.numel() for p in model.parameters())
+    assert 0 < float(rows[path[1]][1]) < float(rows["all convolutions"][1])
+    assert "network that reads text" in script("tools.text_gradients", *toy, "net={name: max}", code=1)
+
+
+def test_every_pair_gets_the_text_of_another():
+    class Texts:
+        def __len__(self):
+            return 7
+
+        def feature(self, kind, i):
+            return torch.full((5, 2), float(i)) + torch.arange(5)[:, None] / 10
+
+    given = list(variants(Texts(), seed=3))
+    others = [int(texts["another's"][0, 0]) for texts in given]
+    assert sorted(others) == list(range(7)) and all(i != other for i, other in enumerate(others))
+    for i, texts in enumerate(given):
+        assert torch.equal(texts["own text"], Texts().feature("text", i))
+        assert torch.equal(texts["shuffled tokens"].sort(dim=0).values, texts["own text"])
+    assert any(not torch.equal(texts["shuffled tokens"], texts["own text"]) for texts in given)
