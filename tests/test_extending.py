@@ -68,7 +68,7 @@ def test_a_variant_is_one_file_and_one_line(name, prepared, tmp_path):
     assert len(FILES[f"net/{name}.py"].splitlines()) <= 40
     chosen = yaml.safe_load(CHOSEN[name])["net"]
     words = [f"net.{key}={value}" for key, value in chosen.items()]
-    words += ["loss.name=mean_edges"] if name == "film_light" else []
+    words += ["loss={name: mean_edges}"] if name == "film_light" else []
     script("train.py", *prepared, *words, "train.epochs=1")
     folder = only_run(tmp_path)
     assert {path.name for path in (folder / "code").iterdir()} > {f"{name}.py", "film.py"}

@@ -123,8 +123,12 @@ def test_what_a_killed_run_left_is_removed(prepared, tmp_path):
 def test_a_test_that_fails_leaves_the_last_one_whole(prepared, tmp_path):
     script("test.py", *prepared, "ckpt=null", "net={name: mean}", "--report")
     before = files(tmp_path / "out")
-    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
-        del file["imageB/b2"]
+    path = tmp_path / "h5" / "Toy_test.h5"
+    with h5py.File(path) as file:
+        chunk = file["imageA/b2"].id.get_chunk_info(0)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.byte_offset + chunk.size // 2] ^= 1
+    path.write_bytes(damaged)
     assert "'b2'" in script("test.py", *prepared, *MAX, "--report", code=1)
     assert files(tmp_path / "out") == before
 

@@ -296,10 +296,10 @@ def test_another_clip_is_refused(sets, toy, tmp_path, clip_folder):
     assert "/tiny-clip (" in output and "/other-clip (" in output
     script("train.py", *sets)
     checkpoint = f"ckpt={only_run(tmp_path)}/model/last.pth"
-    pair = [f"--{key}={tmp_path}/VLF/Image/IVF/Toy/{folder}/b1.png" for key, folder in (("a", "IR"), ("b", "VI"))]
-    own = [*sets, *pair, f"--out={tmp_path / 'fused.png'}", checkpoint]
-    assert "/other-clip (" in script("test.py", *own, f"clip={other}", code=1)
-    assert "/tiny-clip\n" in script("test.py", *own) and (tmp_path / "fused.png").exists()
+    images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    own = [images / "IR" / "b1.png", images / "VI" / "b1.png", "-o", tmp_path / "fused.png", checkpoint, "device=cpu"]
+    assert "/other-clip (" in script("fuse.py", *own, f"clip={other}", code=1)
+    assert "/tiny-clip" in script("fuse.py", *own) and (tmp_path / "fused.png").exists()
     words = [*MGFUSION, *toy, f"clip={other}"]
     script("data_process.py", *words)
     assert "/other-clip (" in script("test.py", *sets, checkpoint, "clip=null", code=1)

@@ -32,6 +32,7 @@ from net import build_model, configure_compute
 from net.published import translate
 from tests import literal
 from tools.bench_video import bench_video
+from utils.data.h5 import write_sample
 from utils.data.pairs import PairDataset
 from utils.loss import FusionLoss
 from utils.process import set_up_process
@@ -242,12 +243,14 @@ def bench_loader(rounds: int = 5, samples: int = 1083, read: int = 64) -> tuple[
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         published, own = Path(folder) / "published.h5", Path(folder) / "own.h5"
+        image, text = rng.integers(0, 256, (1, 288, 384), np.uint8), np.ones((TEXT_TOKENS, 768), np.float32)
         for path in (published, own):
             with h5py.File(path, "w") as file:
-                for key in ("imageA", "imageB"):
-                    image = np.random.default_rng(len(key)).integers(0, 256, (1, 288, 384), np.uint8)
-                    file[f"{key}/00000"] = np.float32(image / 255) if path == published else image
-                file["text/00000"] = np.ones((TEXT_TOKENS, 768), np.float32)
+                if path == own:
+                    write_sample(file, "00000", {"imageA": image, "imageB": image}, {"text": text})
+                else:
+                    file["text/00000"] = text
+                    file["imageA/00000"] = file["imageB/00000"] = np.float32(image / 255)
                 for key in ("imageA", "imageB", "text"):
                     for i in range(1, samples):
                         file[key][f"{i:05}"] = file[key]["00000"]  # a link: the names count here, not the pixels

@@ -192,7 +192,9 @@ def instruction_study(set_name: str, config: Config, model: FusionNetwork, devic
         "two_instructions": {label: float(np.mean(values)) for label, values in both.items()},
         "must_change_nothing": {label: float(np.mean([row[-1] for row in rows])) for label, rows in changes.items()},
         "accuracy": sum(hits) / len(hits),  # results that are nearest to what was asked for
-        "taken_for": {name: {o or "nothing": each.count(o) for o in set(each)} for name, each in taken_for.items()},
+        "taken_for": {
+            name: {o or "nothing": each.count(o) for o in sorted(set(each))} for name, each in taken_for.items()
+        },
     }
     write_file(folder / "instructions.json", to_json(summary | {"all": measured, "all_changes": changes}, indent=1))
     print("\n" + format_study(summary, {name: MEASURES[entry.want][0] for name, entry in instructions.items()}))
