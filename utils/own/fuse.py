@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +48,10 @@ class Fuser:
 
     def _features(self, pairs: Sequence[OwnPair], config: Config) -> list[dict[str, Tensor]]:
         """A pair without text of its own gets the default feature of the checkpoint."""
-        source, features = config.ckpt or self.model.label, [{} for _ in pairs]
+        source = config.ckpt or self.model.label
+        wanted = list(dict.fromkeys(pair.instruct for pair in pairs if pair.instruct))
+        encoded = dict(zip(wanted, encode_instructions(wanted, config, self.model, self.device)))
+        features = [{"instruction": encoded[pair.instruct]} if pair.instruct else {} for pair in pairs]
         described = [i for i, pair in enumerate(pairs) if pair.text_a]
         if described:
             text = self.guidances.get("text")
@@ -59,10 +61,6 @@ class Fuser:
             texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
             for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
                 features[i]["text"] = torch.from_numpy(feature)
-        wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
-        encoded = dict(zip(wanted, encode_instructions(wanted, config, self.model, self.device)))
-        for own, pair in zip(features, pairs):
-            own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
         for kind, guidance in self.guidances.items():
             without = [] if guidance.encoder else [own for own in features if kind not in own]
             default = guidance.instead
@@ -152,15 +150,12 @@ def remark(alignment: Alignment) -> str:
 
 
 def save(pair: OwnPair, a: Picture, b: Picture, fused: Sequence[np.ndarray], labels: Sequence[str]) -> None:
-    """Write the result of a pair, (H, W) uint8, in colour where a source is; several as a picture, and one by one."""
+    """Write the result of a pair, (H, W) uint8, in colour where a source is; several beside each other."""
     results = [in_colour(each, a, b) for each in fused]
-    if len(results) == 1:
-        return write_image(pair.out, results[0])
-    sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
-    write_image(pair.out, side_by_side([*sources, *results], ["A", "B", *labels]))
-    for number, (result, label) in enumerate(zip(results, labels)):
-        words = re.sub(r"\W+", "_", label).strip("_").lower()[:60]
-        write_image(pair.out.with_suffix("") / f"{number}_{words}{pair.out.suffix}", result)
+    if len(results) > 1:
+        sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
+        results = [side_by_side([*sources, *results], ["A", "B", *labels])]
+    write_image(pair.out, results[0])
 
 
 def in_colour(fused: np.ndarray, a: Picture, b: Picture) -> np.ndarray:
