@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.own.fit import Picture, common_size, fit
+from utils.own.fit import Picture, common_size, resized
 from utils.own.pairing import cut, find_pairs, read_table
 
 
@@ -153,7 +153,8 @@ def test_resize(resize, size):
     rng = np.random.default_rng(0)
     a = Picture(rng.random((20, 30), dtype=np.float32), None)
     b = Picture(rng.random((40, 60), dtype=np.float32), rng.integers(0, 256, (2, 40, 60), dtype=np.uint8))
-    one, two = fit(a, b, resize, "x")
+    assert common_size((20, 30), (40, 60), resize, "x") == size
+    one, two = resized(a, size), resized(b, size)
     assert one.gray.shape == two.gray.shape == size and two.chroma.shape == (2, *size) and one.chroma is None
     assert two.chroma.dtype == np.uint8 and (one.gray.min() >= 0 and one.gray.max() <= 1)
     if resize == "a":  # a mean of areas

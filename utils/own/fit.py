@@ -54,7 +54,8 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     return Picture(gray.clip(0, 1), np.stack(chroma) if chroma else None)
 
 
-def fit(a: Picture, b: Picture, resize: str | None, names: str) -> tuple[Picture, Picture]:
-    """A pair in one size; arguments and errors as of `common_size`."""
-    size = common_size(a.gray.shape, b.gray.shape, resize, names)
-    return resized(a, size), resized(b, size)
+def read_pair(a: Path, b: Path, resize: str | None) -> tuple[Picture, Picture]:
+    """Two image files in one size; InputError as `read_image` and `common_size`."""
+    one, two = read_picture(a), read_picture(b)
+    size = common_size(one.gray.shape, two.gray.shape, resize, f"{a} and {b}")
+    return resized(one, size), resized(two, size)

@@ -20,7 +20,7 @@ from utils.files import write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
-from utils.own.fit import Picture, fit, read_picture, resized
+from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
@@ -31,9 +31,7 @@ from utils.results.table import format_table, left_out_lines
 class Fuser:
     """From two pictures to their results: the network, its guides, and what the job compares it with.
 
-    Attributes:
-        labels: of the results.
-        features: what guides each pair of the job, but for what is computed from its images.
+    `labels` are those of the results; `features` guide each pair, but for what is computed from its images.
     """
 
     def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
@@ -99,7 +97,7 @@ def list_pairs(job: Job) -> None:
                 a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps)
                 said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
             else:
-                said = "{} x {}".format(*read_pair(pair, job.resize)[0].gray.shape)
+                said = "{} x {}".format(*read_pair(pair.a, pair.b, job.resize)[0].gray.shape)
         except InputError as error:
             failed, said = failed + 1, str(error)
         print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
@@ -118,7 +116,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2)
     for pair, features in bar:
         try:
-            a, b = read_pair(pair, job.resize)
+            a, b = read_pair(pair.a, pair.b, job.resize)
             if job.align:
                 alignment = align(a.gray, b.gray, job.align)
                 b = Picture(*alignment.apply(*b))
@@ -135,11 +133,6 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
-
-
-def read_pair(pair: OwnPair, resize: str | None) -> tuple[Picture, Picture]:
-    """The images of a pair in one size; InputError as `read_image` and `fit`."""
-    return fit(read_picture(pair.a), read_picture(pair.b), resize, f"{pair.a} and {pair.b}")
 
 
 def remark(alignment: Alignment) -> str:
