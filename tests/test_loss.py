@@ -201,8 +201,8 @@ def test_targets_wait_for_their_share_of_the_training():
     images = night(0)
     late, never = (FusionLoss(gradient="vector", contrast_weight=c, target_edges=c, targets_from=0.5) for c in (1, 0))
     assert late(*images)["total"] == never(*images)["total"] and late(*images)["missing_contrast"] > 0.1
-    late.progress = 0.5
-    assert late(*images)["total"] > never(*images)["total"] + late(*images)["missing_contrast"]
+    terms = late(*images, progress=0.5)
+    assert terms["total"] > never(*images)["total"] + terms["missing_contrast"]
 
 
 def test_edge_gain_wants_longer_edges():
@@ -268,14 +268,9 @@ def test_build_loss():
         ({"name": ["fusion"]}, "loss.name ['fusion'] is not known; did you mean 'fusion'?"),
         ({"grad": 3}, "loss.grad is not an option of 'fusion'; did you mean 'gradient'?"),
         ({"self": 3}, "loss.self is not an option of 'fusion'; known: "),
-        ({"grad_weight": "much"}, "loss.grad_weight must be like 20.0, not 'much'"),
-        ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
-        ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
-        ({"intensity": 3}, "loss.intensity must be one of max, sharper, exposed, not '3'"),
+        ({"grad_weight": "much"}, "loss.grad_weight in 'fusion' must be float, not 'much'"),
         ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
-        ({"targets_from": float("nan")}, "loss.targets_from must be like 0.0, not nan"),
         ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
-        ({"edge_gain": float("nan"), "gradient": "vector"}, "loss.edge_gain must be like 1.0, not nan"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
         ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
     ],
@@ -315,16 +310,13 @@ def test_a_new_loss(monkeypatch):
 class Box:
     def __init__(
         self,
-        width=32,
+        width: int = 32,
         scale: float = 1.0,
         grid: tuple[int, int] = (288, 384),
-        without=(),
-        deep=False,
-        rate: "float | None" = 0.5,
-        crop: int | None = None,
-        step: int = None,  # noqa: RUF013
-        sizes: list[float] | None = None,
-        mode: Literal["a", "b"] | None = None,
+        without: tuple[str, ...] = (),
+        deep: "bool" = False,
+        rate: float | None = 0.5,
+        mode: Literal["a", "b"] = "a",
         free=None,
         **further,
     ):
@@ -334,16 +326,13 @@ class Box:
 @pytest.mark.parametrize(
     "key, right, wrong, wanted",
     [
-        ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "like 32"),
-        ("scale", [7, 0.5, 2**40], ["wide", False, None], "like 1.0"),
-        ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], [1, 2.0], 1, "12", None], "like (288, 384)"),
-        ("without", [[], ["a", "b", "c"]], ["a", [1.5], None], "like ()"),
-        ("deep", [True], [1, "yes", None], "like False"),
-        ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "like 0.5"),
-        ("crop", [None, 64], ["wide", 64.0, True, 2**31, [64]], "int | None"),
-        ("step", [None, 64], ["wide", 64.0], "int | None"),
-        ("sizes", [None, [], [1, 2.5]], [1.0, ["a"], [True]], "list[float] | None"),
-        ("mode", [None, "a"], ["c", 1], "Optional[Literal['a', 'b']]"),
+        ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "int"),
+        ("scale", [7, 0.5, 2**40], ["wide", False, None, float("nan")], "float"),
+        ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], 1, "12", None], "tuple[int, int]"),
+        ("without", [[], ["a", "b", "c"]], ["a", None], "tuple[str, ...]"),
+        ("deep", [True], [1, "yes", None], "bool"),
+        ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "float"),
+        ("mode", ["b"], ["c", 1], "one of a, b"),
         ("free", [None, 3, "word", [True], {"a": 1}], [], ""),
     ],
 )
@@ -355,24 +344,8 @@ def test_the_kinds_of_options(key, right, wrong, wanted):
     for value in wrong:
         with pytest.raises(InputError) as error:
             boxes.build("box", **{key: value})
-        assert str(error.value) == f"net.{key} must be {wanted}, not {value!r}"
+        assert str(error.value) == f"net.{key} in 'box' must be {wanted}, not {value!r}"
     with pytest.raises(InputError, match="net.further is not an option of 'box'"):
         boxes.build("box", further=1)
-
-
-def test_a_registry_refuses_a_name_twice_and_asks_for_what_has_no_default():
-    registry = Registry("net")
-
-    @registry.register("line")
-    class Line:
-        def __init__(self, length: int, bold=False):
-            self.length = length
-
-    assert registry == {"line": Line} and Line.name == "line" and registry.defaults("line") == {"bold": False}
-    assert registry.build(name="line", length=3).length == 3
-    with pytest.raises(InputError, match="net.length has no default in 'line'; give it a value"):
-        registry.build("line", bold=True)
-    with pytest.raises(InputError, match="net.length must be int, not 'long'"):
-        registry.build("line", length="long")
-    with pytest.raises(ValueError, match="net.name 'line' is taken"):
-        registry.register("line")(Box)
+    with pytest.raises(ValueError, match="net.name 'box' is taken"):
+        boxes.register("box")(Box)
