@@ -20,7 +20,6 @@ from utils.loss import (
     build_loss,
     grow,
     missing_contrast,
-    sobel_gradient,
     ssim,
     visual_information,
 )
@@ -53,14 +52,7 @@ def test_published_values(reference, k):
 
 def test_zero_where_fused_is_brighter_and_sharper_source():
     a = torch.rand(2, 1, 20, 24)
-    terms = FusionLoss()(a, a, torch.zeros_like(a))
-    assert terms["total"].item() == 0
-
-
-def test_gradient_of_a_step_edge():
-    step = torch.zeros(1, 1, 9, 9)
-    step[..., 5:] = 1
-    assert sobel_gradient(step)[0, 0, 4, 4].item() == 4
+    assert FusionLoss()(a, a, torch.zeros_like(a))["total"].item() == 0
 
 
 def test_vector_gradient_follows_the_stronger_edge_with_its_sign():
@@ -219,9 +211,8 @@ def test_exposure_is_the_metric():
     assert terms["total"].item() == pytest.approx(2 - 2 * expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("intensity", sorted(INTENSITIES))
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
+@pytest.mark.parametrize("gradient, intensity", zip([*GRADIENTS, GRADIENTS[0]], sorted(INTENSITIES)))
+def test_a_batch_is_the_mean_of_its_images(gradient, intensity):
     """So neither train.accumulate nor the number of processes changes a training."""
     weights = dict(vif_weight=0.5, contrast_weight=1, exposure_weight=1, target_edges=int(gradient == "vector"))
     criterion = FusionLoss(1.0, intensity=intensity, gradient=gradient, **weights)
@@ -233,16 +224,12 @@ def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
         torch.testing.assert_close(torch.cat([part[1] for part in parts]) / len(parts), slope, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("copies", [1, 4])
-def test_visual_information_of_equal_images(copies):
+def test_visual_information_of_equal_images():
     """The ratio was once that of the sums over the batch; for equal images that is the same, value and gradient."""
-    images = [x[2:3].repeat(copies, 1, 1, 1) for x in waves()]
+    images = [x[2:3].repeat(4, 1, 1, 1) for x in waves()]
     terms, slope = backward(FusionLoss(0, intensity_weight=0, vif_weight=1), images)
-    assert terms[0].item() == pytest.approx(TOTAL, rel=1e-9)
-    assert slope.sum(dim=0).norm().item() == pytest.approx(SLOPE, rel=1e-9)
-
-
-TOTAL, SLOPE = 4.0669798979, 0.26637546177  # of the form with sums over the batch
+    assert terms[0].item() == pytest.approx(4.0669798979, rel=1e-9)
+    assert slope.sum(dim=0).norm().item() == pytest.approx(0.26637546177, rel=1e-9)
 
 
 def test_visual_information_of_each_source():
@@ -257,8 +244,6 @@ def test_visual_information_of_each_source():
 def test_build_loss():
     assert type(build_loss({})) is FusionLoss and build_loss({}).name == "fusion" and build_loss({}).maps == ()
     assert build_loss({"contrast_weight": 1}).maps == ("warm",)
-    loss = build_loss({"name": "fusion", "grad_weight": 3, "gradient": "vector"})
-    assert loss.grad_weight == 3 and loss.gradient == "vector"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from utils.check import Constraint, checked, keys_of
 from utils.errors import InputError, nearest
 from utils.files import find_file
 
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
 PositiveInt = Annotated[int, POSITIVE]
 PositiveFloat = Annotated[float, POSITIVE]
@@ -190,7 +191,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise InputError(f"'{override}' is not of the form key=value, e.g. train.lr=1e-4")
         try:
             value = yaml.load(text, Loader)
-        except (yaml.YAMLError, ValueError) as error:
+        except YAML_ERRORS as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
         values = _replaced(values, key.split("."), value)
     return checked(Config, values, "the command line")
@@ -210,7 +211,7 @@ def read_yaml(path: str | Path) -> dict:
         content = yaml.load(find_file(path).read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"cannot read the file {path} ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is e.g. of a date of month 13, or of no text
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error

@@ -140,9 +140,8 @@ def folder_to_resume(resume: str | None) -> Path | None:
 
 def drop_records_after(path: Path, epoch: int) -> None:
     """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
-    if path.is_file():
-        whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
-        write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+    whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+    write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
 
 
 def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> None:
