@@ -24,11 +24,11 @@ import torch
 from net import FusionNetwork, build_model, configure_compute, load_model
 from utils import distributed
 from utils.config import Config, parse_args
-from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task, task_of
+from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task
 from utils.data.images import stack_rows, write_image
 from utils.data.make import make_sets
 from utils.data.pairs import PairDataset
-from utils.data.sources import find_sources, task_of_set
+from utils.data.sources import find_sources
 from utils.errors import InputError, run_script
 from utils.files import commit, find_newest, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
@@ -98,7 +98,7 @@ def open_sets(config: Config, overrides: list[str], device: torch.device) -> dic
     for name, path in paths.items():
         task = None
         if "{task}" in (config.ckpt or ""):
-            task = task_of(path) if path.is_file() else task_of_set(name, config)
+            task = recorded_task(path) if path.is_file() else find_sources(config, [name])[0].task
         used = replace(config, ckpt=find_checkpoint(config.ckpt, task))
         same = [model for other, model in opened.values() if other.ckpt == used.ckpt]
         model = same[0] if same else open_model(used, overrides, device)
@@ -115,7 +115,7 @@ def open_sets(config: Config, overrides: list[str], device: torch.device) -> dic
 def find_checkpoint(ckpt: str | None, task: str | None = None) -> str | None:
     """`ckpt` with a task for {task}, and with the newest file for a *."""
     if ckpt and "{task}" in ckpt:
-        if task is None:
+        if not task:
             raise InputError(f"say which weights: ckpt={ckpt.replace('{task}', 'IVF')} for infrared and visible")
         ckpt = ckpt.replace("{task}", task)
     if ckpt and "*" in ckpt:
