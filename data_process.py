@@ -49,8 +49,7 @@ def main() -> None:
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command]).main(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in simulate_sets(config, words):
-        print(line)
+    simulate_sets(config, words)
     problems = encode_sets(config, words) if command else make_h5_files(config, words, args.align)
     if problems:
         raise InputError("\n".join(problems))

@@ -91,8 +91,9 @@ def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
         pattern: the file name with * for the name that counts, e.g. "*_ir" for any format, or "*_ir.png".
     """
     before, _, after = pattern.partition("*")
-    ending = "" if Path(f"x{after}").suffix.lower() in EXTENSIONS else f"(?i:{'|'.join(EXTENSIONS)})"
-    fits = re.compile(f"{re.escape(before)}(.+){re.escape(after)}{ending}")
+    named = Path(f"x{after}").suffix
+    after, endings = (after.removesuffix(named), [named]) if named.lower() in EXTENSIONS else (after, EXTENSIONS)
+    fits = re.compile(f"{re.escape(before)}(.+){re.escape(after)}(?i:{'|'.join(map(re.escape, endings))})")
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         match = fits.fullmatch(path.name)

@@ -37,8 +37,7 @@ def main(config: Config, words: list[str]) -> None:
         InputError: with a line for each image that could not be described; the others are done.
     """
     words = words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in simulate_sets(config, words):
-        print(line)
+    simulate_sets(config, words)
     items, problems = [], []
     for source in find_sources(config, words):
         found, wrong = list_items(source, config.describe.modality)
