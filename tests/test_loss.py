@@ -201,8 +201,8 @@ def test_targets_wait_for_their_share_of_the_training():
     images = night(0)
     late, never = (FusionLoss(gradient="vector", contrast_weight=c, target_edges=c, targets_from=0.5) for c in (1, 0))
     assert late(*images)["total"] == never(*images)["total"] and late(*images)["missing_contrast"] > 0.1
-    late.progress = 0.5
-    assert late(*images)["total"] > never(*images)["total"] + late(*images)["missing_contrast"]
+    counted = late(*images, progress=0.5)
+    assert counted["total"] > never(*images)["total"] + counted["missing_contrast"]
 
 
 def test_edge_gain_wants_longer_edges():
@@ -274,7 +274,6 @@ def test_build_loss():
         ({"intensity": 3}, "loss.intensity must be one of max, sharper, exposed, not '3'"),
         ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
         ({"targets_from": float("nan")}, "loss.targets_from must be like 0.0, not nan"),
-        ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
         ({"edge_gain": float("nan"), "gradient": "vector"}, "loss.edge_gain must be like 1.0, not nan"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
         ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
