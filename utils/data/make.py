@@ -13,7 +13,7 @@ from net.provenance import GuideRecord
 from utils.data.align import Alignment, align
 from utils.data.h5 import create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
-from utils.data.sources import Source, read_split
+from utils.data.sources import Source, read_names
 from utils.errors import InputError, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
@@ -128,7 +128,7 @@ class SourcePairs(Dataset):
     ):
         self.source, self.motion = source, motion
         self.problems: list[str] = []
-        self.names = read_split(source, self.problems)
+        self.names = read_names(source.names, self.problems)
         self.sides = {"imageA": source.a, "imageB": source.b, **source.maps}
         self.files = {side: source.list_images(side) for side in self.sides.values()}
         self.resize = resize if source.training else None

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import as_unit, colorize, read_image, to_8bit, write_image
-from utils.data.sources import Source, find_dataset, read_split
+from utils.data.sources import Source, find_dataset, read_names
 from utils.errors import InputError
 from utils.files import write_file
 from utils.opencv import cv2
@@ -148,7 +148,7 @@ def simulate_sets(config: Config, words: list[str]) -> None:
 def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
     """Write images, texts and at last the split file of a simulated set."""
     problems: list[str] = []
-    names, images = read_split(real, problems), real.list_images(side)
+    names, images = read_names(real.names, problems), real.list_images(side)
     problems += [f"'{name}' has no image in {real.folder('Image') / side}" for name in names if name not in images]
     if problems:
         raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))

@@ -132,20 +132,19 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     return Source(**vars(row), dataset=dataset, split="", root=find_file(config.data.root))
 
 
-def read_split(source: Source, problems: list[str]) -> list[str]:
-    """The names in <split>.txt without their extensions; those listed twice or leaving the folder are `problems`.
+def read_names(path: Path, problems: list[str]) -> list[str]:
+    """The names in a split file without their extensions; those listed twice or leaving the folder are `problems`.
 
     InputError if there is no such file, or no name in it.
     """
-    path = source.names
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
+        raise InputError(f"cannot read the split file {path}") from error
     lines = [line for line in lines if not line.startswith("#")]
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
     if not listed:
-        raise InputError(f"{source.name} was not made: the split file {path} is empty")
+        raise InputError(f"the split file {path} is empty")
     plain = [name for name in listed if plain_name(name)]
     problems += [f"'{name}' is listed {count} times" for name, count in listed.items() if count > 1]
     problems += [f"{name!r} is not a plain file name" for name in listed if name not in plain]
