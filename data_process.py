@@ -24,7 +24,7 @@ from utils.config import Config, parse_args
 from utils.data.align import MOTIONS
 from utils.data.make import make_sets
 from utils.data.simulate import simulate_sets
-from utils.data.sources import find_sources, read_split
+from utils.data.sources import find_sources, read_names
 from utils.errors import InputError, run_script
 from utils.guides import makers_of
 from utils.guides.text_features import read_features, write_features
@@ -49,8 +49,7 @@ def main() -> None:
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command]).main(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in simulate_sets(config, words):
-        print(line)
+    simulate_sets(config, words)
     problems = encode_sets(config, words) if command else make_h5_files(config, words, args.align)
     if problems:
         raise InputError("\n".join(problems))
@@ -67,7 +66,7 @@ def encode_sets(config: Config, words: list[str]) -> list[str]:
     """Write TextFeature/ from Text/; returns what is wrong with the pairs that have no feature now."""
     problems: list[str] = []
     for source in find_sources(config, words):
-        names = read_split(source, problems)
+        names = read_names(source.names, problems)
         found = read_features(source, names, config, config.text.encoder, config.text.path, problems, go_on=True)
         count = write_features(source, found)
         print(f"{source.folder('TextFeature')}: {count} features written, {len(found.of) - count} were up to date")

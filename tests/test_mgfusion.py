@@ -234,8 +234,8 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
         assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
         assert file.attrs["clip_name"] == clip_folder and len(file.attrs["clip_revision"]) == 16
     dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
-    (record,) = dataset.records["clip"].values()
-    assert dataset.dims == {"clip": 12} and record == ClipEncoder(clip_folder).record
+    (record,) = dataset.features["clip"].records.values()
+    assert dataset.features["clip"].width == 12 and record == ClipEncoder(clip_folder).record
     sample = dataset[0]
     fresh = ClipEncoder(clip_folder)(sample["image_a"][None], sample["image_b"][None])
     torch.testing.assert_close(sample["clip"][None], fresh, atol=1e-5, rtol=0)

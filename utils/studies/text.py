@@ -57,7 +57,7 @@ def main() -> None:
         dataset = PairDataset([path], model.inputs)
         check_shape(path, config.data, training=False)
         guidances = open_guides(used, model, [dataset], device)
-        if dataset.lacking["text"]:
+        if dataset.features["text"].lacking:
             raise InputError(f"{path} holds no text; the study compares each pair's own with others")
         if len(dataset) < 2:
             raise InputError(f"{name} has one pair; the study gives each the text of another and needs two")
