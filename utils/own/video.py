@@ -144,8 +144,10 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
             if not written:
                 code = cv2.VideoWriter_fourcc(*f"{codec:4.4}")
                 if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, image.shape[1::-1]):
-                    how = f"with the codec {codec!r} at {fps:g} frames a second; use {usual}, or FFV1 in a .mkv"
-                    raise InputError(f"cannot write {path} {how}, and see that there is space")
+                    advice = f"use {usual}, or FFV1 in a .mkv, and see that there is space"
+                    raise InputError(
+                        f"cannot write {path} with the codec {codec!r} at {fps:g} frames a second; {advice}"
+                    )
             writer.write(image)
             written += 1
 
