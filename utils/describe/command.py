@@ -3,11 +3,11 @@
 import re
 
 from utils.config import Config
-from utils.data.simulate import simulate_sets
 from utils.data.sources import Source, find_sources, read_names
 from utils.describe.paragraphs import Item, ParagraphWriter
 from utils.errors import InputError
 from utils.process import pick_device
+from utils.simulate import simulate_sets
 
 KINDS = {  # of images, by a word in the name of their folder or files
     "ir": "infrared",
