@@ -23,7 +23,6 @@ from net import build_model
 from utils.config import Config, parse_args
 from utils.data.align import MOTIONS
 from utils.data.make import make_sets
-from utils.data.simulate import simulate_sets
 from utils.data.sources import find_sources, read_names
 from utils.errors import InputError, run_script
 from utils.guides import makers_of
@@ -32,7 +31,9 @@ from utils.loss import build_loss
 from utils.process import set_up_process
 from utils.targets import COMPUTED_MAPS
 
-COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}  # modules with a main(config, words)
+# found by name, as the core imports no wing: modules with a main(config, words)
+COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}
+SIMULATION = "utils.simulate"
 
 
 def main() -> None:
@@ -49,7 +50,8 @@ def main() -> None:
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command]).main(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    simulate_sets(config, words)
+    if config.data.simulate:
+        importlib.import_module(SIMULATION).main(config, words)
     problems = encode_sets(config, words) if command else make_h5_files(config, words, args.align)
     if problems:
         raise InputError("\n".join(problems))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from net.provenance import Provenance
 from utils.errors import InputError, enough_memory
+from utils.provenance import Provenance
 from utils.registry import Registry, options_of
 
 NETWORKS = Registry("net")

@@ -19,10 +19,10 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from net.base import FusionNetwork, build_model
-from net.provenance import Provenance
 from net.published import is_published, translate
 from utils.errors import InputError
 from utils.files import find_file, to_json, write_file
+from utils.provenance import Provenance
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")

@@ -16,7 +16,6 @@ import yaml
 from net import NETWORKS, FusionNetwork, build_model, load_model
 from net.base import register
 from net.film import FILM
-from net.provenance import GuideRecord
 from tests import literal, test_metrics
 from tests.examples import FILES, PAGE, VARIANTS, in_place
 from tests.test_net import SMALL
@@ -26,6 +25,7 @@ from utils.config import load_config
 from utils.data.pairs import PairDataset
 from utils.loss import Loss, register_loss
 from utils.metrics import METRICS
+from utils.provenance import GuideRecord
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])

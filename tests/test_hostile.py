@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from net import build_model, load_model
-from net.provenance import GuideRecord
 from tests.test_text import save_bert
 from tests.toy import CONFIG, make_pairs, script
 from utils.config import Config, load_config
@@ -24,6 +23,7 @@ from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides.text import TextEncoder, open_text_encoder
+from utils.provenance import GuideRecord
 
 
 class Mark:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from net import build_model, configure_compute, load_model
-from net.provenance import GuideRecord
 from tests import literal
 from tests.toy import process, script
 from utils.config import Config, Train
@@ -17,6 +16,7 @@ from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides import open_guides
 from utils.guides.clip import ClipEncoder
+from utils.provenance import GuideRecord
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"

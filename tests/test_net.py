@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from net import NETWORKS, FusionNetwork, build_model, compute, configure_compute, load_model, restormer
 from net.checkpoint import save_checkpoint
 from net.film import TextGuidance
-from net.provenance import GuideRecord, Provenance
 from net.published import MODULES, our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
 from utils.data.features import collate_features, features_of
 from utils.errors import InputError
+from utils.provenance import GuideRecord, Provenance
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
 # of any network, as far as it has such an option

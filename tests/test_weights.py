@@ -11,11 +11,11 @@ import torch
 
 from net import build_model, load_model
 from net.checkpoint import read_checkpoint, save_weights
-from net.provenance import GuideRecord, Provenance
 from tests.test_scripts import only_run
 from tests.toy import ROOT, process, script
 from utils.config import Config, load_config, read_yaml
 from utils.errors import InputError
+from utils.provenance import GuideRecord, Provenance
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 8))
 SHIPPED = sorted((ROOT / "models").glob("*.safetensors"))

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from net import FusionNetwork
-from net.provenance import Provenance
 from utils import distributed
 from utils.check import checked
 from utils.config import Config
@@ -36,6 +35,7 @@ from utils.files import (
 )
 from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
+from utils.provenance import Provenance
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
 SAME_TO_RESUME = (

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.config import Data
 from utils.data.features import FEATURES, check_feature
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.opencv import MAX_PIXELS
+from utils.provenance import GuideRecord
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
 MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64

@@ -9,7 +9,6 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from net.provenance import GuideRecord
 from utils.data.align import Alignment, align
 from utils.data.h5 import create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
@@ -17,6 +16,7 @@ from utils.data.sources import Source, read_names
 from utils.errors import InputError, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
+from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
 
 MANY_PAIRS = 32  # processes are not worth their start for fewer

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from net.provenance import GuideRecord
 from utils.data.features import FEATURES, collate_features, features_of
 from utils.data.h5 import PairFile, read_record, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
 from utils.errors import InputError
 from utils.files import plain_name
+from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
 
 # see PairDataset

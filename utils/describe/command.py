@@ -2,8 +2,8 @@
 
 import re
 
+from utils import simulate
 from utils.config import Config
-from utils.data.simulate import simulate_sets
 from utils.data.sources import Source, find_sources, read_names
 from utils.describe.paragraphs import Item, ParagraphWriter
 from utils.errors import InputError
@@ -37,7 +37,7 @@ def main(config: Config, words: list[str]) -> None:
         InputError: with a line for each image that could not be described; the others are done.
     """
     words = words or [*config.data.train, *config.data.val, *config.data.test]
-    simulate_sets(config, words)
+    simulate.main(config, words)
     items, problems = [], []
     for source in find_sources(config, words):
         found, wrong = list_items(source, config.describe.modality)

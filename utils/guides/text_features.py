@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from net.provenance import GuideRecord
 from utils.check import checked
 from utils.config import Config
 from utils.data.features import check_feature
@@ -17,6 +16,7 @@ from utils.files import short_digest, write_file
 from utils.guides.guidance import GIVEN
 from utils.guides.text import TextEncoder, encoder_name, encoder_options
 from utils.process import pick_device
+from utils.provenance import GuideRecord
 
 
 @dataclass

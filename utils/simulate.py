@@ -118,7 +118,7 @@ class Origin:
     image: str
 
 
-def simulate_sets(config: Config, words: list[str]) -> None:
+def main(config: Config, words: list[str]) -> None:
     """Make the sets that data.simulate asks for, images and text beside the real ones.
 
     A set is made from all photographs of a split and takes that split's name, so what is simulated from training images
