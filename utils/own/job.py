@@ -9,7 +9,7 @@ from utils.config import Config
 from utils.errors import InputError
 from utils.own.pairing import OwnPair, find_pairs, read_table
 from utils.own.video import VIDEOS, is_video
-from utils.results.evaluate import applicable
+from utils.results.evaluate import applicable, check_metrics
 
 
 @dataclass
@@ -44,6 +44,7 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     video = any(map(is_video, (*args.words, args.out or "")))
     if video and (args.metrics or args.compare or len(args.instruct) > 1):
         raise InputError("a video takes one --instruct, and neither --metrics nor --compare; leave them out")
+    check_metrics(config.test.metrics)
     metrics, note = applicable(config.test.metrics if args.metrics else [], {args.task: args.task})
     if note:
         print(f"note: {note}")
