@@ -34,7 +34,8 @@ class Registry(dict[str, type]):
 
         def add(cls: T) -> T:
             if name in self:
-                raise ValueError(f"{self.key}.name '{name}' is taken by {self[name]}")
+                taken_by = f"{self[name].__module__}.{self[name].__qualname__}"
+                raise ValueError(f"{self.key}.name '{name}' is taken by {taken_by}")
             self[name] = cls
             cls.name = name
             return cls
