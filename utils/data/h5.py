@@ -11,7 +11,6 @@ of which dataset and task it is, its resize, and the encoder of each kind of fea
 import contextlib
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -98,10 +97,7 @@ def attribute(file: h5py.File, key: str) -> str:
 def recorded_task(path: str | Path) -> str:
     """The task recorded in an H5 file, e.g. IVF; empty for a published file, which records none."""
     with open_h5(path) as file:
-        task = attribute(file, "task")
-    if not re.fullmatch(r"\w*", task):  # it becomes part of a file's name
-        raise InputError(f"{path} is of a task {task!r}, which is no plain name; make it again")
-    return task
+        return attribute(file, "task")
 
 
 def check_shape(path: str | Path, data: Data, training: bool) -> None:

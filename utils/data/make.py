@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -22,13 +22,11 @@ from utils.targets import COMPUTED_MAPS
 MANY_PAIRS = 32  # processes are not worth their start for fewer
 
 
-class FeatureMaker(Protocol):
-    """Makes the features of one kind for a set. `record` names its encoder."""
+class FeatureMaker(NamedTuple):
+    """Makes the features of one kind for a set."""
 
-    record: GuideRecord
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        """The feature (L, dim) of the pair `name`, images (H, W) float32 in [0, 1]."""
+    record: GuideRecord  # their encoder
+    of: Callable[[str, np.ndarray, np.ndarray], np.ndarray]  # name of a pair, A and B (H, W) in [0, 1] -> (L, dim)
 
 
 Makers = Mapping[str, Callable[[Source, list[str], list[str]], FeatureMaker | None]]  # of utils.guides.makers_of
@@ -84,7 +82,7 @@ def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int
             if isinstance(pair, InputError):
                 problems += str(pair).splitlines()
             elif not problems:
-                features = {kind: maker(name, *map(as_unit, pair.images)) for kind, maker in opened.items()}
+                features = {kind: maker.of(name, *map(as_unit, pair.images)) for kind, maker in opened.items()}
                 write_sample(file, name, pair.maps, features)
                 if pair.alignment:
                     alignments[name] = pair.alignment

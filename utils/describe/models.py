@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.errors import InputError
+from utils.guides.pretrained import load_whole, loading
 
 MOST_SEGMENTS = 10  # of an image; the prompt would become too long with more
 
@@ -36,19 +36,10 @@ def load(
     """
     import transformers  # takes seconds
 
-    try:
+    with loading(f"the model '{path}' cannot be loaded", "give a hub name that can be reached or a local folder"):
         processor = getattr(transformers, processor_class).from_pretrained(path, trust_remote_code=False)
-        model, report = getattr(transformers, model_class).from_pretrained(
-            path, dtype=dtype or inference_dtype(device), trust_remote_code=False, output_loading_info=True
-        )
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise ValueError(f"its weights are not those of a {type(model).__name__}")
+        model = load_whole(getattr(transformers, model_class), path, dtype=dtype or inference_dtype(device))
         return model.to(device).eval(), processor
-    except Exception as error:  # damaged files and unreachable hubs raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the model '{path}' cannot be loaded ({reason}); give a hub name that can be reached or a local folder"
-        ) from error
 
 
 class Captioner:

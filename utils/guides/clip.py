@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.config import Config
+from utils.data.make import FeatureMaker
 from utils.data.pairs import PairDataset
 from utils.data.sources import Source
 from utils.errors import InputError
@@ -53,7 +54,7 @@ class ClipEncoder:
                 torch.manual_seed(0)
                 model = CLIPVisionModelWithProjection(CLIPVisionConfig())
         else:
-            with loading("CLIP", path, ADVICE):
+            with loading(f"CLIP cannot be loaded from '{path}'", ADVICE):
                 model = load_whole(CLIPVisionModelWithProjection, path)
         model = model.float().eval().requires_grad_(False)
         digest = hashlib.sha256()
@@ -85,24 +86,18 @@ class ClipEncoder:
 load_clip = functools.cache(ClipEncoder)  # several sets load it once
 
 
-class ClipMaker:
-    """CLIP vectors for an H5, a `FeatureMaker`: of the whole images."""
-
-    def __init__(self, encoder: ClipEncoder):
-        self.encoder, self.record = encoder, encoder.record
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))
-        return self.encoder(*tensors)[0].numpy(force=True)
-
-
 def make_clip(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
-) -> ClipMaker:
-    """CLIP for the pairs of a set; see `Guide`."""
+) -> FeatureMaker:
+    """CLIP for the whole images of the pairs of a set; see `Guide`."""
     encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(pick_device(config.device)))
     print(f"vectors by {in_words(encoder.record)}")
-    return ClipMaker(encoder)
+
+    def vectors(name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
+        tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))
+        return encoder(*tensors)[0].numpy(force=True)
+
+    return FeatureMaker(encoder.record, vectors)
 
 
 def open_clip(

@@ -8,13 +8,13 @@ from utils.errors import InputError
 
 
 @contextlib.contextmanager
-def loading(model: str, path: str, advice: str) -> Iterator[None]:
-    """Whatever goes wrong in loading a model becomes an InputError: damaged files and hubs raise many kinds."""
+def loading(failure: str, advice: str) -> Iterator[None]:
+    """Whatever goes wrong in loading a model becomes an InputError, "<failure> (<reason>); <advice>"."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # damaged files and unreachable hubs raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{model} cannot be loaded from '{path}' ({reason}); {advice}") from error
+        raise InputError(f"{failure} ({reason}); {advice}") from error
 
 
 def load_whole(model_class: type, path: str, unused: str | None = None, **options) -> Any:

@@ -146,7 +146,7 @@ class TextEncoder:
                 )
             path = str(Path(package.origin).parent / "model")
         advice = "give text.path a hub name that can be reached or a local folder"
-        with loading(f"the text encoder {self.name}", path, advice):
+        with loading(f"the text encoder {self.name} cannot be loaded from '{path}'", advice):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = load_whole(getattr(transformers, class_name), path, unused="pooler")
             config = getattr(model.config, "qformer_config", model.config)

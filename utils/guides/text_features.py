@@ -10,6 +10,7 @@ import numpy as np
 from utils.check import checked
 from utils.config import Config
 from utils.data.features import check_feature
+from utils.data.make import FeatureMaker
 from utils.data.sources import Source
 from utils.errors import InputError
 from utils.files import short_digest, write_file
@@ -29,23 +30,20 @@ class Note:
 
 @dataclass
 class TextFeatures:
-    """The text features of a set, a `FeatureMaker`: all of them were read or encoded at once."""
+    """The text features of a set: all of them are read or encoded at once."""
 
     of: dict[str, np.ndarray] = field(default_factory=dict)  # by name, (L, dim)
     notes: dict[str, Note] = field(default_factory=dict)
     encoded: list[str] = field(default_factory=list)  # names of those that were encoded now
 
-    @property
-    def record(self) -> GuideRecord:
-        return GuideRecord(min({note.encoder for note in self.notes.values()} - {GIVEN}, default=GIVEN))
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        return self.of[name]
+    def encoders(self) -> list[str]:
+        """What made them, as far as it is known."""
+        return sorted({note.encoder for note in self.notes.values()} - {GIVEN})
 
 
 def make_text(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
-) -> TextFeatures | None:
+) -> FeatureMaker | None:
     """The text of the pairs of a set; see `Guide`. None if it has none and text.use=default needs none."""
     found: list[str] = []
     features = read_features(source, names, config, *encoder_options(config, record), found)
@@ -54,7 +52,7 @@ def make_text(
         print(f"note: {source.name} is made without text, the default text will guide ({reason})")
         return None
     problems += found
-    return features
+    return FeatureMaker(GuideRecord(min(features.encoders(), default=GIVEN)), lambda name, *images: features.of[name])
 
 
 def read_features(
@@ -96,9 +94,8 @@ def read_features(
             found.encoded = list(paragraphs)
         except InputError as error:
             problems.append(str(error))
-    named = sorted({note.encoder for note in found.notes.values()} - {GIVEN})
-    if len(named) > 1:
-        problems.append(f"the text features of {source.name} are of several encoders: {', '.join(named)}")
+    if len(found.encoders()) > 1:
+        problems.append(f"the text features of {source.name} are of several encoders: {', '.join(found.encoders())}")
     widths = [feature.shape[1] for feature in found.of.values()]
     usual = max(set(widths), key=widths.count, default=0)
     for name, feature in found.of.items():
