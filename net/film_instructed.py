@@ -1,14 +1,10 @@
-"""FILM blend that obeys instructions: what to follow, to restore, to bring out. docs/instructions.md has the idea.
+"""FILM blend that obeys instructions: it edits the sources as they ask, and fuses these. See docs/instructions.md.
 
-FILM's gate leaves the text no way to change an image by more than a fraction of a gray level, so instructions come in
-by a way of their own, before the fusion, and the paragraphs keep theirs:
-
-    instruction ──► Reader ──► strengths of K instructions
-                                 ▼            ▼
-    A, B ─────────────────► Editor 1 ──► ... Editor K ──► the sources that are asked for ──► FILM blend ──► F
+instruction ──► Reader ──► strengths of K instructions
+                             ▼            ▼
+A, B ─────────────────► Editor 1 ──► ... Editor K ──► the sources that are asked for ──► FILM blend ──► F
 """
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -28,14 +24,7 @@ ALIKE = 8 / 255  # sources that differ by less on average need no fusion, the le
 
 
 class Reader(nn.Module):
-    """How strongly a text asks for each of K instructions: learned queries attend to its tokens.
-
-    Args:
-        dim: width of a token.
-        instructions: K.
-        queries: places of the text that are looked at, each in its own way.
-        width: values that are taken from each place.
-    """
+    """How strongly a text asks for each of K instructions: learned queries take `width` values each from its tokens."""
 
     def __init__(self, dim: int, instructions: int, queries: int = 8, width: int = 32):
         super().__init__()
@@ -63,9 +52,8 @@ class Overview(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both images (N, 8, H/2, W/2) -> (N, width), from mean, deviation and maximum of features over the pixels."""
-        seen = [
-            rows_of(F.relu(self.conv(rows_of(x, strip.input_rows))), strip.output_rows) for strip in strips(x, halo=1)
-        ]
+        parts = strips(x, halo=1)
+        seen = [rows_of(F.relu(self.conv(rows_of(x, part.input_rows))), part.output_rows) for part in parts]
         count = x.shape[2] * x.shape[3]
         mean = sum(part.sum(dim=(2, 3)) for part in seen) / count
         variance = sum((part - mean[..., None, None]).square().sum(dim=(2, 3)) for part in seen) / count
@@ -95,9 +83,8 @@ class Editor(nn.Module):
     """Edits both sources as one instruction asks: each becomes a mixture of both, and convolutions add detail.
 
     The mixture takes the sources as they are, to choose one, and with mean 0 and deviation 1, to change contrast. The
-    convolutions also give, for each pixel, how much of the other source it takes. They run at half the resolution,
-    with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider view for a quarter of the work. The overview of
-    the pair modulates them, and weights the mixture.
+    convolutions run at half the resolution, with 2 x 2 pixels as channels (FFDNet, Zhang et al. 2018): a wider view for
+    a quarter of the work. The overview of the pair modulates them, and weights the mixture.
     """
 
     def __init__(self, channels: int, blocks: int, overview: int = 24):
@@ -141,11 +128,11 @@ class FILMInstructed(FILMBlend):
     """FILM blend of the sources that an instruction asks for; without one it is FILM blend.
 
     The fusion is trained first, without instructions (train.init), and stays as it is: reader and editors learn. Each
-    instruction has an editor of its own, as editors that share weights hinder each other. One edits what the one before
-    leaves, in the order of configs/instructions.yaml: what restores a source comes before what chooses one.
+    instruction has an editor of its own, as editors that share weights hinder each other; each edits the result of the
+    one before.
 
     Args:
-        instructions: K, how many the network can tell apart; which ones, configs/instructions.yaml says.
+        instructions: K, those of configs/instructions.yaml, in that order.
         instruction_dim: width of a token of an instruction (MiniLM: 384).
         editor_channels, editor_blocks: of an editor.
         sizes: of FILM.
@@ -167,9 +154,7 @@ class FILMInstructed(FILMBlend):
     ):
         super().__init__(**sizes)
         if min(instructions, instruction_dim, editor_channels, editor_blocks) < 1:
-            raise InputError(
-                "net.instructions, net.instruction_dim, net.editor_channels and net.editor_blocks must be at least 1"
-            )
+            raise InputError("the sizes under net must all be at least 1")
         self.requires_grad_(False)
         self.reader = Reader(instruction_dim, instructions)
         self.editors = nn.ModuleList(Editor(editor_channels, editor_blocks) for _ in range(instructions))
@@ -210,6 +195,14 @@ class FILMInstructed(FILMBlend):
                 images = images.index_add(0, asked, change)
         return images
 
+    def obey(self, image_a: Tensor, image_b: Tensor, text: Tensor, strengths: list[float]) -> Tensor:
+        """`forward` under K strengths that are known beforehand, not all 0, as a program to export needs it."""
+        images = torch.cat([image_a, image_b], dim=1)
+        for strength, editor in zip(strengths, self.editors):
+            if strength:
+                images = images + strength * editor(images.clamp(0, 1))
+        return self.fuse_edited(images, images.new_tensor([strengths]), text, None)
+
     def fuse_edited(self, images: Tensor, strengths: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """FILM blend of edited sources (N, 2, H, W); where something was asked for, alike ones are the result."""
         image_a, image_b = images.clamp(0, 1).split(1, dim=1)
@@ -229,32 +222,3 @@ class FILMInstructed(FILMBlend):
     def loss_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What it reads in the texts to practise with: logits (N, P, K)."""
         return {"reading": self.reader(batch["practice"].flatten(0, 1)).unflatten(0, batch["practice"].shape[:2])}
-
-    @torch.no_grad()
-    def obeying(self, instruction: Tensor) -> nn.Module:
-        """This network with one instruction (L, instruction_dim) built in, as an export needs it; see `Obeying`."""
-        return Obeying(self, self.strengths(instruction[None]))
-
-
-class Obeying(nn.Module):
-    """A FILMInstructed that obeys constant strengths (1, K): a copy of its fusion and of the editors they ask for.
-
-    Raises:
-        InputError: nothing is asked for.
-    """
-
-    def __init__(self, network: FILMInstructed, strengths: Tensor):
-        super().__init__()
-        if not strengths.any():
-            raise InputError(f"the instruction asks for nothing that {network.label} knows; say it in other words")
-        asked = strengths[0].nonzero()[:, 0]
-        self.register_buffer("strengths", strengths[:, asked])
-        self.network = copy.deepcopy(network)
-        self.network.reader, self.network.editors = None, nn.ModuleList(self.network.editors[k] for k in asked)
-
-    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """As FILM: images (N, 1, H, W) in [0, 1] and text (N, L, text_dim) -> fused image (N, 1, H, W)."""
-        images = torch.cat([image_a, image_b], dim=1)
-        for strength, editor in zip(self.strengths[0], self.network.editors):
-            images = images + strength * editor(images.clamp(0, 1))
-        return self.network.fuse_edited(images, self.strengths, text, text_mask)

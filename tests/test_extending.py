@@ -17,7 +17,6 @@ import yaml
 from net import NETWORKS, FusionNetwork, build_model, load_model
 from net.base import register
 from net.film import FILM
-from net.provenance import GuideRecord
 from tests import literal, test_metrics
 from tests.examples import FILES, PAGE, VARIANTS, in_place
 from tests.test_net import SMALL
@@ -27,6 +26,7 @@ from utils.config import load_config
 from utils.data.pairs import PairDataset
 from utils.loss import Loss, register_loss
 from utils.metrics import METRICS
+from utils.provenance import GuideRecord
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
@@ -113,7 +113,7 @@ def test_options_of_a_variant(tmp_path):
         loaded = load_model(tmp_path / "x.pth")
         assert loaded.config == model.config and (loaded.rank, loaded.gain) == (model.rank, model.gain)
     assert Optional(5, **sizes).options["rank"] == 5  # whoever calls the constructor
-    with pytest.raises(ValueError, match="net.rank must be int | None, not 'low'"):
+    with pytest.raises(ValueError, match="net.rank in 'film_optional' must be int, not 'low'"):
         build_model("film_optional", rank="low")
     with pytest.raises(ValueError, match="net.others is not an option"):
         build_model("film_optional", others=1)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from net import build_model, load_model
-from net.provenance import GuideRecord
 from tests import literal
 from tests.toy import process, script
 from utils.config import Config, Train
@@ -18,6 +17,7 @@ from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides import open_guides
 from utils.guides.clip import ClipEncoder
+from utils.provenance import GuideRecord
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"
@@ -196,8 +196,8 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
         assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
         assert file.attrs["clip_name"] == clip_folder and len(file.attrs["clip_revision"]) == 16
     dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
-    (record,) = dataset.records["clip"].values()
-    assert dataset.dims == {"clip": 12} and record == ClipEncoder(clip_folder).record
+    (record,) = dataset.features["clip"].records.values()
+    assert dataset.features["clip"].width == 12 and record == ClipEncoder(clip_folder).record
     sample = dataset[0]
     fresh = ClipEncoder(clip_folder)(sample["image_a"][None], sample["image_b"][None])
     torch.testing.assert_close(sample["clip"][None], fresh, atol=1e-5, rtol=0)

@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from net import NETWORKS, FusionNetwork, build_model, compute, configure_compute, load_model, restormer
 from net.checkpoint import save_checkpoint
 from net.film import TextGuidance
-from net.provenance import GuideRecord, Provenance
 from net.published import MODULES, our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
 from utils.data.features import collate_features, features_of
 from utils.errors import InputError
+from utils.provenance import GuideRecord, Provenance
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
 # of any network, as far as it has such an option
@@ -398,7 +398,6 @@ def test_focus_takes_the_sharp_halves():
     flat = torch.full_like(near, 0.5)
     flat[..., 30:34, 60:64] = torch.rand(4, 4)  # a speck that its neighbours outvote
     assert torch.equal(build_model("focus")(sharp, flat), sharp)
-    assert not torch.equal(build_model("focus", window=1, vote=1)(sharp, flat), sharp)
 
 
 @pytest.mark.parametrize(
@@ -406,21 +405,18 @@ def test_focus_takes_the_sharp_halves():
     [
         ("flim", {}, "did you mean 'film'"),
         ("film", {"chanels": 8}, "did you mean 'channels'"),
-        ("film", {"channels": "many"}, "net.channels must be like 32"),
+        ("film", {"channels": "many"}, "net.channels in 'film' must be int, not 'many'"),
         ("film", {"channels": 0}, "at least 1"),
         ("film", {"channels": 10}, "multiples of net.heads"),
         ("film", {"token_grid": [3, 5]}, "a multiple of net.hidden_dim"),
-        ("film", {"token_grid": [288]}, "must be like (288, 384)"),
+        ("film", {"token_grid": [288]}, "must be tuple"),
         ("mean", {"channels": 3}, "not an option of 'mean'"),
-        ("laplacian", {"levels": 0}, "at least 1"),
-        ("saliency", {"window": 4}, "net.window must be an odd number of pixels, not 4"),
-        ("focus", {"vote": -1}, "net.vote must be an odd number"),
         ("mgfusion", {"without": ["cfi"]}, "cii and cff only"),
-        ("mgfusion", {"without": "cii"}, "must be like"),
+        ("mgfusion", {"without": "cii"}, "must be tuple"),
     ],
 )
 def test_wrong_options_are_named(name, options, words):
-    with pytest.raises(InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(InputError, match=words):
         build_model(name, **options)
 
 

@@ -12,9 +12,6 @@ from net import FusionNetwork, build_model
 from tests.test_text import bert  # noqa: F401  a fixture
 from tests.toy import CONFIG, FAST, TINY_NET, script
 from utils.config import load_config
-from utils.data.pairs import PairDataset
-from utils.guides.guidance import Guidance
-from utils.guides.text import TextEncoder
 from utils.studies.text import change_from, p_values, text_study, variants
 
 
@@ -33,14 +30,12 @@ def test_text_study(tmp_path, toy, bert):  # noqa: F811
     assert summary["sentence"] == "a warm car stands at the road" and summary["sentence"] in output
     for label, change in summary["change"].items():
         assert 0 < change["mean"] <= change["99 %"] < 255 and change["PSNR"] > 20
-        assert change["mean"] == pytest.approx(
-            np.mean([row["mean"] for row in summary["change_per_image"][label].values()])
-        )
-        assert f"{change['mean']:.3g}" in output and f"{change['PSNR']:.1f}" in output
+        found = [row["mean"] for row in summary["change_per_image"][label].values()]
+        assert change["mean"] == pytest.approx(np.mean(found)) and f"{change['mean']:.3g}" in output
     assert summary["change"]["shuffled tokens"]["99 %"] < 1e-3 < summary["change"]["another's"]["mean"]  # rounding
     assert {p for row in summary["p"].values() for p in row.values()} == {1.0}  # two images show nothing
     picture = cv2.imread(str(folder / "text_study.png"))
-    assert picture.shape[0] > 4 * 45 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert picture.shape[1] > 6 * 53 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
     script("test.py", *words)
     usual = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"]
     assert summary["mean"]["own text"] == pytest.approx(usual, rel=1e-6)
@@ -57,35 +52,26 @@ def test_a_study_without_texts_is_one_sentence(tmp_path, toy):
     assert "holds no text" in output.splitlines()[-1]
 
 
-class Reader(FusionNetwork):
-    """The brighter source, darkened by the mean of the text; `gain` 0 ignores it."""
+class Deaf(FusionNetwork):
+    """The brighter source, whatever the text."""
 
-    name, inputs = "reader", ("text", "text_mask")
+    name, inputs = "deaf", ("text", "text_mask")
 
-    def __init__(self, gain: float = 0.0):
+    def __init__(self, text_dim: int = 12):
         super().__init__()
-        self.gain = gain
 
     def forward(self, image_a, image_b, text, text_mask):
-        return torch.maximum(image_a, image_b) * torch.exp(-self.gain * text.mean().abs())
+        return torch.maximum(image_a, image_b)
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.3])
-def test_a_study_of_a_network_that_reads_and_of_one_that_does_not(gain, tmp_path, toy, bert):  # noqa: F811
-    encoder = ["text.encoder=auto", f"text.path={bert}", "test.stretch=clamp"]
+def test_a_network_that_ignores_its_text_changes_nothing(tmp_path, toy, bert):  # noqa: F811
     script("data_process.py", *CONFIG, *toy, "Toy_test")
-    config = load_config("configs/film_ivf.yaml", [*toy, *encoder])
-    dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"])
-    said = ("Toy_test", {"text": Guidance(None)}, TextEncoder("auto", bert), "a car")
-    text_study(Reader(gain), dataset, *said, config, torch.device("cpu"), tmp_path)
+    config = load_config("configs/film_ivf.yaml", [*toy, "text.encoder=auto", f"text.path={bert}"])
+    text_study("Toy_test", config, Deaf(), "a car", torch.device("cpu"), tmp_path)
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert set(summary["change"]) == {"another's", "shuffled tokens", "empty text", "the sentence"}  # no default
     for label, change in summary["change"].items():
-        if gain and label != "shuffled tokens":
-            assert 0 < change["mean"] < change["99 %"] and 0 < change["PSNR"] < 100
-        if not gain:
-            assert change == {"mean": 0, "99 %": 0, "PSNR": None} and len(summary["equal"][label]["PSNR"]) == 2
-            assert set(summary["p"][label].values()) == {1.0}
+        assert change == {"mean": 0, "99 %": 0, "PSNR": None} and set(summary["p"][label].values()) == {1.0}
 
 
 def test_changes_are_those_of_an_example():

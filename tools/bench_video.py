@@ -50,8 +50,7 @@ def in_onnx(weights: Path, threads: int) -> Callable[[torch.Tensor], object]:
         path = Path(folder) / "model.onnx"
         export_program(path, model, load_config(None, [f"ckpt={weights}"]))
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    text = default_text(model, "cpu").numpy()
-    return lambda images: session.run(None, dict(zip(("image_a", "image_b", "text"), (*images.numpy(), text))))
+    return lambda images: session.run(None, dict(zip(("image_a", "image_b"), images.numpy())))
 
 
 def default_text(model: torch.nn.Module, device: str) -> torch.Tensor:

@@ -5,20 +5,16 @@
     python -m utils.export model.onnx ckpt=models/IVF_instruct.safetensors --instruct "Remove the noise."
     python -m utils.export models/IVF.safetensors --config configs/film_ivf.yaml ckpt=exp/<run>/model/best.pth
 
-An .onnx, for ONNX Runtime and others, is the network in float32, for images of any size, each computed whole. It is
-written once it gives the results of PyTorch, and its metadata say how to use it. Weights for a .safetensors are tested
-on data.test first, as test.py does, and carry the means.
+An .onnx, for ONNX Runtime and others, is the network in float32, for images of any size, each computed whole. A text is
+built in, that of --text or the checkpoint's default text, and so is an instruction. It is written once it gives the
+results of PyTorch, and its metadata say how to use it. Weights for a .safetensors are tested on data.test first, as
+test.py does, and carry the means.
 """
 
-import base64
 import copy
 import importlib.util
-import io
-import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from net import FusionNetwork
-from net.checkpoint import halved, save_weights, without_folders
+from net.checkpoint import halved, save_weights
 from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
@@ -40,18 +36,18 @@ from utils.instruct.guide import encode_instructions
 from utils.process import pick_device, set_up_process
 
 ARGUMENTS = {
-    "--text": {"metavar": "TEXT", "help": "build in this text, so that the program takes none"},
+    "--text": {"metavar": "TEXT", "help": "build in this text in place of the default text"},
     "--instruct": {"metavar": "TEXT", "help": "build in this instruction"},
 }
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what it takes to write and check an .onnx
 SIZES = ((1, 64, 96), (2, 37, 53), (1, 480, 640))  # (N, H, W) that a program is checked at
 TOLERANCE = 1e-4  # how far a pixel in [0, 1] may be from PyTorch's
 CPU = torch.device("cpu")
-Shape = tuple[int | str, ...]
 USE = (
-    "image_a is source A (IR, MRI, OVER, NEAR), image_b source B (VI, T, UNDER, FAR): gray or luma in [0, 1], "
-    "registered, 4 pixels a side or more; fused is in [0, 1]. To 8 bit, as test.py: test.stretch=clamp multiplies "
-    "by 255 and rounds; test.stretch=minmax, the default, stretches each image's own range to 0..255 and truncates."
+    "image_a (N, 1, H, W) is source A (IR, MRI, OVER, NEAR), image_b source B (VI, T, UNDER, FAR): float32 gray or "
+    "luma in [0, 1], registered, 4 pixels a side or more. fused (N, 1, H, W) is in [0, 1]. To 8 bit, as test.py: "
+    "test.stretch=clamp multiplies by 255 and rounds; test.stretch=minmax, the default, stretches each image's own "
+    "range to 0..255 and truncates."
 )
 
 
@@ -74,12 +70,7 @@ def main() -> None:
 
 
 def export_weights(path: Path, config: Config, overrides: list[str]) -> None:
-    """Round the weights of `ckpt` to half precision, test them on the sets of the config, and write them.
-
-    Args:
-        path: a .safetensors.
-        overrides: key=value of the command line.
-    """
+    """Round the weights of `ckpt` to half precision, test them on the sets of the config, and write a .safetensors."""
     device = pick_device(config.device)
     opened = open_sets(config, overrides, device)
     model = next(model for _, model in opened.values())  # of all sets
@@ -90,177 +81,127 @@ def export_weights(path: Path, config: Config, overrides: list[str]) -> None:
 
 
 class Program(nn.Module):
-    """A network with a text or an instruction built in, ready to be traced.
+    """A network with a text and an instruction built in, ready to be traced.
 
     Args:
         model: a network on the CPU; it is copied.
-        text: (1, L, dim) for every pair; None: an input.
-        instruction: (L, dim); None: the network is asked for nothing.
+        text, instruction: (1, L, dim) each; None: the network reads no text, it is asked for nothing.
 
     Attributes:
-        shapes: of its inputs by name, images first; N, H, W and L are free.
-
-    Raises:
-        InputError: an input that no guide gives, an instruction that asks for nothing.
+        vectors: the features that remain its inputs, after both images: (N, rows, width), e.g. those of CLIP.
     """
 
     def __init__(self, model: FusionNetwork, text: Tensor | None = None, instruction: Tensor | None = None):
         super().__init__()
-        network = copy.deepcopy(model) if instruction is None else model.obeying(instruction)
-        self.network, self.text = network.requires_grad_(False), text
-        self.inputs = [key for key in model.inputs if key != "instruction"]
-        self.shapes: dict[str, Shape] = dict.fromkeys(("image_a", "image_b"), ("N", 1, "H", "W"))
-        for name, _, rows, _ in features_of(self.inputs):  # one text for all pairs, which needs no mask
-            if name != "text" or text is None:
-                self.shapes[name] = (*(("N", rows) if rows else (1, "L")), model.options[f"{name}_dim"])
+        self.network, self.text = copy.deepcopy(model).requires_grad_(False), text
+        self.strengths = None if instruction is None else model.strengths(instruction)[0].tolist()
+        self.vectors = [each for each in features_of(model.inputs) if each.name not in ("text", "instruction")]
+        self.names = ["image_a", "image_b", *(feature.name for feature in self.vectors)]
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.PReLU) and child.weight.numel() == 1:  # faster with a number than with a tensor
                     setattr(parent, name, nn.LeakyReLU(child.weight.item()))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        given = {"text": self.text} | dict(zip(self.shapes, inputs))
-        return self.network(given["image_a"], given["image_b"], *(given.get(key) for key in self.inputs))
+        if self.strengths:
+            return self.network.obey(*inputs, self.text, self.strengths)
+        given = {"text": self.text} | dict(zip(self.names, inputs))
+        return self.network(*inputs[:2], *(given.get(key) for key in self.network.inputs))
 
-    def example(self, n: int, height: int, width: int, length: int) -> list[Tensor]:
-        """Random inputs: n pairs of height x width pixels, a text of `length` tokens."""
-        sizes = {"N": n, "H": height, "W": width, "L": length}
-        shapes = {name: [sizes.get(d, d) for d in shape] for name, shape in self.shapes.items()}
-        return [(torch.rand if "image" in name else torch.randn)(shape) for name, shape in shapes.items()]
+    def example(self, n: int, height: int, width: int) -> list[Tensor]:
+        """Random inputs: n pairs of height x width pixels."""
+        widths = {feature: self.network.options[f"{feature.name}_dim"] for feature in self.vectors}
+        return [*torch.rand(2, n, 1, height, width), *(torch.randn(n, f.rows, dim) for f, dim in widths.items())]
 
 
 def export_program(
     path: Path, model: FusionNetwork, config: Config, text: str | None = None, instruct: str | None = None
 ) -> None:
-    """Write a network as an .onnx, once what was written gives the results of the network.
+    """Write a network on the CPU as an .onnx, once what was written gives the results of the network.
 
     Args:
-        model: on the CPU, in eval mode.
-        config: says which encoder reads; with text.use=default the default text is built in.
-        text, instruct: to build in.
+        text, instruct: to build in; None: the default text, and no instruction.
 
     Raises:
-        InputError: something to build in that cannot be, a network that cannot be traced, results that differ, a place
-            that cannot be written. An old file at `path` is unchanged.
+        InputError: what cannot be built in, traced or written, or results that differ. A file at `path` is unchanged.
     """
-    feature = text_feature(model, config, text)
-    instruction = encode_instructions([instruct], config, model, CPU)[0] if instruct else None
-    program = Program(model, feature, instruction)
-    constants = {"text": feature, "instruction": None if instruction is None else instruction[None]}
-    constants = {key: each for key, each in constants.items() if each is not None}
-    metadata = describe(model, program, text or ("the default text" if "text" in constants else None), instruct)
+    import onnxruntime
+
+    built_in = {"text": text_feature(model, config, text)}
+    built_in["instruction"] = encode_instructions([instruct], config, model, CPU)[0][None] if instruct else None
+    built_in = {key: feature for key, feature in built_in.items() if feature is not None}
+    program = Program(model, **built_in).eval()
+    if program.strengths and not any(program.strengths):
+        raise InputError(f"the instruction asks for nothing that {model.label} knows; say it in other words")
+    metadata = {
+        "network": to_json(model.config),
+        "trained_on": to_json((model.provenance.config or {}).get("data", {}).get("train")),
+        "commit": model.provenance.commit or "not recorded",
+        "text": text or ("the default text" if "text" in built_in else "none"),
+        "instruction": instruct or "none",
+        "use": USE,
+    }
     print(f"exporting {model.label}: a minute or two", flush=True)
-    content, run = write_onnx(program, metadata, model.label)
-    largest, names = 0.0, list(program.shapes)
-    for count, (n, *size) in enumerate(SIZES):
-        inputs = program.example(n, *size, length=5 + 3 * count)
-        given = {key: each.expand(n, -1, -1) for key, each in constants.items()} | dict(zip(names, inputs))
+    content = trace(program, metadata)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    differences = {}
+    for n, height, width in SIZES:
+        inputs = dict(zip(program.names, program.example(n, height, width)))
+        given = inputs | {key: feature.expand(n, -1, -1) for key, feature in built_in.items()}
         with torch.inference_mode():
-            expected = model(*inputs[:2], *(given.get(key) for key in model.inputs)).numpy()
-        difference = float(np.abs(run([each.numpy() for each in inputs]) - expected).max())
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"{path} is not written: at {size[0]} x {size[1]} pixels it differs from PyTorch by "
-                f"{difference:.1e}, and {TOLERANCE:.0e} is the most"
-            )
-        largest = max(largest, difference)
+            expected = model(*(given.get(key) for key in ("image_a", "image_b", *model.inputs))).numpy()
+        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0]
+        differences[f"{height} x {width}"] = float(np.abs(found - expected).max())
+    said = ", ".join(f"{difference:.1e} at {size} pixels" for size, difference in differences.items())
+    if not all(difference <= TOLERANCE for difference in differences.values()):  # NaN, too
+        raise InputError(f"{path} is not written: it differs from PyTorch by {said}; {TOLERANCE:.0e} is the most")
     write_file(path, content)
-    print(f"inputs: {', '.join(names)}; built in: {' and '.join(constants) or 'nothing'}")
-    sizes = ", ".join(f"{height} x {width}" for _, height, width in SIZES)
-    print(f"largest difference from PyTorch at {sizes} pixels: {largest:.1e}")
-    print(f"written: {path}, {len(content) / 2**20:.1f} MiB")
+    print(f"inputs: {', '.join(program.names)}; built in: {' and '.join(built_in) or 'nothing'}")
+    print(f"largest difference from PyTorch: {said}\nwritten: {path}, {len(content) / 2**20:.1f} MiB")
 
 
 def text_feature(model: FusionNetwork, config: Config, text: str | None) -> Tensor | None:
-    """The feature (1, L, dim) to build in; None if the text is an input.
-
-    Raises:
-        InputError: a text that the network does not read, or text.use=default without a default text.
-    """
-    if "text" not in model.inputs:
-        if text is not None:
-            raise InputError(f"{model.label} reads no text; leave out --text")
+    """The feature (1, L, dim) of a text, or the default text; None for a network that reads no text."""
+    guidance = open_guides(config, model, [], CPU).get("text")
+    if text and (guidance is None or guidance.instead is not None):
+        raise InputError(f"{config.ckpt} reads no text, or text.use is default; leave out --text")
+    if guidance is None:
         return None
-    default = open_guides(config, model, [], CPU)["text"].instead
-    if default is not None:
-        if text is not None:
-            raise InputError(f"--text does not count: {config.ckpt} was trained without, or text.use is default")
-        return default[None]
-    if text is None:
-        return None
-    encoder = open_text_encoder(config, model.provenance.guides.get("text"), model.options["text_dim"], CPU)
-    return torch.from_numpy(encoder.encode_all([text])[0])[None]
+    if text:
+        encoder = open_text_encoder(config, guidance.record, model.options["text_dim"], CPU)
+        return torch.from_numpy(encoder.encode_all([text])[0])[None]
+    if guidance.record is None or guidance.record.default is None:
+        raise InputError(f"{config.ckpt} has no default text; give one with --text")
+    return guidance.record.default[None]
 
 
-def describe(model: FusionNetwork, program: Program, text: str | None, instruct: str | None) -> dict[str, str]:
-    """What a user of a program needs to know, in words and JSON; a default feature as base64 of its half floats."""
-    provenance = model.provenance
-    guides = {kind: {"name": without_folders(r.name), "revision": r.revision} for kind, r in provenance.guides.items()}
-    metadata = {
-        "network": to_json(model.config),
-        "trained_on": to_json((provenance.config or {}).get("data", {}).get("train")),
-        "commit": provenance.commit or "not recorded",
-        "guides": to_json(guides),
-        "inputs": to_json({name: f"({', '.join(map(str, s))}) float32" for name, s in program.shapes.items()}),
-        "output": "fused (N, 1, H, W) float32",
-        "use": USE,
-    }
-    metadata |= {"built_in_text": text} if text else {}
-    metadata |= {"built_in_instruction": instruct} if instruct else {}
-    for name in program.shapes.keys() & provenance.guides.keys():
-        default = provenance.guides[name].default
-        if default is not None:
-            metadata[f"default_{name}"] = base64.b64encode(default.half().numpy().tobytes()).decode()
-            metadata[f"default_{name}_shape"] = json.dumps([1, *default.shape])
-    return metadata
-
-
-def write_onnx(
-    program: Program, metadata: dict[str, str], label: str
-) -> tuple[bytes, Callable[[list[np.ndarray]], np.ndarray]]:
-    """The content of an .onnx, and a function that runs it.
-
-    Raises:
-        InputError: the network `label` cannot be traced.
-    """
+def trace(program: Program, metadata: dict[str, str]) -> bytes:
+    """The content of an .onnx; InputError if the network cannot be traced."""
     import onnx
-    import onnxruntime
 
-    dims = {letter: Dim(letter, min=4 if letter in "HW" else 1) for letter in "NHWL"}
-    free = tuple({i: dims[d] for i, d in enumerate(shape) if d in dims} for shape in program.shapes.values())
-    arguments, names = tuple(program.example(2, 38, 54, length=5)), list(program.shapes)
-    with quiet(), torch.no_grad():
-        try:
+    pairs = Dim("N", min=1)
+    image = {0: pairs, 2: Dim("H", min=4), 3: Dim("W", min=4)}
+    logging.disable(logging.WARNING)  # what PyTorch and ONNX say of their steps
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             written = torch.onnx.export(
                 program,
-                args=arguments,
-                dynamic_shapes=(free,),
+                args=tuple(program.example(2, 38, 54)),
+                dynamic_shapes=((image, image, *({0: pairs} for _ in program.vectors)),),
                 dynamo=True,
                 verbose=False,
-                input_names=names,
+                input_names=program.names,
                 output_names=["fused"],
             ).model_proto
-        except Exception as error:  # a network with steps that depend on values or sizes raises many kinds
-            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{label} cannot be exported as .onnx ({reason})") from error
+    except Exception as error:  # a network with steps that depend on values or sizes raises many kinds
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{program.network.label} cannot be exported as .onnx ({reason})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     for part in (*written.graph.node, *written.graph.value_info):
         del part.metadata_props[:]  # which lines of which files of this machine made it
     onnx.helper.set_model_props(written, metadata)
-    content = written.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return content, lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep from the terminal what PyTorch and ONNX say of their steps."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    return written.SerializeToString()
 
 
 if __name__ == "__main__":

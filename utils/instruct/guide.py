@@ -1,10 +1,10 @@
 """Instructions: what a user asks of a fusion, "Remove the noise from the thermal image.", for a network that reads.
 
-They are apart from the paragraphs that describe a pair, since a wish is not found again among a hundred words of
-description. The feature of an instruction is the tokens of its sentences, (L, dim); one token of zeros asks for
-nothing. A pair has none of its own: training draws instructions (utils/instruct/samples.py), and a user gives them.
+The feature of an instruction is the tokens of its sentences, (L, dim); one token of zeros asks for nothing. A pair has
+none of its own: training draws instructions (utils/instruct/samples.py), and a user gives them.
 """
 
+import itertools
 import random
 import re
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from net.base import FusionNetwork
-from net.provenance import GuideRecord
 from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.features import FEATURES, Feature
@@ -22,9 +21,10 @@ from utils.errors import InputError
 from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import TextEncoder, encoder_name, open_text_encoder
 from utils.instruct.samples import UNRELATED, Instruction, InstructionDraw
+from utils.provenance import GuideRecord
 
 INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
-INSTRUCTION = "instruction"  # the input of a network that reads them
+INSTRUCTION = "instruction"  # the feature, and the input of a network that reads them
 NOTHING = "no instruction"  # in tables and pictures
 JOINED = 24  # sentences of two instructions, for each two of them
 
@@ -35,11 +35,8 @@ def read_instructions(path: str | Path) -> dict[str, Instruction]:
     Raises:
         InputError: an entry with other keys or values than those of `Instruction`.
     """
-    entries = {}
-    for name, values in read_yaml(path).items():
-        if not isinstance(name, str) or "," in name:  # a checkpoint records them as words with commas between
-            raise InputError(f"{name!r} in {path} is no name of an instruction: it must be a word")
-        entries[name] = entry = checked(Instruction, values, str(path), name)
+    entries = checked(dict[str, Instruction], read_yaml(path), str(path))
+    for name, entry in entries.items():
         if (entry.want == "restored") != (entry.degrade is not None) or (name != UNRELATED and not entry.want):
             raise InputError(f"'{name}' in {path} needs `want: restored` with `degrade`, or another `want` alone")
     if UNRELATED not in entries or len(entries) < 2:
@@ -50,7 +47,7 @@ def read_instructions(path: str | Path) -> dict[str, Instruction]:
 
 def split_sentences(text: str) -> list[str]:
     """A text cut after each full stop, question mark, exclamation mark or semicolon."""
-    return [part.strip() for part in re.split(r"(?<=[.!?;])\s+", text) if part.strip()]
+    return re.split(r"(?<=[.!?;])\s+", text.strip())
 
 
 def join_two(first: str, second: str, rng: random.Random) -> str:
@@ -72,7 +69,7 @@ def encode_instructions(texts: list[str], config: Config, network: FusionNetwork
         raise InputError(f"{network.label} reads no instructions; give weights that do, e.g. ckpt={INSTRUCTED}")
     record = network.provenance.guides.get(INSTRUCTION)
     encoder = open_text_encoder(config, record, network.options["instruction_dim"], device)
-    parts = [split_sentences(text) or [text] for text in texts]
+    parts = [split_sentences(text) for text in texts]
     encoded = iter(encoder.encode_all([sentence for part in parts for sentence in part], config.text.batch_size))
     return [torch.cat([torch.from_numpy(next(encoded)) for _ in part]) for part in parts]
 
@@ -82,11 +79,9 @@ def sentences_to_train(instructions: dict[str, Instruction], seed: int) -> dict[
     rng = random.Random(seed)
     sentences = {(name,): entry.train for name, entry in instructions.items()}
     names = [name for name in instructions if name != UNRELATED]
-    for one in names:
-        for two in names:
-            if one != two:
-                pairs = [(rng.choice(sentences[one,]), rng.choice(sentences[two,])) for _ in range(JOINED)]
-                sentences[one, two] = [join_two(*pair, rng) for pair in pairs]
+    for one, two in itertools.permutations(names, 2):
+        pairs = [(rng.choice(sentences[one,]), rng.choice(sentences[two,])) for _ in range(JOINED)]
+        sentences[one, two] = [join_two(*pair, rng) for pair in pairs]
     return sentences
 
 
@@ -98,7 +93,7 @@ def instructions_to_train(config: Config, dim: int | None, device: torch.device)
     if encoder.dim != (dim or encoder.dim):
         raise InputError(
             f"the text encoder {encoder.name} is {encoder.dim} wide and the network takes instructions {dim} wide; set "
-            f"net.instruction_dim={encoder.dim}, or text.path to the encoder it was trained with"
+            f"net.instruction_dim={encoder.dim}"
         )
     encoded = iter(encoder.encode_all([each for pool in sentences.values() for each in pool], config.text.batch_size))
     features = {key: [torch.from_numpy(next(encoded)) for _ in pool] for key, pool in sentences.items()}
@@ -114,18 +109,16 @@ def open_instructions(
     device: torch.device,
     training: bool,
 ) -> Guidance:
-    """As `utils.guides.open_guides` calls it: training draws instructions; without one nothing is asked for."""
+    """Training draws instructions; otherwise nothing is asked for. See `Guide`."""
     draw = None
     if training:
         draw = instructions_to_train(config, dim, device)
-        maker = encoder_name(config.text.encoder, config.text.path)
-        options = {"encoder": config.text.encoder, "path": config.text.path}
-        record = GuideRecord(maker, options=options | {"instructions": ",".join(draw.instructions)})
+        encoder, path = config.text.encoder, config.text.path
+        options = {"encoder": encoder, "path": path, "instructions": ",".join(draw.instructions)}
+        record = GuideRecord(encoder_name(encoder, path), options=options)
     words = f"instructions read by {record.name}" if record else "instructions"
     return Guidance(record, instead=torch.zeros(1, dim or 1), transform=draw, words=words)
 
 
-FEATURES["instruction"] = Feature(
-    "instruction", ("instruction",), None, ("instruction_encoder", "instruction_revision")
-)
+FEATURES[INSTRUCTION] = Feature(INSTRUCTION, (INSTRUCTION,), None, ("instruction_encoder", "instruction_revision"))
 GUIDES[INSTRUCTION] = Guide(open_instructions, None)

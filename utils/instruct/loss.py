@@ -15,17 +15,11 @@ class InstructedLoss(Loss):
 
     The total is the mean over the samples of weight x the sum over both sources of mean v |E - W| + grad_weight x
     mean |dE - dW|, d the Sobel derivatives, and reading_weight times the mean cross-entropy between what texts ask for
-    and what the network reads in them. v is 1, and 1 + target_weight on warm targets. The fusion itself is trained
-    before, and does not count.
-
-    Args:
-        grad_weight: of the gradient term.
-        reading_weight: of the cross-entropy.
-        target_weight: warm targets are few pixels; where they count no more than others, to leave them as they are is
-            nearly right, and nothing else is learned.
+    and what the network reads in them. v is 1, and 1 + target_weight on warm targets: they are few pixels, and where
+    they count no more than others, to leave them as they are is nearly right.
     """
 
-    maps = ("warm",)  # instructions that bring out targets need it, too
+    maps = ("warm",)
 
     def __init__(self, grad_weight: float = 0.25, reading_weight: float = 0.1, target_weight: float = 3):
         super().__init__()

@@ -1,7 +1,7 @@
 """Instructions to train and test with: sources that are degraded, and what an instruction wants of them.
 
-A sample is degraded at random, named things are asked for at random, and the loss sees the sources that are wanted:
-without the degradations that are named, with those that are not, whatever else is said.
+A sample is degraded at random and given instructions at random. The loss sees the sources that are wanted: without the
+degradations that are named, with those that are not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,17 +34,13 @@ class Degradation:
     source: str  # image_a or image_b, a key of a sample
     apply: Callable[..., np.ndarray]  # of an image (H, W) float32 in [0, 1], rng, and the keys of `values`
     values: dict[str, tuple[float, float, float]]  # the lowest and the highest to draw, and the one to test with
-    # how often it is named where it is not, beside AIMED: often makes an editor careful; too often for what is hard to
-    # see, and it learns to do nothing
-    absent: float
+    absent: float  # how often it is named where it is not, beside AIMED: so an editor learns to leave others alone
     may_be_so: Callable[[np.ndarray], bool] = lambda image: False  # by itself: then nobody can say that it is not
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, testing: bool = False) -> np.ndarray:
         """The degraded image, 8 bit as a camera gives it: (H, W) float32 in [0, 1]."""
-        values = {
-            key: tested if testing else rng.uniform(low, high) for key, (low, high, tested) in self.values.items()
-        }
-        return (self.apply(image, rng, **values).clip(0, 1) * 255).round().astype(np.float32) / 255
+        drawn = {key: test if testing else rng.uniform(low, high) for key, (low, high, test) in self.values.items()}
+        return (self.apply(image, rng, **drawn).clip(0, 1) * 255).round().astype(np.float32) / 255
 
 
 def noise(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -80,7 +76,7 @@ DEGRADATIONS = {
 def vary(clean: Mapping[str, np.ndarray], kinds: Iterable[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """A pair as other cameras may have it: A less sharp, B in another exposure, mostly darker, if it is not degraded.
 
-    Training pairs are of few cameras. These teach what is no fault: not each photo with a low mean is too dark.
+    It teaches what is no fault: not each photo with a low mean is too dark.
     """
     varied = dict(clean)
     if rng.random() < VARIED:
@@ -129,14 +125,12 @@ def wanted_sources(
         present: by the degradation that is there, the source as it makes it.
         named: the instructions that are given.
     """
-    sources = dict(clean)
-    undone = {entry.degrade for entry in named}
-    sources |= {DEGRADATIONS[kind].source: degraded for kind, degraded in present.items() if kind not in undone}
-    a, b = sources["image_a"], sources["image_b"]
-    wishes = {entry.want for entry in named}
+    undone, wishes = {entry.degrade for entry in named}, {entry.want for entry in named}
+    left = {DEGRADATIONS[kind].source: degraded for kind, degraded in present.items() if kind not in undone}
+    a, b, warm = (left.get(key, clean[key]) for key in ("image_a", "image_b", "warm"))
     for wish, apply in WANTED.items():
         if wish in wishes:
-            a, b = apply(a, b, sources["warm"])
+            a, b = apply(a, b, warm)
     return a, b
 
 
@@ -145,8 +139,8 @@ class InstructionDraw:
 
     Args:
         instructions: by name, in the order in which the network has them.
-        features: (L, dim) of sentences to train with, by the names of the instructions that they say: (name,),
-            (UNRELATED,), and both (one, two) and (two, one) for single sentences that say two.
+        features: (L, dim) of sentences to train with, by the names that they say: (name,), (UNRELATED,), and in both
+            orders (one, two) for sentences that say two.
     """
 
     def __init__(self, instructions: dict[str, Instruction], features: dict[tuple[str, ...], list[Tensor]]):
@@ -157,29 +151,23 @@ class InstructionDraw:
     def __call__(
         self, maps: dict[str, np.ndarray], rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
-        """Draw for one sample.
-
-        Args:
-            maps: image_a, image_b and warm, (1, H, W) float32 in [0, 1].
+        """Draw for one sample: image_a, image_b and warm, (1, H, W) float32 in [0, 1].
 
         Returns:
-            The maps with degraded sources, and wanted_a and wanted_b, those that are asked for; and beside them how
-            strongly each instruction is given, `strengths` (K), 0 or 1, a text that says so, the `instruction`
-            (L, dim), the `weight` of the sample (), further texts to `practice` reading with (P, length, dim), padded
-            with zeros, and what is `asked` for in them (P, K), 0 or 1.
+            The maps with degraded sources, and wanted_a and wanted_b. Beside them `strengths` (K), 1 for an instruction
+            that is given, else 0; `instruction` (L, dim), a text that says so; the `weight` of the sample (); further
+            texts to `practice` reading with (P, length, dim), padded with zeros; and what they ask for, `asked` (P, K).
         """
         kinds = self.draw_kinds(rng)
         clean = vary({key: maps[key][0] for key in ("image_a", "image_b", "warm")}, kinds, rng)
         present = {kind: DEGRADATIONS[kind](clean[DEGRADATIONS[kind].source], rng) for kind in kinds}
         named = self.draw_names(clean, present, rng)
+        given = wanted_sources(clean, present, [])
         wanted = wanted_sources(clean, present, [self.instructions[name] for name in named])
-        degraded = {DEGRADATIONS[kind].source: image for kind, image in present.items()}
-        maps = maps | {key: image[None] for key, image in (clean | degraded).items()}
-        maps |= {"wanted_a": wanted[0][None], "wanted_b": wanted[1][None]}
-        given = [float(name in named) for name in self.instructions]
+        images = dict(zip(("image_a", "image_b", "wanted_a", "wanted_b"), (*given, *wanted)))
         practice, asked = zip(*(self.draw_practice(rng) for _ in range(PRACTICE)))
-        return maps, {
-            "strengths": torch.tensor(given),
+        return maps | {key: image[None] for key, image in images.items()}, {
+            "strengths": torch.tensor([float(name in named) for name in self.instructions]),
             "instruction": forget(self.say(named, rng), rng),
             "weight": torch.tensor(max((self.instructions[name].weight for name in named), default=1.0)),
             "practice": torch.stack(practice),
@@ -201,14 +189,15 @@ class InstructionDraw:
         """The instructions that a sample is given: none, one or two."""
         if rng.random() < SILENT:
             return []
-        chances = {}
+        chances, named = {}, []
         for name, entry in self.instructions.items():
-            chances[name] = WISHED
-            if entry.degrade:
-                degradation = DEGRADATIONS[entry.degrade]
-                by_itself = degradation.may_be_so(clean[degradation.source])
-                chances[name] = AIMED if entry.degrade in present else 0 if by_itself else degradation.absent
-        named = []
+            kind = DEGRADATIONS.get(entry.degrade)
+            if kind is None:
+                chances[name] = WISHED
+            elif entry.degrade in present:
+                chances[name] = AIMED
+            else:
+                chances[name] = 0 if kind.may_be_so(clean[kind.source]) else kind.absent
         for _ in range(2 if rng.random() < TWO else 1):
             share = np.array([*chances.values()], float)
             named.append(list(chances)[rng.choice(len(chances), p=share / share.sum())])

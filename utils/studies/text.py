@@ -9,7 +9,8 @@ text_study.png with the pairs that change most, and metrics.json with all.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +30,17 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, run_script
 from utils.files import atomic_folder
 from utils.guides import open_guides
-from utils.guides.guidance import Guidance
-from utils.guides.text import TextEncoder, open_text_encoder
+from utils.guides.text import open_text_encoder
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
 from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
-from utils.results.table import PICTURE_PAIRS, arrow, left_out_lines, write_results
+from utils.results.table import PICTURE_PAIRS, left_out_lines, write_results
 
 OWN = "own text"
-TILES = 3  # pictures beside each other in text_study.png
 SENTENCE = {"metavar": "TEXT", "default": "A red rose on a white table.", "help": "one of the other texts"}
-NOTES = (
-    "mean, 99 %: how far a pixel is from the result with its own text, in levels of 255; PSNR: between the two, in dB",
-    "p: Wilcoxon signed-rank test of a metric against own text over the images, Holm-corrected for all p of the table",
-)
+NOTES = """
+mean, 99 %: how far a pixel is from the result with its own text, in levels of 255; PSNR: between the two, in dB, nan if
+all are equal; p: Wilcoxon signed-rank test of a metric against own text over the images, Holm-corrected"""
 
 
 def main() -> None:
@@ -51,70 +49,61 @@ def main() -> None:
     set_up_process(config.precision)
     device = pick_device(config.device)
     for name, (used, model) in open_sets(config, args.overrides, device).items():
-        if "text" not in model.inputs:
-            raise InputError(f"{model.label} reads no text; the study needs a network that does")
-        path = h5_path(config.data.h5, name)
-        dataset = PairDataset([path], model.inputs)
-        check_shape(path, config.data, training=False)
-        guidances = open_guides(used, model, [dataset], device)
-        if dataset.lacking["text"]:
-            raise InputError(f"{path} holds no text; the study compares each pair's own with others")
-        if len(dataset) < 2:
-            raise InputError(f"{name} has one pair; the study gives each the text of another and needs two")
-        encoder = open_text_encoder(config, guidances["text"].record, model.options["text_dim"], device)
         folder = Path(config.test.output) / f"{name}_text_study"
         with atomic_folder(folder) as staged:
-            text_study(model, dataset, name, guidances, encoder, args.sentence, used, device, staged)
+            text_study(name, used, model, args.sentence, device, staged)
         print(f"written: {folder}")
 
 
 def text_study(
-    model: FusionNetwork,
-    dataset: PairDataset,
-    set_name: str,
-    guidances: Mapping[str, Guidance],
-    encoder: TextEncoder,
-    sentence: str,
-    config: Config,
-    device: torch.device,
-    folder: Path,
+    set_name: str, config: Config, model: FusionNetwork, sentence: str, device: torch.device, folder: Path
 ) -> None:
-    """Study one set: print a table, and write what was measured.
+    """Study one set: print a table, and write what was measured to `folder`.
+
+    In metrics.json "change" and "change_per_image" are as in `change_from` (the mean PSNR is over the images whose
+    results differ, null if none does), and "p" as in `p_values`.
 
     Args:
-        model: a network that reads text.
-        dataset: whole pairs with their own text, the set `set_name`; two at least.
-        guidances: of `open_guides` for the set; the default text is that of the text's record.
-        encoder: that of the set's text.
         sentence: the paragraph of A and of B in "the sentence".
-        folder: gets the files. In metrics.json "change" and "change_per_image" are as in `change_from` ("change" has
-            the means over the images; that of PSNR is over those whose results differ, null if none does), "equal"
-            {label: {"PSNR": images whose results are equal}} and "p" as in `p_values`.
+
+    Raises:
+        InputError: a network that reads no text, or a set without text, or with one pair.
     """
-    empty, said = map(torch.from_numpy, encoder.encode_pairs([("", ""), (sentence, sentence)]))
+    if "text" not in model.inputs:
+        raise InputError(f"{model.label} reads no text; the study needs a network that does")
+    path = h5_path(config.data.h5, set_name)
+    dataset = PairDataset([path], model.inputs)
+    check_shape(path, config.data, training=False)
+    guidances = open_guides(config, model, [dataset], device)
+    if dataset.features["text"].lacking or len(dataset) < 2:
+        raise InputError(f"{path} holds no text, or one pair; the study gives each pair the text of another")
     record = guidances["text"].record
+    encoder = open_text_encoder(config, record, model.options["text_dim"], device)
+    empty, said = map(torch.from_numpy, encoder.encode_pairs([("", ""), (sentence, sentence)]))
     default = {"default text": record.default} if record and record.default is not None else {}
     for_all = {"empty text": empty, **default, "the sentence": said}
+
     evaluators: dict[str, Evaluator] = {}
-    changes: dict[str, dict[str, dict[str, float]]] = {}
-    shown: list[tuple[float, str, dict[str, np.ndarray]]] = []  # the pairs that change most
+    changes: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    shown: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []  # the pairs that change most
     pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), variants(dataset, config.seed))
     for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
-        name, sources, fused = batch["name"][0], sources_8bit(batch), {}
+        name, sources, maps = batch["name"][0], sources_8bit(batch), {}
         for label, text in (texts | for_all).items():
             batch |= collate_features("text", [text])
-            fused[label] = fuse_batch([model], batch, device, guidances)[0, 0]
+            fused = fuse_batch([model], batch, device, guidances)[0, 0]
             evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
-            evaluator.add(name, to_8bit(fused[label], config.test.stretch), *sources)
-        own = fused.pop(OWN)
-        for label, other in fused.items():
-            changes.setdefault(label, {})[name] = change_from(own, other)
-        maps = {label: 255 * np.abs(other - own) for label, other in fused.items()}
-        shown.append((float(np.mean([levels.mean() for levels in maps.values()])), name, {OWN: own} | maps))
-        shown = sorted(shown, key=lambda row: -row[0])[:PICTURE_PAIRS]
+            evaluator.add(name, to_8bit(fused, config.test.stretch), *sources)
+            if label == OWN:
+                own = fused
+            else:
+                changes[label][name] = change_from(own, fused)
+                maps[label] = 255 * np.abs(fused - own)
+        shown.append((name, own, maps))
+        shown = sorted(shown, key=lambda row: -np.mean([*row[2].values()]))[:PICTURE_PAIRS]
 
     per_image = {label: evaluator.results for label, evaluator in evaluators.items()}
-    (means, left_out), (change, equal) = average_all(per_image), average_all(changes)
+    (means, left_out), (change, _) = average_all(per_image), average_all(changes)
     summary = {
         "ckpt": config.ckpt,
         "sentence": sentence,
@@ -125,14 +114,13 @@ def text_study(
         "published": {},
         "left_out": left_out,
         "change": change,
-        "equal": {label: images for label, images in equal.items() if images},
         "p": p_values(per_image),
         "change_per_image": changes,
     }
     write_results(folder, summary, per_image)
-    write_image(folder / "text_study.png", stack_rows([draw_maps(name, maps) for _, name, maps in shown]))
+    write_image(folder / "text_study.png", stack_rows([draw_maps(*row) for row in shown]))
     print(f"\nthe text study on {len(dataset)} pairs of {set_name}; the sentence: {sentence}\n")
-    print("\n".join([study_table(summary), *NOTES, *left_out_lines(left_out)]))
+    print("\n".join([study_table(summary), NOTES, *left_out_lines(left_out)]))
 
 
 def variants(dataset: PairDataset, seed: int) -> Iterator[dict[str, Tensor]]:
@@ -150,15 +138,10 @@ def change_from(own: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """How far a result is from that with the pair's own text; (H, W) floats in [0, 1] each, before they become 8 bit.
 
     Returns:
-        "mean" and "99 %": mean and 99th percentile over the pixels of |other - own|, in levels of 255. "PSNR": of the
-        one against the other with a peak of 1, in dB; inf if they are equal.
+        "mean" and "99 %": mean and 99th percentile over the pixels of |other - own|, in levels of 255; and "PSNR".
     """
     difference = 255 * np.abs(other.astype(np.float64) - own)
-    return {
-        "mean": float(difference.mean()),
-        "99 %": float(np.percentile(difference, 99)),
-        "PSNR": psnr(other, own),
-    }
+    return {"mean": difference.mean(), "99 %": np.percentile(difference, 99), "PSNR": psnr(other, own)}
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
@@ -170,10 +153,9 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 def p_values(per_image: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Whether a metric differs from that with own text: p of a two-sided Wilcoxon signed-rank test over the images.
 
-    All p together are corrected by Holm's method: if no text changed any metric, one or more of them would be below
-    0.05 in at most 5 % of such studies. A small p says that a change has a direction, not that it is large. Images
-    where the metric does not change (by 1e-9), or is undefined, do not count; p is 1 if none is left. n images cannot
-    give less than 2 ** (1 - n) times the number of tests: ten or fewer show nothing.
+    All p together are corrected by Holm's method. A small p says that a change has a direction, not that it is large.
+    Images where the metric does not change (by 1e-9), or is undefined, do not count; p is 1 if none is left. n images
+    cannot give less than 2 ** (1 - n) times the number of tests: ten or fewer show nothing.
 
     Args:
         per_image: {label: {image: {metric: value}}}, with that of own text.
@@ -196,44 +178,28 @@ def p_values(per_image: dict[str, dict[str, dict[str, float]]]) -> dict[str, dic
 
 
 def study_table(summary: dict) -> str:
-    """Means of the metrics for each text, under them the p of their differences, beside them how far pixels change.
-
-    Args:
-        summary: with "metrics", "mean", "p" and "change" as `text_study` writes them.
-    """
-    metrics = summary["metrics"]
-
-    def line(label: str, cells: list[str], changes: list[str]) -> str:
-        text = f"{label:<16}{''.join(f'{cell:>9}' for cell in cells)} |{''.join(f'{each:>9}' for each in changes)}"
-        return text.rstrip(" |")
-
-    lines = [line("", [name + arrow(name) for name in metrics], ["mean", "99 %", "PSNR"])]
+    """How far each text moves pixels, the means of the metrics with it, and the p of their differences."""
+    rows = [["", "mean", "99 %", "PSNR", *summary["metrics"]]]
     for label, means in summary["mean"].items():
-        cells = [f"{means[metric]:.4f}" for metric in metrics]
-        if label == OWN:
-            lines.append(line(label, cells, []))
-            continue
-        change, p = summary["change"][label], summary["p"][label]
-        decibels = f"{change['PSNR']:.1f}" if math.isfinite(change["PSNR"]) else "equal"
-        lines.append(line(label, cells, [f"{change['mean']:.3g}", f"{change['99 %']:.3g}", decibels]))
-        lines.append(line("  p", [f"{p[metric]:.3f}" if p[metric] >= 0.001 else "<0.001" for metric in metrics], []))
-    return "\n".join(lines)
+        change = summary["change"].get(label)
+        changed = [f"{number:.3g}" for number in change.values()] if change else [""] * 3
+        rows.append([label, *changed, *(f"{mean:.4f}" for mean in means.values())])
+    for label, p in summary["p"].items():
+        rows.append([f"p of {label}", "", "", "", *(f"{p[metric]:.3f}" for metric in summary["metrics"])])
+    return "\n".join(f"{label:<20}" + "".join(f"{cell:>10}" for cell in cells) for label, *cells in rows)
 
 
-def draw_maps(name: str, maps: dict[str, np.ndarray]) -> np.ndarray:
-    """The result with its own text and, in colours, how far the others are from it, in lines of TILES.
+def draw_maps(name: str, own: np.ndarray, maps: dict[str, np.ndarray]) -> np.ndarray:
+    """The result with its own text and, in colours, how far the others are from it.
 
     Red is the 99.9th percentile of the strongest change, so that a few pixels do not darken all others.
     """
-    top = max(1e-6, *(float(np.percentile(change, 99.9)) for label, change in maps.items() if label != OWN))
-    tiles = {name: to_8bit(maps[OWN], "clamp")}
+    tiles = {name: to_8bit(own, "clamp")}
+    top = max(1e-6, *(float(np.percentile(change, 99.9)) for change in maps.values()))
     for label, change in maps.items():
-        if label != OWN:
-            colors = cv2.applyColorMap(to_8bit(change / top, "clamp"), cv2.COLORMAP_TURBO)
-            tiles[f"{label}, red: {top:.3g} levels"] = colors
-    labels, images = list(tiles), list(tiles.values())
-    starts = range(0, len(tiles), TILES)
-    return stack_rows([side_by_side(images[i : i + TILES], labels[i : i + TILES]) for i in starts])
+        colors = cv2.applyColorMap(to_8bit(change / top, "clamp"), cv2.COLORMAP_TURBO)
+        tiles[f"{label}, red: {top:.3g} levels"] = colors
+    return side_by_side([*tiles.values()], [*tiles])
 
 
 if __name__ == "__main__":
