@@ -114,7 +114,7 @@ def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:
     if ckpt and "{task}" in ckpt:
         if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
             given = ckpt.replace("{task}", "IVF")
-            raise InputError(f"say which weights: ckpt={given} for infrared and visible; a set gave no task")
+            raise InputError(f"say which weights: ckpt={given} for infrared and visible; the task is not known")
         ckpt = ckpt.replace("{task}", task)
     if ckpt and "*" in ckpt:
         newest = find_newest(ckpt)
