@@ -23,8 +23,7 @@ from net import build_model
 from utils.config import Config, parse_args
 from utils.data.align import MOTIONS
 from utils.data.make import make_sets
-from utils.data.simulate import simulate_sets
-from utils.data.sources import find_sources, read_split
+from utils.data.sources import find_sources, read_names
 from utils.errors import InputError, run_script
 from utils.guides import makers_of
 from utils.guides.text_features import read_features, write_features
@@ -32,7 +31,9 @@ from utils.loss import build_loss
 from utils.process import set_up_process
 from utils.targets import COMPUTED_MAPS
 
-COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}  # modules with a main(config, words)
+# found by name, as the core imports no wing: modules with a main(config, words)
+COMMANDS = {"arrange": "utils.arrange", "describe": "utils.describe"}
+SIMULATION = "utils.simulate"
 
 
 def main() -> None:
@@ -49,8 +50,8 @@ def main() -> None:
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command]).main(config, args.words)
     words = args.words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in simulate_sets(config, words):
-        print(line)
+    if config.data.simulate:
+        importlib.import_module(SIMULATION).main(config, words)
     problems = encode_sets(config, words) if command else make_h5_files(config, words, args.align)
     if problems:
         raise InputError("\n".join(problems))
@@ -67,7 +68,7 @@ def encode_sets(config: Config, words: list[str]) -> list[str]:
     """Write TextFeature/ from Text/; returns what is wrong with the pairs that have no feature now."""
     problems: list[str] = []
     for source in find_sources(config, words):
-        names = read_split(source, problems)
+        names = read_names(source.names, problems)
         found = read_features(source, names, config, config.text.encoder, config.text.path, problems, go_on=True)
         count = write_features(source, found)
         print(f"{source.folder('TextFeature')}: {count} features written, {len(found.of) - count} were up to date")

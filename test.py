@@ -14,6 +14,7 @@ output becomes 8 bit: minmax, the published stretch of every image to its own ra
 All keys, with a comment each, are in utils/config.py. Images of your own: fuse.py.
 """
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,18 +25,17 @@ import torch
 from net import FusionNetwork, build_model, configure_compute, load_model
 from utils import distributed
 from utils.config import Config, parse_args
-from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task, task_of
+from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task
 from utils.data.images import stack_rows, write_image
 from utils.data.make import make_sets
 from utils.data.pairs import PairDataset
-from utils.data.sources import find_sources, task_of_set
+from utils.data.sources import find_sources
 from utils.errors import InputError, run_script
-from utils.files import commit, find_newest, plain_name, to_json
+from utils.files import find_newest, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
 from utils.process import set_up_process
-from utils.results.evaluate import applicable, average_all, check_metrics
-from utils.results.fuse_set import fuse_set, shared_folder
-from utils.results.report import IMAGES, Report, check_report
+from utils.results.evaluate import applicable, average_all, check_metrics, fuse_set, shared_folder
+from utils.results.report import Report, open_report
 from utils.results.table import format_table, left_out_lines, published_rows, write_results
 
 SAMPLE = "configs/sample.yaml"
@@ -53,23 +53,14 @@ def main() -> None:
     config.test.compare |= args.compare or args.report
     set_up_process(config.precision)
     rank, _, device = distributed.start(config.device)
-    page = Path(config.test.output) / "report"
-    if args.report:
-        check_report(page)
-    opened, rows = open_sets(config, args.overrides, device), []
-    with shared_folder(page, [IMAGES]) if args.report else nullcontext() as folder:
-        report = Report(folder) if folder else None
-        for name, (used, model) in opened.items():
-            _, pictures = test_set(name, used, model, device, report)
-            rows += pictures[:1]
-        if report and rank == 0:
-            report.write(config, commit() or "not recorded")
-    if report:
-        print(f"open in a browser: {page}/index.html")
+    output = Path(config.test.output)
+    with open_report(output / "report", config) if args.report else nullcontext() as report:
+        opened = open_sets(config, args.overrides, device)
+        pictures = [test_set(name, used, model, device, report)[1] for name, (used, model) in opened.items()]
+    rows = [of_set[0] for of_set in pictures if of_set]
     if len(rows) > 1 and rank == 0:
-        path = Path(config.test.output) / "comparison.png"
-        write_image(path, stack_rows(rows))
-        print(f"one pair of each set: {path}")
+        write_image(output / "comparison.png", stack_rows(rows))
+        print(f"one pair of each set: {output}/comparison.png")
     distributed.stop()
 
 
@@ -88,41 +79,45 @@ def open_sets(config: Config, overrides: list[str], device: torch.device) -> dic
     check_metrics(config.test.metrics)
     if not config.data.test:
         raise InputError("data.test names no set; give e.g. data.test=[MSRS_test]")
-    paths = {name: h5_path(config.data.h5, name) for name in config.data.test}
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    for name in missing:
-        known = [source.name for source in find_sources(config, [name])]
-        if known != [name]:
-            raise InputError(f"data.test names the dataset {name}; name a set of it: {', '.join(known)}")
     opened: dict[str, tuple[Config, FusionNetwork]] = {}
-    for name, path in paths.items():
-        task = None
-        if "{task}" in (config.ckpt or ""):
-            task = task_of(path) if path.is_file() else task_of_set(name, config)
-        used = replace(config, ckpt=find_checkpoint(config.ckpt, task))
-        same = [model for other, model in opened.values() if other.ckpt == used.ckpt]
-        model = same[0] if same else open_model(used, overrides, device)
-        make_missing(name, used, model)
-        metrics, note = applicable(config.test.metrics, {name: recorded_task(path)})
+    models: dict[str | None, FusionNetwork] = {}
+    for name in config.data.test:
+        task = find_task(name, config)
+        metrics, note = applicable(config.test.metrics, {name: task})
         if not metrics:
             raise InputError(f"{note}, where test.metrics names no other; add one, e.g. test.metrics=[TC,Qabf]")
         if note:
             print(f"note: {note}")
-        opened[name] = replace(used, test=replace(config.test, metrics=metrics)), model
+        used = replace(config, ckpt=find_checkpoint(config.ckpt, task), test=replace(config.test, metrics=metrics))
+        if used.ckpt not in models:
+            models[used.ckpt] = open_model(used, overrides, device)
+        opened[name] = used, models[used.ckpt]
+    for name, (used, model) in opened.items():
+        make_missing(name, used, model)
     return opened
 
 
-def find_checkpoint(ckpt: str | None, task: str | None = None) -> str | None:
+def find_task(name: str, config: Config) -> str:
+    """The task of a set, by its H5 file (empty for a published one) or else by the table of datasets."""
+    path = h5_path(config.data.h5, name)
+    if path.is_file():
+        return recorded_task(path)
+    sources = find_sources(config, [name])
+    known = [source.name for source in sources]
+    if known != [name]:
+        raise InputError(f"data.test names the dataset {name}; name a set of it: {', '.join(known)}")
+    return sources[0].task
+
+
+def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:
     """`ckpt` with a task for {task}, and with the newest file for a *."""
     if ckpt and "{task}" in ckpt:
-        if task is None:
-            raise InputError(f"say which weights: ckpt={ckpt.replace('{task}', 'IVF')} for infrared and visible")
+        if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
+            given = ckpt.replace("{task}", "IVF")
+            raise InputError(f"say which weights: ckpt={given} for infrared and visible; a set gave no task")
         ckpt = ckpt.replace("{task}", task)
     if ckpt and "*" in ckpt:
-        try:
-            newest = find_newest(ckpt)
-        except ValueError as error:
-            raise InputError(f"ckpt={ckpt} is no pattern ({error}); a * is for a part of a name") from error
+        newest = find_newest(ckpt)
         if newest is None:
             raise InputError(f"there is no checkpoint {ckpt}; train first, or give one with ckpt=...")
         ckpt = str(newest)
@@ -145,11 +140,11 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
             raise InputError("ckpt is not given; give the weights to test with ckpt=...")
     else:
         model = load_model(config.ckpt, device)
-        asked = [key for key in (word.partition("=")[0] for word in overrides) if key.split(".")[0] == "net"]
-        for key in config.net if "net" in asked else [key.split(".")[1] for key in asked]:
-            if to_json(config.net[key]) != to_json(model.config.get(key)):
+        given = {word.partition("=")[0] for word in overrides}
+        for key, value in config.net.items():
+            if given & {"net", f"net.{key}"} and to_json(value) != to_json(model.config.get(key)):
                 raise InputError(
-                    f"net.{key} is {config.net[key]} on the command line and {model.config.get(key)} in {config.ckpt}; "
+                    f"net.{key} is {value} on the command line and {model.config.get(key)} in {config.ckpt}; "
                     "leave it out, or train such a network"
                 )
     configure_compute(config.precision, config.test.tile, compile=config.compile)
@@ -193,9 +188,8 @@ def test_set(
     label = label_with_remarks(model, guidances)
     networks = {label: model} | {rule.label: rule.to(device).eval() for rule in rules}
     with shared_folder(folder, outdated=["comparison.png"]) as staged:
-        if report:
-            report.start_set(name, ["A", "B", label, "in colour", *(rule.label for rule in rules)])
-        per_image, pictures = fuse_set(networks, name, dataset, guidances, config.test, device, staged, report)
+        show = report.add_images if report else None
+        per_image, pictures = fuse_set(networks, dataset, guidances, config.test, device, staged, show)
         means, left_out = average_all(per_image)
         records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
         summary = {
@@ -207,7 +201,6 @@ def test_set(
             "text": config.text.use,
             "stretch": config.test.stretch,
             "precision": config.precision,
-            "images": len(dataset),
             "metrics": config.test.metrics,
             "mean": means,
             "left_out": left_out,

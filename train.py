@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from net import FusionNetwork, build_model, configure_compute
 from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
-from net.provenance import Provenance
 from utils import distributed
 from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path, recorded_task
@@ -40,6 +39,7 @@ from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER
 from utils.process import set_up_process
+from utils.provenance import Provenance
 from utils.results.evaluate import (
     Evaluator,
     applicable,

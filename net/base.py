@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from net.provenance import Provenance
 from utils.errors import InputError, enough_memory
+from utils.provenance import Provenance
 from utils.registry import Registry, options_of
 
 NETWORKS = Registry("net")
@@ -25,7 +25,7 @@ class FusionNetwork(nn.Module):
     returns the fused image (N, 1, H, W) in [0, 1].
 
     Every argument of a network's constructor needs a default: they are its options, the keys under `net:` in a
-    config, and the defaults give their types. The width of a guide's features is the option `<guide>_dim`, e.g.
+    config, and the annotations give their types. The width of a guide's features is the option `<guide>_dim`, e.g.
     `text_dim` or `clip_dim`: by it, features of another width are refused before they reach the network.
 
     Attributes:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from net.base import FusionNetwork, register
-from utils.errors import InputError
 from utils.filters import count_levels
 from utils.opencv import cv2
 
@@ -37,49 +36,43 @@ class Max(FusionNetwork):
 
 @register("laplacian")
 class LaplacianPyramid(FusionNetwork):
-    """Laplacian pyramid fusion (Burt and Adelson 1983): detail by the larger magnitude, base by the mean.
+    """Laplacian pyramid fusion (Burt and Adelson 1983): detail of 4 levels by the larger magnitude, base by the mean.
 
-    Args:
-        levels: detail levels; fewer are used on an image whose side would fall under 8 pixels.
-
-    Raises:
-        InputError: levels below 1.
+    Fewer levels are used on an image whose side would fall under 8 pixels.
     """
 
     label = "Laplacian"
 
-    def __init__(self, levels: int = 4):
-        super().__init__()
-        if levels < 1:
-            raise InputError(f"net.levels must be at least 1, not {levels}")
-        self.levels = levels
-        self.register_buffer("kernel", torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16, persistent=False)
-
     def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         a, b = image_a, image_b
         details = []
-        for _ in range(self.levels):
+        for _ in range(4):
             if min(a.shape[-2:]) < 16:
                 break
-            low_a, low_b = self._reduce(a), self._reduce(b)
-            detail_a, detail_b = a - self._expand(low_a, a), b - self._expand(low_b, b)
-            details.append(torch.where(detail_a.abs() >= detail_b.abs(), detail_a, detail_b))
+            low_a, low_b = _reduce(a), _reduce(b)
+            details.append(_stronger(a - _expand(low_a, a), b - _expand(low_b, b)))
             a, b = low_a, low_b
         fused = (a + b) / 2
         for detail in reversed(details):
-            fused = detail + self._expand(fused, detail)
+            fused = detail + _expand(fused, detail)
         return fused.clamp(0, 1)
 
-    def _reduce(self, x: Tensor) -> Tensor:
-        """Smooth by the 5-tap binomial and keep every second sample: (N, 1, H, W) -> (N, 1, ceil(H/2), ceil(W/2))."""
-        kernel = self.kernel.to(x.dtype)
-        x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel.view(1, 1, 1, 5), stride=(1, 2))
-        return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.view(1, 1, 5, 1), stride=(2, 1))
 
-    @staticmethod
-    def _expand(x: Tensor, like: Tensor) -> Tensor:
-        """Bilinear enlargement to the size of `like`."""
-        return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def _reduce(x: Tensor) -> Tensor:
+    """Smooth by the 5-tap binomial and keep every second sample: (N, 1, H, W) -> (N, 1, ceil(H/2), ceil(W/2))."""
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
+    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel.view(1, 1, 1, 5), stride=(1, 2))
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.view(1, 1, 5, 1), stride=(2, 1))
+
+
+def _expand(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear enlargement to the size of `like`."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _stronger(detail_a: Tensor, detail_b: Tensor) -> Tensor:
+    """At each pixel the detail of larger magnitude."""
+    return torch.where(detail_a.abs() >= detail_b.abs(), detail_a, detail_b)
 
 
 def _window_mean(x: Tensor, size: int) -> Tensor:
@@ -87,13 +80,6 @@ def _window_mean(x: Tensor, size: int) -> Tensor:
     half = size // 2
     x = F.avg_pool2d(x, (size, 1), stride=1, padding=(half, 0), count_include_pad=False)
     return F.avg_pool2d(x, (1, size), stride=1, padding=(0, half), count_include_pad=False)
-
-
-def _check_window(**options: int) -> None:
-    """InputError if a side of a window is not odd and positive."""
-    for key, size in options.items():
-        if size < 1 or size % 2 == 0:
-            raise InputError(f"net.{key} must be an odd number of pixels, not {size}")
 
 
 def _saliency(x: Tensor) -> Tensor:
@@ -117,30 +103,17 @@ def _saliency(x: Tensor) -> Tensor:
 class TwoScale(FusionNetwork):
     """Two scales, and what is salient (Ma, Zhou, Wang and Zong 2017, without their least squares), for infrared A.
 
-    Base: the mean in a window (as Bavirisetti and Dhuli 2016), weighted by w = 1/2 + (V_A - V_B) / 2 for A and
-    1 - w for B with the saliencies V of `_saliency`, so that warm targets survive. Detail: what the base leaves, by
-    the larger magnitude.
-
-    Args:
-        window: side of the window, pixels, odd; near the border the part of it that lies within the image.
-
-    Raises:
-        InputError: an even window, or none.
+    Base: the mean in a window of 35 pixels, or the part of it that lies within the image (as Bavirisetti and Dhuli
+    2016), weighted by w = 1/2 + (V_A - V_B) / 2 for A and 1 - w for B with the saliencies V of `_saliency`, so that
+    warm targets survive. Detail: what the base leaves, by the larger magnitude.
     """
 
     label = "two-scale"
 
-    def __init__(self, window: int = 35):
-        super().__init__()
-        _check_window(window=window)
-        self.window = window
-
     def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
-        base_a, base_b = _window_mean(image_a, self.window), _window_mean(image_b, self.window)
+        base_a, base_b = _window_mean(image_a, 35), _window_mean(image_b, 35)
         weight = 0.5 + (_saliency(image_a) - _saliency(image_b)) / 2
-        detail_a, detail_b = image_a - base_a, image_b - base_b
-        detail = torch.where(detail_a.abs() >= detail_b.abs(), detail_a, detail_b)
-        return (torch.lerp(base_b, base_a, weight) + detail).clamp(0, 1)
+        return (torch.lerp(base_b, base_a, weight) + _stronger(image_a - base_a, image_b - base_b)).clamp(0, 1)
 
 
 @register("mertens")
@@ -164,31 +137,21 @@ class Mertens(FusionNetwork):
 class Focus(FusionNetwork):
     """The source in focus: the larger sum-modified Laplacian (Nayar and Nakagawa 1994), by a vote of the neighbours.
 
-    At each pixel |2 I - left - right| + |2 I - up - down| is averaged in a window; the source with the larger value
-    gets the votes of the pixels around, and the majority chooses. The mean where there is none, e.g. A = B.
-
-    Args:
-        window: side of the window that the measure is averaged in, pixels, odd.
-        vote: side of the window that votes, likewise.
-
-    Raises:
-        InputError: an even window, or none.
+    At each pixel |2 I - left - right| + |2 I - up - down| is averaged in a window of 9 pixels; the source with the
+    larger value gets the votes of the 21 x 21 pixels around, and the majority chooses. The mean where there is none,
+    e.g. A = B.
     """
 
     label = "focus"
 
-    def __init__(self, window: int = 9, vote: int = 21):
-        super().__init__()
-        _check_window(window=window, vote=vote)
-        self.window, self.vote = window, vote
-
     def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         sharper = torch.sign(self._measure(image_a) - self._measure(image_b))
-        share = (_window_mean(sharper, self.vote).sign() + 1) / 2  # of A: 1, 1/2 or 0
+        share = (_window_mean(sharper, 21).sign() + 1) / 2  # of A: 1, 1/2 or 0
         return torch.lerp(image_b, image_a, share)
 
-    def _measure(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def _measure(x: Tensor) -> Tensor:
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         across = (2 * x - padded[..., 1:-1, :-2] - padded[..., 1:-1, 2:]).abs()
         down = (2 * x - padded[..., :-2, 1:-1] - padded[..., 2:, 1:-1]).abs()
-        return _window_mean(across + down, self.window)
+        return _window_mean(across + down, 9)

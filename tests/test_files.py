@@ -1,7 +1,6 @@
 """Files: whole after a power cut, one run at a time, found from any folder; and the commit that a run records."""
 
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from tests.toy import ROOT
 from utils.errors import InputError, enough_memory
-from utils.files import atomic_folder, commit, exclusive_lock, find_file, find_newest, git, remove, write_file
+from utils.files import atomic_folder, commit, find_file, find_newest, git, write_file
 
 COMPETE = """
 import sys
@@ -33,11 +32,11 @@ while held < 100:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
-    """What is done to the disk, in order: "sync file", "sync folder", "replace NAME" and "remove NAME"."""
+    """What is done to the disk, in order: "sync", "replace NAME" and "remove NAME"."""
     calls, fsync, replace, unlink = [], os.fsync, os.replace, Path.unlink
 
     def record_fsync(descriptor):
-        calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        calls.append("sync")
         fsync(descriptor)
 
     def record_replace(source, target):
@@ -57,7 +56,7 @@ def calls(monkeypatch) -> list[str]:
 
 def test_a_file_is_on_the_disk_before_its_name(tmp_path, calls):
     write_file(tmp_path / "b" / "a.txt", "new")
-    assert calls == ["sync file", "replace a.txt", "sync folder"]
+    assert calls == ["sync", "replace a.txt"]
 
 
 def test_a_table_is_never_beside_images_of_another_run(tmp_path, calls):
@@ -89,24 +88,14 @@ def test_of_many_runs_one_holds_the_lock(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lock_file_and_halves_of_a_killed_run_are_removed(tmp_path):
-    (tmp_path / "out").mkdir()
-    for name in (".out.lock", ".out.12.tmp", "out/.a.png.12.tmp"):
-        (tmp_path / name).touch()
-    (tmp_path / ".out.b.12.tmp").touch()  # of another output
-    with exclusive_lock(tmp_path / "out"):
-        pass
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".out.b.12.tmp", "out"]
-
-
-def test_remove_takes_files_folders_links_and_nothing(tmp_path):
-    (tmp_path / "folder" / "deep").mkdir(parents=True)
-    (tmp_path / "file").touch()
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "kept")
-    for name in ("folder", "file", "link", "nothing"):
-        remove(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+def test_what_a_killed_run_left_is_replaced(tmp_path):
+    (tmp_path / ".out.lock").touch()
+    for path in (tmp_path / ".out.tmp" / "old.png", tmp_path / "out" / ".a.png.tmp"):
+        write_file(path, "half")
+    with atomic_folder(tmp_path / "out") as folder:
+        write_file(folder / "new.png", "new")
+    write_file(tmp_path / "out" / "a.png", "new")
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "new.png", "a.png"}
 
 
 def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch):
@@ -118,60 +107,39 @@ def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch):
     assert find_file("configs/film_ivf.yaml").read_text() == "mine"
 
 
-def runs(root: Path, *names: str) -> None:
-    """Files of the given names, each newer than the one before."""
-    for i, name in enumerate(names):
-        write_file(root / name, "weights")
-        os.utime(root / name, (i, i))
-
-
 def test_the_newest_run_of_a_name_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runs(
-        tmp_path / "exp",
-        "20260103-000000_demo/model/last.pth",
-        "20260101-000000_demo/model/last.pth",
-        "20260101-000000-2_demo/model/last.pth",
-        "20260101-000000_my_demo/model/last.pth",
-        "mine_demo/model/last.pth",
-        "my_demo/last.pth",
-    )
+    names = ["20260103-000000_demo", "20260101-000000_demo", "20260101-000000-2_demo", "20260101-000000_my_demo"]
+    for i, name in enumerate([*names, "mine"]):  # each newer than the one before
+        write_file(f"exp/{name}/model/last.pth", "weights")
+        os.utime(f"exp/{name}/model/last.pth", (i, i))
     newest = Path("exp/20260101-000000-2_demo/model/last.pth")
     for pattern in ("exp/*_demo/model/last.pth", "exp/*_d?mo/*/last.pth", "./*/*_demo/**/last.pth"):
         assert find_newest(pattern) == newest, pattern
     assert find_newest(f"{tmp_path}/exp/*_demo/model/*.pth") == tmp_path / newest
     assert find_newest("exp/*_my_demo/model/last.pth") == Path("exp/20260101-000000_my_demo/model/last.pth")
-    assert find_newest("exp/*/model/last.pth") == Path("exp/mine_demo/model/last.pth")
-    assert find_newest("exp/*/last.pth") == Path("exp/my_demo/last.pth")
+    assert find_newest("exp/*/model/last.pth") == Path("exp/mine/model/last.pth")
     assert find_newest("exp/*_other/model/last.pth") is None
 
 
-def test_the_newest_file_is_found_in_the_repository_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.files.ROOT", tmp_path / "repository")
-    runs(tmp_path, "repository/exp/20260101-000000_demo/last.pth", "here/exp/20260102-000000_other/last.pth")
-    monkeypatch.chdir(tmp_path / "here")
-    assert find_newest("exp/*_other/last.pth") == Path("exp/20260102-000000_other/last.pth")
-    assert find_newest("exp/*_demo/last.pth") == tmp_path / "repository/exp/20260101-000000_demo/last.pth"
-
-
 def test_the_commit_says_whether_files_are_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.files.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git("status", folder=tmp_path) is None and commit(tmp_path) is None  # not a repository
-    git("init", folder=tmp_path)
-    assert commit(tmp_path) is None  # nothing is committed
+    assert git("status") is None and commit() is None  # not a repository
+    git("init")
     (tmp_path / "a.txt").write_text("one")
-    git("add", "a.txt", folder=tmp_path)
+    git("add", "a.txt")
     user = ("-c", "user.name=me", "-c", "user.email=me@localhost")
-    git(*user, "commit", "-m", "One", folder=tmp_path)
-    git(*user, "tag", "-a", "v1", "-m", "One", folder=tmp_path)
-    head = git("rev-parse", "HEAD", folder=tmp_path)
-    assert len(head) == 40 and commit(tmp_path) == head
+    git(*user, "commit", "-m", "One")
+    git(*user, "tag", "-a", "v1", "-m", "One")
+    head = git("rev-parse", "HEAD")
+    assert len(head) == 40 and commit() == head
     (tmp_path / "b.txt").write_text("not tracked")
-    assert commit(tmp_path) == head
+    assert commit() == head
     (tmp_path / "a.txt").write_text("two")
-    assert commit(tmp_path) == f"{head}-dirty"
+    assert commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert git("status", folder=tmp_path) is None and commit(tmp_path) is None  # no git
+    assert git("status") is None and commit() is None  # no git
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -15,16 +14,17 @@ import pytest
 import torch
 
 from net import build_model, load_model
-from net.provenance import GuideRecord
+from test import find_checkpoint
 from tests.test_text import save_bert
 from tests.toy import CONFIG, make_pairs, script
 from utils.config import Config, load_config
-from utils.data.h5 import h5_path, task_of
+from utils.data.h5 import h5_path
 from utils.data.images import MAX_PIXELS, read_image
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides.text import TextEncoder, open_text_encoder
+from utils.provenance import GuideRecord
 
 
 class Mark:
@@ -110,13 +110,9 @@ def test_a_split_file_that_climbs_is_refused(toy, tmp_path):
     assert "is not a plain file name" in output and not (tmp_path / "h5" / "Toy_train.h5").exists()
 
 
-def test_a_set_that_climbs_is_refused():
-    for name in ("../Toy_test", "/tmp/Toy_test"):
-        with pytest.raises(InputError, match="is no name of a set"):
-            h5_path("h5", name)
-
-
-def test_a_run_that_climbs_is_refused(prepared, tmp_path):
+def test_a_set_or_a_run_that_climbs_is_refused(prepared, tmp_path):
+    with pytest.raises(InputError, match="is no name of a set"):
+        h5_path("h5", "../Toy_test")
     output = script("train.py", *prepared, "name=../evil", code=1)
     assert "becomes part of a folder's name" in output and not list(tmp_path.glob("*evil"))
 
@@ -134,33 +130,36 @@ def test_an_h5_that_climbs_is_refused(prepared, tmp_path, key):
     assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
 
 
-def test_a_task_that_climbs_is_refused(prepared, tmp_path):
+def test_a_task_that_climbs_is_refused():
     """The task of a set becomes part of the path of weights."""
-    path = tmp_path / "h5" / "Toy_test.h5"
     for task in ("../w", "*", "a/b", "IVF\n"):
-        with h5py.File(path, "r+") as file:
-            file.attrs["task"] = task
-        with pytest.raises(InputError, match="does not say of which task|is damaged"):
-            task_of(path)
+        with pytest.raises(InputError, match="say which weights"):
+            find_checkpoint("models/{task}.pth", task)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("imageA", 1),
         ("imageA/b1", np.zeros((3, 2, 9, 9), np.uint8)),
         ("imageA/b1", np.zeros((1, 0, 9), np.uint8)),
-        ("imageA/b1", np.zeros((1, 45, 53), np.complex64)),
         ("imageA/b1", np.array([b"text"])),
+        ("imageA/b1", np.full((1, 45, 53), -500, np.int16)),
+        ("imageA/b1", np.full((1, 45, 53), np.nan, np.float32)),
+        ("imageB/b1", np.full((1, 45, 49), 5, np.uint8)),
         ("chroma/b1", np.zeros((2, 5, 5), np.uint8)),
+        ("text/b1", None),
+        ("text/b1", np.full((5, 12), np.nan, np.float32)),
     ],
-    ids=["four dimensions", "no pixel", "complex", "text", "other chroma"],
+    ids=["group", "four dimensions", "no pixel", "text", "negative", "NaN", "size", "chroma", "no text", "NaN in text"],
 )
 def test_what_is_no_sample_is_one_sentence(prepared, tmp_path, key, value):
     path = tmp_path / "h5" / "Toy_test.h5"
     with h5py.File(path, "r+") as file:
         del file[key]
-        file[key] = value
-    with pytest.raises(InputError, match=r"'b1' of .*Toy_test\.h5"):
+        if value is not None:
+            file[key] = value
+    with pytest.raises(InputError, match=r"'b1' of .*Toy_test\.h5|Toy_test\.h5 holds no pairs .imageA"):
         PairDataset([path], chroma=True)[0]
 
 
@@ -212,23 +211,16 @@ def declaring(kind: str, width: int, height: int) -> bytes:
     """A small file that says it is a large image."""
     if kind == "pgm":
         return b"P5 %d %d 255\n" % (width, height) + bytes(100)
-    if kind == "png":
-        parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100)))]
-        chunks = [
-            struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
-            for t, d in [*parts, (b"IEND", b"")]
-        ]
-        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
     data = bytearray(cv2.imencode(f".{kind}", np.zeros((128, 128), np.uint8))[1])
     if kind == "jpg":
         place = data.index(b"\xff\xc0") + 5
         data[place : place + 4] = struct.pack(">HH", height, width)
-    elif kind == "bmp":
+    else:
         data[18:26] = struct.pack("<ii", width, height)
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "pgm"])
+@pytest.mark.parametrize("kind", ["jpg", "bmp", "pgm"])
 def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
     path = tmp_path / f"large.{kind}"
@@ -238,9 +230,7 @@ def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, kind, 
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"\x80\x02.", b"\x80\x02]q\x00(K\x01e.", b"PK\x03\x04" + bytes(40), b"", pickle.dumps({"model": 1})],
-    ids=repr,
+    "content", [b"\x80\x02]q\x00(K\x01e.", b"PK\x03\x04" + bytes(40), b"", pickle.dumps({"model": 1})]
 )
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
     """Found by tools/fuzz.py: PyTorch's reader raises IndexError and others."""
@@ -260,17 +250,7 @@ def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 5000,
-        "seed: 2020-13-45",
-        "a: &a [*a]",
-        "? [1, 2]: 3",
-        "seed: .nan",
-        "train: {lr: .inf}",
-        "train: {lr: 1e39}",
-        "seed: 99999999999999999999",
-    ],
+    "text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan", "train: {lr: 1e39}"]
 )
 def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
     """Found by tools/fuzz.py: PyYAML raises ValueError and RecursionError."""
@@ -329,20 +309,21 @@ def test_a_damaged_run_is_not_resumed(prepared, tmp_path):
         assert "cannot be resumed" in script("train.py", *prepared, "train.epochs=2", f"train.resume={last}", code=1)
 
 
-@pytest.mark.parametrize("group", ["imageA", "imageB", "text", "chroma"])
-def test_a_flipped_bit_of_an_h5_is_noticed(toy, tmp_path, group):
+def test_a_flipped_bit_of_an_h5_is_noticed(toy, tmp_path):
     """Found by tools/fuzz.py: a pixel was another one, and nobody said so."""
     script("data_process.py", *CONFIG, *toy, "Toy_test")
     path = tmp_path / "h5" / "Toy_test.h5"
-    with h5py.File(path) as file:
-        offset = file[f"{group}/b2"].id.get_offset() or file[f"{group}/b2"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[offset + 40] ^= 4
-    path.write_bytes(content)
-    dataset = PairDataset([path], chroma=True)
-    dataset[0]
-    with pytest.raises(InputError, match=r"'b2' of .*Toy_test\.h5"):
-        dataset[1]
+    whole = path.read_bytes()
+    for group in ("imageA", "imageB", "text", "chroma"):
+        with h5py.File(path) as file:
+            offset = file[f"{group}/b2"].id.get_chunk_info(0).byte_offset
+        content = bytearray(whole)
+        content[offset + 40] ^= 4
+        path.write_bytes(content)
+        dataset = PairDataset([path], chroma=True)
+        dataset[0]
+        with pytest.raises(InputError, match=r"'b2' of .*Toy_test\.h5"):
+            dataset[1]
 
 
 def test_a_flipped_bit_of_weights_is_noticed(prepared, tmp_path):

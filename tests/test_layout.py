@@ -14,6 +14,7 @@ WINGS = (
     "utils.export",
     "utils.instruct",
     "utils.own",
+    "utils.simulate",
     "utils.studies",
 )
 FILES = [path for pattern in ("*.py", "net/*.py", "utils/**/*.py") for path in sorted(ROOT.glob(pattern))]

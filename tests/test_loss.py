@@ -20,7 +20,6 @@ from utils.loss import (
     build_loss,
     grow,
     missing_contrast,
-    sobel_gradient,
     ssim,
     visual_information,
 )
@@ -53,14 +52,7 @@ def test_published_values(reference, k):
 
 def test_zero_where_fused_is_brighter_and_sharper_source():
     a = torch.rand(2, 1, 20, 24)
-    terms = FusionLoss()(a, a, torch.zeros_like(a))
-    assert terms["total"].item() == 0
-
-
-def test_gradient_of_a_step_edge():
-    step = torch.zeros(1, 1, 9, 9)
-    step[..., 5:] = 1
-    assert sobel_gradient(step)[0, 0, 4, 4].item() == 4
+    assert FusionLoss()(a, a, torch.zeros_like(a))["total"].item() == 0
 
 
 def test_vector_gradient_follows_the_stronger_edge_with_its_sign():
@@ -201,8 +193,8 @@ def test_targets_wait_for_their_share_of_the_training():
     images = night(0)
     late, never = (FusionLoss(gradient="vector", contrast_weight=c, target_edges=c, targets_from=0.5) for c in (1, 0))
     assert late(*images)["total"] == never(*images)["total"] and late(*images)["missing_contrast"] > 0.1
-    late.progress = 0.5
-    assert late(*images)["total"] > never(*images)["total"] + late(*images)["missing_contrast"]
+    terms = late(*images, progress=0.5)
+    assert terms["total"] > never(*images)["total"] + terms["missing_contrast"]
 
 
 def test_edge_gain_wants_longer_edges():
@@ -219,9 +211,8 @@ def test_exposure_is_the_metric():
     assert terms["total"].item() == pytest.approx(2 - 2 * expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("intensity", sorted(INTENSITIES))
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
+@pytest.mark.parametrize("gradient, intensity", zip([*GRADIENTS, GRADIENTS[0]], sorted(INTENSITIES)))
+def test_a_batch_is_the_mean_of_its_images(gradient, intensity):
     """So neither train.accumulate nor the number of processes changes a training."""
     weights = dict(vif_weight=0.5, contrast_weight=1, exposure_weight=1, target_edges=int(gradient == "vector"))
     criterion = FusionLoss(1.0, intensity=intensity, gradient=gradient, **weights)
@@ -233,16 +224,12 @@ def test_a_batch_is_the_mean_of_its_images(intensity, gradient):
         torch.testing.assert_close(torch.cat([part[1] for part in parts]) / len(parts), slope, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("copies", [1, 4])
-def test_visual_information_of_equal_images(copies):
+def test_visual_information_of_equal_images():
     """The ratio was once that of the sums over the batch; for equal images that is the same, value and gradient."""
-    images = [x[2:3].repeat(copies, 1, 1, 1) for x in waves()]
+    images = [x[2:3].repeat(4, 1, 1, 1) for x in waves()]
     terms, slope = backward(FusionLoss(0, intensity_weight=0, vif_weight=1), images)
-    assert terms[0].item() == pytest.approx(TOTAL, rel=1e-9)
-    assert slope.sum(dim=0).norm().item() == pytest.approx(SLOPE, rel=1e-9)
-
-
-TOTAL, SLOPE = 4.0669798979, 0.26637546177  # of the form with sums over the batch
+    assert terms[0].item() == pytest.approx(4.0669798979, rel=1e-9)
+    assert slope.sum(dim=0).norm().item() == pytest.approx(0.26637546177, rel=1e-9)
 
 
 def test_visual_information_of_each_source():
@@ -257,8 +244,6 @@ def test_visual_information_of_each_source():
 def test_build_loss():
     assert type(build_loss({})) is FusionLoss and build_loss({}).name == "fusion" and build_loss({}).maps == ()
     assert build_loss({"contrast_weight": 1}).maps == ("warm",)
-    loss = build_loss({"name": "fusion", "grad_weight": 3, "gradient": "vector"})
-    assert loss.grad_weight == 3 and loss.gradient == "vector"
 
 
 @pytest.mark.parametrize(
@@ -268,14 +253,9 @@ def test_build_loss():
         ({"name": ["fusion"]}, "loss.name ['fusion'] is not known; did you mean 'fusion'?"),
         ({"grad": 3}, "loss.grad is not an option of 'fusion'; did you mean 'gradient'?"),
         ({"self": 3}, "loss.self is not an option of 'fusion'; known: "),
-        ({"grad_weight": "much"}, "loss.grad_weight must be like 20.0, not 'much'"),
-        ({"grad_weight": True}, "loss.grad_weight must be like 20.0, not True"),
-        ({"vif_weight": None}, "loss.vif_weight must be like 0.0, not None"),
-        ({"intensity": 3}, "loss.intensity must be one of max, sharper, exposed, not '3'"),
+        ({"grad_weight": "much"}, "loss.grad_weight in 'fusion' must be float, not 'much'"),
         ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
-        ({"targets_from": float("nan")}, "loss.targets_from must be like 0.0, not nan"),
         ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
-        ({"edge_gain": float("nan"), "gradient": "vector"}, "loss.edge_gain must be like 1.0, not nan"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
         ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
     ],
@@ -315,16 +295,13 @@ def test_a_new_loss(monkeypatch):
 class Box:
     def __init__(
         self,
-        width=32,
+        width: int = 32,
         scale: float = 1.0,
         grid: tuple[int, int] = (288, 384),
-        without=(),
-        deep=False,
-        rate: "float | None" = 0.5,
-        crop: int | None = None,
-        step: int = None,  # noqa: RUF013
-        sizes: list[float] | None = None,
-        mode: Literal["a", "b"] | None = None,
+        without: tuple[str, ...] = (),
+        deep: "bool" = False,
+        rate: float | None = 0.5,
+        mode: Literal["a", "b"] = "a",
         free=None,
         **further,
     ):
@@ -334,16 +311,13 @@ class Box:
 @pytest.mark.parametrize(
     "key, right, wrong, wanted",
     [
-        ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "like 32"),
-        ("scale", [7, 0.5, 2**40], ["wide", False, None], "like 1.0"),
-        ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], [1, 2.0], 1, "12", None], "like (288, 384)"),
-        ("without", [[], ["a", "b", "c"]], ["a", [1.5], None], "like ()"),
-        ("deep", [True], [1, "yes", None], "like False"),
-        ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "like 0.5"),
-        ("crop", [None, 64], ["wide", 64.0, True, 2**31, [64]], "int | None"),
-        ("step", [None, 64], ["wide", 64.0], "int | None"),
-        ("sizes", [None, [], [1, 2.5]], [1.0, ["a"], [True]], "list[float] | None"),
-        ("mode", [None, "a"], ["c", 1], "Optional[Literal['a', 'b']]"),
+        ("width", [7, -1], ["wide", 7.0, True, None, 2**31, [7]], "int"),
+        ("scale", [7, 0.5, 2**40], ["wide", False, None, float("nan")], "float"),
+        ("grid", [[1, 2], (3, 4)], [[1], [1, 2, 3], 1, "12", None], "tuple[int, int]"),
+        ("without", [[], ["a", "b", "c"]], ["a", None], "tuple[str, ...]"),
+        ("deep", [True], [1, "yes", None], "bool"),
+        ("rate", [None, 1, 0.25], ["fast", True, [1.0]], "float"),
+        ("mode", ["b"], ["c", 1], "one of a, b"),
         ("free", [None, 3, "word", [True], {"a": 1}], [], ""),
     ],
 )
@@ -355,24 +329,8 @@ def test_the_kinds_of_options(key, right, wrong, wanted):
     for value in wrong:
         with pytest.raises(InputError) as error:
             boxes.build("box", **{key: value})
-        assert str(error.value) == f"net.{key} must be {wanted}, not {value!r}"
+        assert str(error.value) == f"net.{key} in 'box' must be {wanted}, not {value!r}"
     with pytest.raises(InputError, match="net.further is not an option of 'box'"):
         boxes.build("box", further=1)
-
-
-def test_a_registry_refuses_a_name_twice_and_asks_for_what_has_no_default():
-    registry = Registry("net")
-
-    @registry.register("line")
-    class Line:
-        def __init__(self, length: int, bold=False):
-            self.length = length
-
-    assert registry == {"line": Line} and Line.name == "line" and registry.defaults("line") == {"bold": False}
-    assert registry.build(name="line", length=3).length == 3
-    with pytest.raises(InputError, match="net.length has no default in 'line'; give it a value"):
-        registry.build("line", bold=True)
-    with pytest.raises(InputError, match="net.length must be int, not 'long'"):
-        registry.build("line", length="long")
-    with pytest.raises(ValueError, match="net.name 'line' is taken"):
-        registry.register("line")(Box)
+    with pytest.raises(ValueError, match="net.name 'box' is taken"):
+        boxes.register("box")(Box)

@@ -18,20 +18,8 @@ from utils.metrics import LOWER_IS_BETTER, METRICS
 from utils.results.evaluate import Evaluator, applicable, average
 from utils.targets import kept_contrast, targets
 
-PUBLISHED = {
-    "EN",
-    "SD",
-    "SF",
-    "AG",
-    "VIFF",
-    "Qabf",
-    "MI",
-    "MSE",
-    "CC",
-    "PSNR",
-    "SCD",
-    "SSIM",
-}  # what FILM's evaluator computes
+# of FILM's evaluator
+PUBLISHED = {"EN", "SD", "SF", "AG", "VIFF", "Qabf", "MI", "MSE", "CC", "PSNR", "SCD", "SSIM"}
 
 
 def picture(seed: int, h: int = 53, w: int = 61) -> np.ndarray:
@@ -130,10 +118,9 @@ def test_every_metric_has_a_literal_form():
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) & set(literal.METRICS)))
-@pytest.mark.parametrize("size", [(53, 61), (64, 48)])
-def test_literal_form(name, size):
-    for f, a, b in ((1, 2, 3), (4, 1, 5)):
-        images = [picture(i, *size) for i in (f, a, b)]
+def test_literal_form(name):
+    for seeds, size in (((1, 2, 3), (53, 61)), ((4, 1, 5), (64, 48))):
+        images = [picture(seed, *size) for seed in seeds]
         expected = literal.METRICS[name](*images)
         assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-8, nan_ok=True)
 
@@ -196,37 +183,30 @@ def test_known_target_contrast():
         (3 * darker, -(180 / 200 + 1 + 180 / 200) / 3, 1),  # cut at -1
         (wild, (255 / 200 + 1.5 + 255 / 200) / 3, 0),  # cut at 1.5
     ):
-        for dtype in (torch.float64, torch.float32):
-            images = tensors(fused, a, fused, dtype=dtype)
-            assert METRICS["TC"](*images).item() == pytest.approx(contrast, rel=1e-6)
-            assert METRICS["TClost"](*images).item() == pytest.approx(lost, rel=1e-6)
+        images = tensors(fused, a, fused)
+        assert METRICS["TC"](*images).item() == pytest.approx(contrast, rel=1e-6)
+        assert METRICS["TClost"](*images).item() == pytest.approx(lost, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "spot, found",
-    [
+def test_what_is_a_target():
+    for spot, found in (
         ((50, 50, 5, 8, 220), True),  # 40 pixels
         ((50, 50, 3, 13, 220), False),  # 39
         ((50, 50, 24, 24, 255), True),  # 3 %
         ((50, 50, 24, 25, 255), False),
         ((50, 50, 10, 10, 44), False),  # less than 25 above its surroundings
         ((0, 0, 10, 10, 220), True),  # in a corner
-    ],
-)
-def test_what_is_a_target(spot, found):
-    image = night(spot)
-    inside, inside_number, around, around_number = targets(image.astype(np.float32))
-    assert (spot[2] * spot[3] if found else 0) == len(inside)
-    assert not inside_number.any() and not around_number.any() and len(inside_number) == len(inside)
-    assert math.isnan(METRICS["TC"](*tensors(image, image, image)).item()) != found
-    if found and spot[0]:
+    ):
+        image = night(spot)
+        inside, inside_number, around, around_number = targets(image.astype(np.float32))
         height, width = spot[2:4]
-        assert len(around) == (height + 30) * (width + 30) - (height + 6) * (width + 6)
-
-
-def test_regions_touch_at_corners():
-    image = night((50, 50, 5, 5, 220), (55, 55, 5, 5, 220))  # 25 pixels each: only together are they a target
-    assert len(targets(image.astype(np.float32))[0]) == 50
+        assert len(inside) == len(inside_number) == found * height * width
+        assert not inside_number.any() and not around_number.any()
+        assert math.isnan(METRICS["TC"](*tensors(image, image, image)).item()) != found
+        if found and spot[0]:
+            assert len(around) == (height + 30) * (width + 30) - (height + 6) * (width + 6)
+    touching = night((50, 50, 5, 5, 220), (55, 55, 5, 5, 220))  # 25 pixels each: only together are they a target
+    assert len(targets(touching.astype(np.float32))[0]) == 50
 
 
 def test_targets_are_found_once(monkeypatch):
@@ -238,7 +218,6 @@ def test_targets_are_found_once(monkeypatch):
     fused, a, b = warm(99, 100, 120)
     for name in ("TC", "TClost"):
         METRICS[name](*tensors(fused, a, b))
-        METRICS[name](*tensors(b, a, b))
     assert len(calls) == 1
     METRICS["TC"](*tensors(fused.T, a.reshape(120, 100), b.T))  # the same bytes
     assert len(calls) == 2
@@ -275,24 +254,9 @@ def test_known_exposure_similarity():
 
 def test_metrics_for_infrared_are_left_out_elsewhere():
     names = ["TC", "Qabf", "TClost"]
-    for tasks in ({"TNO_test": "IVF"}, {"Old_test": ""}):
-        assert applicable(names, tasks) == (names, "")
+    assert applicable(names, {"TNO_test": "IVF", "Old_test": ""}) == (names, "")
     note = "TC and TClost are for an infrared source A and left out of SICE_test"
     assert applicable(names, {"TNO_test": "IVF", "SICE_test": "MEF"}) == (["Qabf"], note)
-    note = "TC is for an infrared source A and left out of SICE_test"
-    assert applicable(["TC"], {"SICE_test": "MEF"}) == ([], note)
-
-
-def test_evaluator():
-    triples = [[picture(i + k).astype(np.uint8) for k in range(3)] for i in range(3)]
-    evaluator = Evaluator(["SD", "MSE"], torch.device("cpu"))
-    for i, triple in enumerate(triples):
-        evaluator.add(str(i), *triple)
-    results = evaluator.results
-    assert list(results) == ["0", "1", "2"]
-    assert average(results)[0]["SD"] == pytest.approx(np.mean([triple[0].std() for triple in triples]))
-    for i, triple in enumerate(triples):
-        assert results[str(i)]["MSE"] == METRICS["MSE"](*tensors(*triple)).item()
 
 
 def test_too_little_memory_is_one_sentence(monkeypatch):
@@ -302,8 +266,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
         evaluator.add("a", *[picture(1).astype(np.uint8)] * 3)
 
 
-@pytest.mark.parametrize("step", [1, 2])
-@pytest.mark.parametrize("shape", [(3, 2, 20, 23), (5, 1, 130, 140)])  # the second in parts
+@pytest.mark.parametrize("shape, step", [((3, 2, 20, 23), 1), ((5, 1, 130, 140), 2)])  # the second in parts
 def test_filter_windows(shape, step):
     x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
     assert (x.numel() > CACHED) == (shape[0] == 5)
@@ -325,15 +288,14 @@ def test_known_values():
         assert METRICS[name](*tensors(half, half, black)).item() == pytest.approx(value), name
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_levels_of_any_kind(dtype, tolerance):
+def test_levels_of_any_kind():
     """Every distinct value counts as a level, also between, below and above those of 8 bits; -0 is 0."""
     rng = np.random.default_rng(0)
     levels = np.array([-300.0, -0.0, 0.0, 0.25, 0.250001, 1.0, 255.0, 256.0, 1e9])
     for images in (rng.choice(levels, (3, 30, 40)), rng.normal(0, 99, (3, 20, 30)), rng.integers(0, 256, (3, 50, 70))):
         f, a, b = (np.float32(image) for image in images)
         expected = literal.METRICS["MI"](*(image.astype(np.float64) for image in (f, a, b)))
-        assert METRICS["MI"](*tensors(f, a, b, dtype=dtype)).item() == pytest.approx(expected, abs=tolerance)
+        assert METRICS["MI"](*tensors(f, a, b)).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_identical_images():
@@ -356,11 +318,11 @@ def test_flat_images():
     assert METRICS["PSNR"](*tensors(np.zeros((50, 50)), other, other)).item() == -math.inf
 
 
-@pytest.mark.parametrize("name, side", [("VIFF", 41), ("SSIM", 7)])
-def test_images_smaller_than_a_window(name, side):
-    for height, defined in ((side, True), (side - 1, False)):
-        value = METRICS[name](*tensors(*[picture(i, height, 60) for i in range(3)])).item()
-        assert math.isfinite(value) if defined else math.isnan(value)
+def test_small_images():
+    for name, side in (("VIFF", 41), ("SSIM", 7)):
+        for height in (side, side - 1):
+            value = METRICS[name](*tensors(*[picture(i, height, 60) for i in range(3)])).item()
+            assert math.isfinite(value) == (height == side)
 
 
 def test_one_bad_image_does_not_spoil_a_mean():

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from net import build_model, configure_compute, load_model
-from net.provenance import GuideRecord
+from net import build_model, load_model
 from tests import literal
 from tests.toy import process, script
 from utils.config import Config, Train
@@ -17,20 +17,28 @@ from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides import open_guides
 from utils.guides.clip import ClipEncoder
+from utils.provenance import GuideRecord
 
 SMALL = dict(clip_dim=12, channels=8, heads=2, blocks=1)
 NET = "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2, blocks: 1}"
 MGFUSION = ["--config", "configs/mgfusion_ivf.yaml", NET]
 FAST = ["train.crop=16", "train.batch_size=2", "train.epochs=2", "train.num_workers=0", "train.log_every=1"]
+FAST += ["test.num_workers=0"]
+
+
+def tiny_clip(width: int = 12):
+    """Sizes of a CLIP, as transformers takes them."""
+    from transformers import CLIPVisionConfig  # seconds to import, as below
+
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=width, **sizes)
 
 
 def save_clip(folder, seed: int, width: int = 12) -> str:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPVisionModelWithProjection
 
     torch.manual_seed(seed)
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=width, **sizes)
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPVisionModelWithProjection(tiny_clip(width)).save_pretrained(folder)
     return str(folder)
 
 
@@ -53,29 +61,11 @@ def only_run(tmp_path):
 
 
 def example(n: int = 2, size: tuple[int, int] = (24, 20)) -> list[torch.Tensor]:
+    """A and B, and their CLIP vectors."""
     return [*torch.rand(2, n, 1, *size), torch.randn(n, 2, 12)]
 
 
 # --- the network ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tile", [1, 5])
-def test_strips_of_any_height_give_the_whole_result(tile):
-    model = build_model("mgfusion", **SMALL).double().eval()
-    images = [x.double() for x in example(2, (23, 17))]
-    whole = model(*images).detach()  # with gradients nothing is cut
-    configure_compute(tile=tile)
-    with torch.no_grad():
-        torch.testing.assert_close(model(*images), whole, atol=1e-10, rtol=0)
-
-
-def test_batch_of_n_is_n_singles():
-    model = build_model("mgfusion", **SMALL).eval()
-    batch = example(3)
-    with torch.no_grad():
-        together = model(*batch)
-        for i in range(3):
-            torch.testing.assert_close(together[i : i + 1], model(*(x[i : i + 1] for x in batch)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("without", [(), ("cii",), ("cff",), ("cii", "cff")])
@@ -113,36 +103,21 @@ def test_ablations_take_out_their_part_alone():
             torch.testing.assert_close(ablated(*batch), neutral(*batch), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(24, 20), (13, 31)])
-def test_equations_of_the_paper(size):
+def test_equations_of_the_paper():
     model = build_model("mgfusion", **SMALL).double().eval()
     for value in model.state_dict().values():  # nothing at its neutral start
         if value.is_floating_point():
             value.add_(torch.rand_like(value) * 0.1)
-    batch = [x.double() for x in example(2, size)]
+    batch = [x.double() for x in example(2, (13, 31))]
     with torch.no_grad():
         expected = literal.mgfusion(model.state_dict(), *batch, lambda name, x: model.get_submodule(name)(x))
         torch.testing.assert_close(model(*batch), expected, atol=1e-10, rtol=0)
     assert expected.std() > 1e-3  # not saturated
 
 
-def test_overfits_one_batch():
-    model = build_model("mgfusion", **SMALL)
-    a, b, clip = example(2, (16, 16))
-    target, losses = torch.maximum(a, b), []
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(100):
-        loss = (model(a, b, clip) - target).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-10:]) < 0.25 * losses[0]
-
-
 @pytest.mark.parametrize(
     "options, words",
-    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be like"), ({"blocks": 0}, "at least 1")],
+    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be tuple"), ({"blocks": 0}, "at least 1")],
 )
 def test_wrong_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
@@ -152,9 +127,8 @@ def test_wrong_options_are_named(options, words):
 # --- CLIP -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(32, 32), (60, 97), (20, 11), (80, 165)])
+@pytest.mark.parametrize("size", [(60, 97), (20, 11)])
 def test_preprocessing_is_clips_own(clip_folder, size):
-    from PIL import Image
     from transformers import CLIPImageProcessor
 
     levels = torch.nn.functional.avg_pool2d(torch.rand(1, 1, size[0] + 4, size[1] + 4), 5, 1) * 255
@@ -181,11 +155,8 @@ def test_vectors_are_those_of_transformers(clip_folder):
 
 
 def test_random_clip_is_the_same_every_time_and_leaves_the_seed_alone(monkeypatch):
-    import transformers
-
-    tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=12, **tiny)
-    monkeypatch.setattr(transformers, "CLIPVisionConfig", lambda: config)
+    config = tiny_clip()
+    monkeypatch.setattr("transformers.CLIPVisionConfig", lambda: config)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -234,8 +205,8 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
         assert set(file) == {"imageA", "imageB", "clip", "chroma"} and file["clip/b1"].shape == (2, 12)
         assert file.attrs["clip_name"] == clip_folder and len(file.attrs["clip_revision"]) == 16
     dataset = PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
-    (record,) = dataset.records["clip"].values()
-    assert dataset.dims == {"clip": 12} and record == ClipEncoder(clip_folder).record
+    (record,) = dataset.features["clip"].records.values()
+    assert dataset.features["clip"].width == 12 and record == ClipEncoder(clip_folder).record
     sample = dataset[0]
     fresh = ClipEncoder(clip_folder)(sample["image_a"][None], sample["image_b"][None])
     torch.testing.assert_close(sample["clip"][None], fresh, atol=1e-5, rtol=0)
@@ -254,22 +225,25 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
         assert pictures[0] == pictures[1]
 
 
-@pytest.mark.parametrize("guide", ["image", "crop"])
-def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder, guide):
-    before = ClipEncoder(clip_folder).record
-    script("train.py", *sets, f"clip_input={guide}", "data.val=[Toy_test]", "train.val_every=2")
-    path = only_run(tmp_path) / "model" / "last.pth"
-    checkpoint = torch.load(path, weights_only=True)
-    assert GuideRecord(**checkpoint["guides"]["clip"]) == before == ClipEncoder(clip_folder).record
-    assert set(checkpoint["guides"]) == {"clip"}
-    assert not any("clip" in name and "clip_weight" not in name for name in checkpoint["model"])
-    trained = sum(len(group["params"]) for group in checkpoint["optimizer"]["param_groups"])
-    assert trained == len(list(load_model(path).parameters()))
-    assert f"guided by CLIP {before.name}" in (only_run(tmp_path) / "log.txt").read_text()
-    if guide == "image":  # from the H5 alone, whatever has become of CLIP
-        script("train.py", *sets, "clip=null", "name=again")
+def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder):
+    """Vectors of whole images, from the H5, and of crops train other weights; CLIP stays as it is."""
+    before, weights = ClipEncoder(clip_folder).record, []
+    for guide in ("image", "crop"):
+        words = [f"clip_input={guide}", f"name={guide}", "data.val=[Toy_test]", "train.val_every=2"]
+        script("train.py", *sets, *words, *(["clip=null"] if guide == "image" else []))  # the H5 has them
+        (folder,) = tmp_path.glob(f"exp/*_{guide}")
+        checkpoint = torch.load(folder / "model" / "last.pth", weights_only=True)
+        assert GuideRecord(**checkpoint["guides"]["clip"]) == before == ClipEncoder(clip_folder).record
+        assert not any("clip" in name and "clip_weight" not in name for name in checkpoint["model"])
+        model = load_model(folder / "model" / "last.pth")
+        trained = sum(len(group["params"]) for group in checkpoint["optimizer"]["param_groups"])
+        assert trained == len(list(model.parameters())) and set(checkpoint["guides"]) == {"clip"}
+        assert f"guided by CLIP {before.name}" in (folder / "log.txt").read_text()
+        weights.append(model.cff.ira[0].weight)
+    assert not torch.equal(*weights)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_statistics_of_batch_normalisation(sets, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     output = process(*launcher, "train.py", *sets, "data.val=[Toy_test]", "train.val_every=1", "train.best=AG")
@@ -282,14 +256,6 @@ def test_two_processes_share_the_statistics_of_batch_normalisation(sets, tmp_pat
     assert summary["mean"][model.label]["AG"] == pytest.approx(score, rel=1e-6), alone
 
 
-def test_guides_of_crops_differ_from_those_of_images(sets, tmp_path):
-    for guide in ("image", "crop"):
-        script("train.py", *sets, f"clip_input={guide}", f"name={guide}")
-    paths = [next(tmp_path.glob(f"exp/*_{guide}/model/last.pth")) for guide in ("image", "crop")]
-    first, second = (load_model(path).cff.ira[0].weight for path in paths)
-    assert not torch.equal(first, second)
-
-
 def test_another_clip_is_refused(sets, toy, tmp_path, clip_folder):
     other = save_clip(tmp_path / "other-clip", seed=1)
     output = script("train.py", *sets, f"clip={other}", code=1)
@@ -300,19 +266,15 @@ def test_another_clip_is_refused(sets, toy, tmp_path, clip_folder):
     own = [images / "IR" / "b1.png", images / "VI" / "b1.png", "-o", tmp_path / "fused.png", checkpoint, "device=cpu"]
     assert "/other-clip (" in script("fuse.py", *own, f"clip={other}", code=1)
     assert "/tiny-clip" in script("fuse.py", *own) and (tmp_path / "fused.png").exists()
-    words = [*MGFUSION, *toy, f"clip={other}"]
-    script("data_process.py", *words)
+    script("data_process.py", *MGFUSION, *toy, f"clip={other}")
     assert "/other-clip (" in script("test.py", *sets, checkpoint, "clip=null", code=1)
     resume = f"train.resume={only_run(tmp_path)}/model/last.pth"
     assert "in the run to resume" in script("train.py", *sets, f"clip={other}", resume, "train.epochs=3", code=1)
 
 
 def test_a_random_clip_is_said_everywhere(sets, toy, tmp_path, monkeypatch):
-    import transformers
-
-    tiny = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=12, **tiny)
-    monkeypatch.setattr(transformers, "CLIPVisionConfig", lambda: config)
+    config = tiny_clip()
+    monkeypatch.setattr("transformers.CLIPVisionConfig", lambda: config)
     assert "random weights" in script("data_process.py", *sets, "clip=random")
     script("train.py", *sets, "clip=random")
     assert "random weights" in (only_run(tmp_path) / "log.txt").read_text()

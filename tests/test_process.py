@@ -43,13 +43,6 @@ def test_workers_that_live_on_see_the_epoch(prepared, tmp_path):
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
-def test_random_numbers_go_on():
-    states = distributed.random_states(torch.device("cpu"))
-    drawn = torch.rand(3)
-    distributed.restore_random_states(states, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), drawn)
-
-
 def test_one_gpu_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -1,14 +1,12 @@
 """What made the data and the weights is recorded, and what does not go together is refused in one sentence."""
 
 import json
-import re
 import shutil
 import subprocess
 
 import cv2
 import h5py
 import numpy as np
-import pytest
 import torch
 
 from net import load_model
@@ -19,6 +17,7 @@ from tests.test_text import save_bert
 from tests.toy import CONFIG, FAST, ROOT, make_pairs, script
 from utils.config import load_config
 from utils.data.h5 import open_h5
+from utils.files import write_file
 
 
 def attributes(path) -> dict:
@@ -26,22 +25,13 @@ def attributes(path) -> dict:
         return dict(file.attrs)
 
 
-@pytest.mark.parametrize(
-    ("made", "asked", "message"),
-    [
-        ("data.resize=[32,40]", "data.resize=null", r"data.resize \[32, 40\] and the config has none"),
-        ("data.resize=null", "data.resize=[32,40]", r"data.resize none and the config has \[32, 40\]"),
-    ],
-)
-def test_an_h5_of_another_shape_is_refused(toy, tmp_path, made, asked, message):
+def test_an_h5_of_another_shape_is_refused(toy, tmp_path):
     """A config that has changed must not train on old data without a word."""
-    made, asked = ([words] if isinstance(words, str) else words for words in (made, asked))
-    script("data_process.py", *CONFIG, *toy, *made, "Toy_train")
-    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", "train.epochs=1"]
-    output = script("train.py", *words, *asked, code=1)
-    assert "Toy_train.h5 was made with" in output and not (tmp_path / "exp").exists()
-    assert re.search(message, output), output
-    script("train.py", *words, *made)
+    script("data_process.py", *CONFIG, *toy, "Toy_train")
+    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", "train.epochs=1", "data.resize=[32,40]"]
+    output = script("train.py", *words, code=1)
+    assert "Toy_train.h5 was made with data.resize none and the config has [32" in output
+    assert not (tmp_path / "exp").exists()
 
 
 def test_a_training_set_is_not_tested_on(toy, tmp_path):
@@ -49,7 +39,7 @@ def test_a_training_set_is_not_tested_on(toy, tmp_path):
     script("data_process.py", *CONFIG, *toy, "data.resize=[32,40]", "Toy_train")
     words = [*CONFIG, *toy, "data.train=[]", "data.test=[Toy_train]", "ckpt=null", "net={name: max}"]
     output = script("test.py", *words, f"test.output={tmp_path / 'out'}", code=1)
-    assert "data.resize [32, 40] and testing needs none" in output
+    assert "and testing needs none" in output
 
 
 def test_text_of_another_encoder_is_refused(prepared, tmp_path):
@@ -107,19 +97,18 @@ def test_no_text_is_needed_where_the_default_text_guides(toy, tmp_path):
     assert record.name == "none" and record.default.shape == (1, 12)
     assert "The test result of Toy" in script("test.py", *words, f"ckpt={path}")
     images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    pair = ["--a", images / "IR" / "b1.png", "--b", images / "VI" / "b1.png", "--out", tmp_path / "f.png"]
-    script("test.py", *pair, f"ckpt={path}")
+    script("fuse.py", images / "IR" / "b1.png", images / "VI" / "b1.png", "-o", tmp_path / "f.png", f"ckpt={path}")
     assert cv2.imread(str(tmp_path / "f.png")) is not None
     assert "Toy_train.h5 holds no text" in script("train.py", *words[:-1], "train.epochs=1", code=1)
 
 
-@pytest.mark.parametrize("key", ["data.val=[]", "test.stretch=clamp", "train.best=SF"])
-def test_what_decides_the_best_checkpoint_does_not_change(prepared, tmp_path, key):
+def test_what_decides_the_best_checkpoint_does_not_change(prepared, tmp_path):
     words = [*prepared, "data.val=[Toy_test]", "train.val_every=1"]
     script("train.py", *words, "train.epochs=1")
     resume = f"train.resume={only_run(tmp_path)}/model/last.pth"
-    output = script("train.py", *words, "train.epochs=2", key, resume, code=1)
-    assert f"{key.partition('=')[0]} is " in output and "in the run to resume" in output
+    for word in ("data.val=[]", "test.stretch=clamp", "train.best=SF"):
+        output = script("train.py", *words, "train.epochs=2", word, resume, code=1)
+        assert f"{word.partition('=')[0]} is " in output and "in the run to resume" in output
 
 
 def files(folder) -> dict[str, bytes]:
@@ -127,10 +116,11 @@ def files(folder) -> dict[str, bytes]:
 
 
 def test_a_run_resumed_from_an_earlier_epoch_gets_a_folder_of_its_own(prepared, tmp_path):
-    """What the run made after that epoch stays, and best.pth is of the run that is in the folder."""
+    """What the run made after that epoch stays, damaged or not, and best.pth is of the run that is in the folder."""
     words = [*prepared, "data.val=[Toy_test]", "train.val_every=1", "train.save_every=1"]
     script("train.py", *words, "train.epochs=3")
     first = only_run(tmp_path)
+    (first / "model" / "last.pth").write_bytes(b"cut")
     before = files(first)
     script("train.py", *words, "train.epochs=2", f"train.resume={first}/model/epoch_1.pth", "name=again")
     (second,) = set((tmp_path / "exp").iterdir()) - {first}
@@ -140,9 +130,11 @@ def test_a_run_resumed_from_an_earlier_epoch_gets_a_folder_of_its_own(prepared, 
     assert all(torch.equal(tensor, again["model"][name]) for name, tensor in whole["model"].items())
 
 
-def test_a_resumed_run_keeps_its_first_config_and_code(prepared, tmp_path):
+def test_a_resumed_run_keeps_its_first_config_and_code(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.commit", lambda: "0" * 40 + "-dirty")
     script("train.py", *prepared, "train.epochs=1")
     run = only_run(tmp_path)
+    assert load_model(run / "model" / "last.pth").provenance.commit.endswith("-dirty")
     before = files(run)
     script("train.py", *prepared, "train.epochs=2", f"train.resume={run}/model/last.pth")
     after = files(run)
@@ -158,6 +150,7 @@ def test_another_network_beside_a_checkpoint_is_refused(prepared, tmp_path):
     output = script("test.py", *prepared, ckpt, "net.channels=16", code=1)
     assert "net.channels is 16 on the command line and 8 in" in output
     assert "net.name is mean" in script("test.py", *prepared, ckpt, "net={name: mean}", code=1)
+    assert "net.a is {'b': 1} on the command line" in script("test.py", *prepared, ckpt, "net.a.b=1", code=1)
 
 
 def test_missing_sets_are_made_for_the_network_and_not_for_the_config(prepared, tmp_path):
@@ -178,14 +171,17 @@ def test_missing_sets_are_made_for_the_network_and_not_for_the_config(prepared, 
     assert set(h5py.File(tmp_path / "h5_clip" / "Toy_test.h5")) == {"imageA", "imageB", "chroma", "clip"}
 
 
+def write_texts(root) -> None:
+    """A paragraph on each image of the toy set, in place of the features."""
+    shutil.rmtree(root / "TextFeature")
+    for image in (root / "Image" / "IVF" / "Toy").glob("*/*.png"):
+        write_file(root / "Text" / "IVF" / "Toy" / image.parent.name / f"{image.stem}.txt", "a warm car")
+
+
 def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
     bert = save_bert(tmp_path / "tiny-bert")
     words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
-    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
-    for folder in ("IR", "VI"):
-        (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder).mkdir(parents=True)
-        for name in ("a1", "a2", "a3", "a4", "b1", "b2"):
-            (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder / f"{name}.txt").write_text("a warm car")
+    write_texts(tmp_path / "VLF")
     encoder = ["text.encoder=auto", f"text.path={bert}"]
     script("data_process.py", *words, *encoder, "Toy_train")
     script("train.py", *words, *encoder, "train.epochs=1")
@@ -196,17 +192,13 @@ def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
 def test_a_note_without_its_feature_makes_the_feature_again(toy, tmp_path):
     """What a kill between the two leaves."""
     bert = save_bert(tmp_path / "tiny-bert")
-    features = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy"
-    for folder in ("IR", "VI"):
-        (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder).mkdir(parents=True)
-        for name in ("b1", "b2"):
-            (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / folder / f"{name}.txt").write_text("a warm car")
-            (features / f"{name}.npy").unlink(missing_ok=True)
+    write_texts(tmp_path / "VLF")
+    feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "b1.npy"
     words = [*CONFIG, *toy, "text.encoder=auto", f"text.path={bert}", "Toy_test"]
     script("data_process.py", "encode", *words)
-    (features / "b1.npy").unlink()
+    feature.unlink()
     script("data_process.py", "encode", *words)
-    assert (features / "b1.npy").is_file()
+    assert feature.is_file()
 
 
 def test_a_network_trained_without_text_is_not_given_any(toy, tmp_path):
@@ -223,8 +215,8 @@ def test_a_network_trained_without_text_is_not_given_any(toy, tmp_path):
         images.append(files(tmp_path / "out" / "Toy" / "Gray"))
     assert images[0] == images[1]
     image = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "b1.png"
-    pair = ["--a", image, "--b", image, "--out", tmp_path / "f.png", "--text-a", "a", "--text-b", "b"]
-    assert "the text does not count" in script("test.py", *pair, ckpt, code=1)
+    output = script("fuse.py", image, image, "-o", tmp_path / "f.png", "--text", "a car", ckpt, code=1)
+    assert "reads no text" in output
 
 
 def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
@@ -238,20 +230,6 @@ def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
     script("test.py", *prepared, ckpt, "text.use=default")
 
 
-def test_a_damaged_last_checkpoint_does_not_keep_an_earlier_one(prepared, tmp_path, monkeypatch):
-    script("train.py", *prepared, "train.epochs=2", "train.save_every=1")
-    run = only_run(tmp_path)
-    (run / "model" / "last.pth").write_bytes(b"cut")
-    script("train.py", *prepared, "train.epochs=2", f"train.resume={run}/model/epoch_1.pth")
-    assert (run / "model" / "last.pth").read_bytes() == b"cut" and len(list((tmp_path / "exp").iterdir())) == 2
-
-
-def test_a_nested_option_of_a_network_is_one_sentence(prepared, tmp_path):
-    script("train.py", *prepared, "train.epochs=1")
-    output = script("test.py", *prepared, f"ckpt={only_run(tmp_path)}/model/last.pth", "net.a.b=1", code=1)
-    assert "net.a is {'b': 1} on the command line" in output
-
-
 def test_a_row_of_simulated_sets_that_nobody_asks_for_is_left_alone(toy):
     simulate = "data.simulate={Nowhere: {of: Neither, image: VI}}"
     assert "Toy_test.h5: 2 pairs" in script("data_process.py", *CONFIG, *toy, simulate, "Toy_test")
@@ -263,9 +241,3 @@ def test_shipped_files_are_found_from_any_folder(tmp_path):
     call = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert "The test result of SampleIVF:" in call.stdout, call.stderr
     assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "street.png").is_file()
-
-
-def test_a_changed_tree_shows_in_the_commit(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.commit", lambda: "0" * 40 + "-dirty")
-    script("train.py", *prepared, "train.epochs=1")
-    assert load_model(only_run(tmp_path) / "model" / "last.pth").provenance.commit.endswith("-dirty")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.toy import CONFIG, make_pairs, script
 from utils.data.pairs import PairDataset
-from utils.data.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
+from utils.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
 
 TABLE = """
 Toy: {task: IVF, a: IR, b: VI, color: [VI]}

@@ -58,9 +58,9 @@ def test_order_rate_and_colour_are_kept(tmp_path, extension):
         assert error < (2 if extension == ".mkv" else 260), number  # gray and chroma are rounded
 
 
-@pytest.mark.parametrize("words", [("a.mkv", None), ("a.avi", "FFV1")])
-def test_ffv1_loses_nothing(tmp_path, words):
-    capture = cv2.VideoCapture(str(make(tmp_path / words[0], 3, codec=words[1])))
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", None), ("a.avi", "FFV1")])
+def test_ffv1_loses_nothing(tmp_path, name, codec):
+    capture = cv2.VideoCapture(str(make(tmp_path / name, 3, codec=codec)))
     for number in range(3):
         assert (capture.read()[1] == picture(number)).all(), number
 
@@ -97,7 +97,6 @@ NO_NAME = "is not a video by its name; use one of .avi, .mkv, .mov, .mp4, or a f
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("empty.mp4", lambda path: path.touch(), NO_FRAME),
         ("text.mp4", lambda path: path.write_text("no video\n" * 99), NO_FRAME),
         ("text.txt", lambda path: path.write_text("no video\n" * 99), NO_NAME),
         ("noise.avi", lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), NO_FRAME),
@@ -112,6 +111,7 @@ def test_what_is_no_video_is_one_sentence(tmp_path, name, write, message):
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_damaged_videos_print_nothing(tmp_path):
     for extension in CODECS:
         path = make(tmp_path / f"a{extension}")
@@ -131,7 +131,7 @@ def test_rates_that_differ_are_one_sentence(tmp_path):
     assert open_both(make(tmp_path / "frames", 4), near, None, 25)[2] == pytest.approx(29.98)  # a folder has no rate
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.avi", "out"])
+@pytest.mark.parametrize("name", ["out.mp4", "out"])
 def test_a_block_that_fails_leaves_the_old_output(tmp_path, name):
     make(tmp_path / name, 5)
     old = content(tmp_path)
@@ -141,9 +141,8 @@ def test_a_block_that_fails_leaves_the_old_output(tmp_path, name):
     assert content(tmp_path) == old
 
 
-@pytest.mark.parametrize("extension", [".avi", ".mp4"])
-def test_a_full_disk_is_one_sentence(tmp_path, extension):
-    make(tmp_path / f"out{extension}", 5)
+def test_a_full_disk_is_one_sentence(tmp_path):
+    make(tmp_path / "out.mp4", 5)
     old = content(tmp_path)
     code = """if True:  # a file cannot become longer, as on a full disk
         import pathlib, resource, sys
@@ -156,12 +155,12 @@ def test_a_full_disk_is_one_sentence(tmp_path, extension):
                 for frame in np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), "uint8"):
                     write(frame)
         run_script(main)"""
-    message = process("-c", code, tmp_path / f"out{extension}", code=1)
+    message = process("-c", code, tmp_path / "out.mp4", code=1)
     assert re.search(r"\(it holds \d+ of 60 frames\); is there space, and is the folder yours\?", message), message
     assert content(tmp_path) == old
 
 
-@pytest.mark.parametrize(("codec", "fps"), [("zzzz", 25), ("abc", 25), (None, 0), (None, 1e6)])
+@pytest.mark.parametrize(("codec", "fps"), [("zzzz", 25), ("abc", 25), (None, 1e6)])
 def test_a_codec_or_rate_that_cannot_be_written_is_one_sentence(tmp_path, codec, fps):
     with pytest.raises(InputError, match=r"cannot write .*a.mp4 with the codec '\w+' at \S+ frames a second; use mp4v"):
         make(tmp_path / "a.mp4", codec=codec, fps=fps)
@@ -213,14 +212,13 @@ def test_a_video_that_does_not_fit_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(Path("a.mkv"), 3), make(Path("f.avi"), 3)
     make(Path("fast.mkv"), 3, fps=50), make(Path("wide.mkv"), 3, size=(48, 96))
-    write_image("still.png", picture(0)), Path("file").touch()
+    write_image("still.png", picture(0))
     before = content(tmp_path)
     for other, out, message in (
         ("fast.mkv", "f.avi", "a.mkv has 25 frames per second and fast.mkv 50"),
         ("wide.mkv", "f.avi", "unequal shapes, 1.333 and 2.000"),
         ("still.png", "f.avi", "still.png is not a video by its name"),
         ("a.mkv", "f.png", "cannot write a video named f.png; use one of .avi, .mkv, .mov, .mp4, or a folder"),
-        ("a.mkv", "file", "cannot write a video named file"),
         ("b.mkv", "f.avi", "there is no b.mkv"),
         ("f.avi", "a.mkv", "a.mkv would be written over a source"),
     ):

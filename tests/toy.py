@@ -19,7 +19,8 @@ SHARED = ROOT.parent / "shared"
 TINY_NET = ["net.text_dim=12", "net.hidden_dim=16", "net.channels=8", "net.heads=2", "net.stages=1"]
 TINY_NET += ["net.token_grid=[8,8]"]
 CONFIG = ["--config", "configs/film_ivf.yaml"]
-FAST = [*TINY_NET, "train.crop=16", "train.augment=true", "train.lr=1e-3", "train.num_workers=0", "train.log_every=1"]
+FAST = [*TINY_NET, "train.crop=16", "train.augment=true", "train.lr=1e-3", "train.log_every=1"]
+FAST += ["train.num_workers=0", "test.num_workers=0"]
 
 
 def make_pairs(root: Path, names: list[str], split: str, size=(40, 48), dataset="Toy", task="IVF", dim=12, tokens=5):

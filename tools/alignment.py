@@ -26,8 +26,8 @@ from tests.toy import SHARED
 from utils.config import load_config
 from utils.data.align import MOTIONS, Alignment, align, overlap, places, warp
 from utils.data.images import as_unit
-from utils.data.make import read_pair
-from utils.data.sources import Source, find_sources, read_split
+from utils.data.make import SourcePairs
+from utils.data.sources import Source, find_sources
 from utils.errors import run_script
 from utils.opencv import cv2
 
@@ -63,9 +63,7 @@ def main() -> None:
 
 def read_pairs(source: Source) -> list[tuple[np.ndarray, np.ndarray]]:
     """The pairs of a set: (H, W) float32 in [0, 1] each."""
-    files = {side: source.list_images(side) for side in (source.a, source.b)}
-    pairs = [read_pair(source, files, name)[0] for name in read_split(source, [])]
-    return [(as_unit(pair["imageA"]), as_unit(pair["imageB"])) for pair in pairs]
+    return [tuple(map(as_unit, pair.images)) for pair in SourcePairs(source)]
 
 
 def measure(pairs: list[tuple[np.ndarray, np.ndarray]], name: str, motion: str, published: list[Alignment]) -> str:

@@ -1,16 +1,11 @@
 """`data_process.py arrange`: a dataset as its authors publish it, into the VLF layout: links to images, and splits."""
 
-import contextlib
 import filecmp
 import glob
-import itertools
-import os
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +13,7 @@ from tqdm import tqdm
 from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import EXTENSIONS
-from utils.data.sources import Source, find_dataset, read_split
+from utils.data.sources import Source, find_dataset, read_names
 from utils.errors import InputError, nearest
 from utils.files import exclusive_lock, os_error_as_input_error, write_file
 from utils.opencv import cv2
@@ -43,32 +38,28 @@ def main(config: Config, words: list[str]) -> None:
     source, originals = find_dataset(dataset, read_yaml(config.data.datasets), config), read_yaml(ORIGINALS)
     if dataset not in originals:
         raise InputError(f"{ORIGINALS} has no dataset '{dataset}'; {nearest(dataset, originals)}")
-    for line in arrange(source, originals[dataset], Path(download), [Path(name) for name in lists]):
-        print(line)
+    arrange(source, originals[dataset], Path(download), [Path(name) for name in lists])
 
 
-def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = ()) -> list[str]:
-    """Link the images of a download to where a dataset has them, and write its splits.
+def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = ()) -> None:
+    """Link the images of a download to where a dataset has them, or copy them, and write its splits.
 
-    Where links cannot be made, the images are copied. Images and splits that are there already and the same stay.
+    Images and splits that are there already and the same stay.
 
     Args:
         source: the dataset, of any split.
         row: that of the dataset in configs/originals.yaml; its format is explained there.
-        download: the folder of the download, or one that holds it.
+        download: the folder of the download, or the one above it.
         lists: files <split>.txt with a pair's name a line, for splits of the user's choice in place of the row's.
-
-    Returns:
-        Lines to print: each split file and its number of pairs, and the paths of the row that fit nothing.
 
     Raises:
         InputError: with every problem on a line: a wrong row, no download, a pair without one of its images, a name
             that is listed and not there, another file in a place that is needed. Nothing is written then.
     """
     problems: list[str] = []
-    pairs, splits, said = find_pairs(source.dataset, row, download, problems)
+    pairs, splits = find_pairs(source.dataset, row, download, problems)
     if lists:
-        splits = {path.stem: read_list(path, source, problems) for path in lists}
+        splits = {path.stem: read_names(path, problems) for path in lists}
         listed = {name: split for split, names in splits.items() for name in names}
         problems += [f"'{name}' of {listed[name]} is not in {download}" for name in listed if name not in pairs]
         pairs = {name: pair for name, pair in pairs.items() if name in listed}
@@ -82,9 +73,9 @@ def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = (
             problems += [f"{path} is there and is not {pair[i]}; remove it or arrange elsewhere" for path in others]
             if target not in there.get(name, []):
                 links[target] = pair[i]
-    files = {replace(source, split=split).names: sorted(names) for split, names in splits.items()}
+    files = {source.folder("Image") / f"{split}.txt": sorted(names) for split, names in splits.items()}
     for path, names in files.items():
-        if path.exists() and sorted(read_list(path, source, problems)) != names:
+        if path.exists() and sorted(read_names(path, problems)) != names:
             problems.append(f"{path} is there and lists other names; rename or remove it")
     if problems:
         raise InputError("\n".join([f"{source.dataset} was not arranged:", *(f"  {line}" for line in problems)]))
@@ -95,18 +86,13 @@ def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = (
         for path, names in files.items():
             if not path.exists():
                 write_file(path, "\n".join([*names, ""]))
-    return [*(f"{path}: {len(names)} pairs" for path, names in files.items()), *said]
-
-
-def read_list(path: Path, source: Source, problems: list[str]) -> list[str]:
-    """The names in a file <split>.txt, which may lie anywhere, as `read_split` reads them."""
-    return read_split(replace(source, split=str(path.resolve().with_suffix(""))), problems)
+            print(f"{path}: {len(names)} pairs")
 
 
 def find_pairs(
     dataset: str, row: dict, download: Path, problems: list[str]
-) -> tuple[dict[str, Pair], dict[str, list[str]], list[str]]:
-    """The pairs of a download by their names, the names by split, and lines on the paths that fit nothing in it.
+) -> tuple[dict[str, Pair], dict[str, list[str]]]:
+    """The pairs of a download by their names, and the names by split; prints the paths of the row that fit nothing.
 
     Args:
         problems: gets a line for each pair that is not whole.
@@ -115,32 +101,32 @@ def find_pairs(
         InputError: nothing in the download fits the row, or several folders in it do, or the row is wrong.
     """
     groups = read_groups(dataset, row)
-    entries = sorted(glob.glob("**", root_dir=download, recursive=True))
-    files = [Path(entry).as_posix() for entry in entries if Path(entry).suffix.lower() in EXTENSIONS]
-    found = [group.find(files) for group in groups]
-    tops = sorted({top for by_top in found for top in by_top}, key=lambda top: top.count("/"))
-    if not tops:
+    folders = [download, *sorted(path for path in download.glob("*") if path.is_dir())]
+    found = {folder: [group.find(folder) for _, group in groups] for folder in folders}
+    fitting = [folder for folder in folders if any(found[folder])]
+    if not fitting:
         what = "has nothing like" if download.is_dir() else "is no folder with images like"
-        raise InputError(f"{download} {what} {groups[0].paths[0]}; give the folder of the unpacked {dataset}")
-    same_depth = sorted(top for top in tops if top.count("/") == tops[0].count("/"))
-    if len(same_depth) > 1:
-        raise InputError(f"{download} holds {dataset} in each of {', '.join(same_depth)}; give one of these folders")
+        raise InputError(f"{download} {what} {groups[0][1].paths[0]}; give the folder of the unpacked {dataset}")
+    if fitting[0] != download and len(fitting) > 1:
+        several = ", ".join(folder.name for folder in fitting)
+        raise InputError(f"{download} holds {dataset} in each of {several}; give one of these folders")
 
     pairs: dict[str, Pair] = {}
-    splits: dict[str, list[str]] = defaultdict(list)
-    for group, by_top in zip(groups, found):
-        for name, images in tqdm(by_top[tops[0]].items(), desc=f"{dataset}, {group.split}", unit="pair"):
+    splits: dict[str, list[str]] = {}
+    for (split, group), images in zip(groups, found[fitting[0]]):
+        if not images:
+            print(f"{download} has nothing like {' or '.join(group.paths)}")
+        for name in tqdm(images, desc=f"{dataset}, {split}", unit="pair"):
             try:
-                pair = group.pick(name, {side: [download / file for file in images[side]] for side in group.sides})
+                pair = group.pick(name, images[name])
             except InputError as error:
                 problems.append(str(error))
                 continue
             if name in pairs:
                 problems.append(f"'{name}' names two pairs, {pairs[name][0]} and {pair[0]}")
             pairs[name] = pair
-            splits[group.split].append(name)
-    lacking = [" or ".join(group.paths) for group, by_top in zip(groups, found) if not by_top[tops[0]]]
-    return pairs, splits, [f"{download} has nothing like {paths}" for paths in lacking]
+            splits.setdefault(split, []).append(name)
+    return pairs, splits
 
 
 @dataclass
@@ -151,79 +137,61 @@ class Group:
     b: list[str] | str = ""
     exposures: list[str] | str = ""  # or these in place of a and b
     name: str = "<name>"  # how a pair is called
-    skip: list[str] | str = ()  # folders to leave out
-    split: str = ""
+    skip: list[str] = ()  # folders to leave out
 
     def __post_init__(self) -> None:
         sides = {"exposures": self.exposures} if self.exposures else {"a": self.a, "b": self.b}
-        self.sides = {side: as_list(paths) for side, paths in sides.items()}
-        self.paths = list(itertools.chain(*self.sides.values()))
+        self.sides = {side: [paths] if isinstance(paths, str) else paths for side, paths in sides.items()}
+        self.paths = [path for paths in self.sides.values() for path in paths]
 
-    def find(self, files: list[str]) -> dict[str, dict[str, dict[str, list[str]]]]:
-        """The images among some files: by the folder that their paths begin in, the name of the pair, and the side."""
-        found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-        files = [file for file in files if not {*as_list(self.skip)} & {*file.split("/")}]
-        for side, paths in self.sides.items():
-            regexes = [as_regex(path) for path in paths]
+    def find(self, folder: Path) -> dict[str, dict[str, set[Path]]]:
+        """The images in a folder: by the name of the pair, for each of `sides`."""
+        found: dict[str, dict[str, set[Path]]] = {}
+        files = [Path(entry) for entry in sorted(glob.glob("**", root_dir=folder, recursive=True))]
+        files = [file for file in files if file.suffix.lower() in EXTENSIONS and not {*self.skip} & {*file.parts}]
+        for side, path in ((side, path) for side, paths in self.sides.items() for path in paths):
+            pattern = WORD.sub(lambda word: f"(?P{word[0]}[^/]+)", re.escape(path).replace(r"\*", "[^/]*"))
             for file in files:
-                match = next(filter(None, (regex.fullmatch(file) for regex in regexes)), None)
-                if match:
-                    found[match[1]][match.expand(self.name.replace("<", r"\g<"))][side].append(file)
+                if match := re.fullmatch(pattern, file.as_posix(), re.IGNORECASE):
+                    name = match.expand(self.name.replace("<", r"\g<"))
+                    found.setdefault(name, {each: set() for each in self.sides})[side].add(folder / file)
         return found
 
-    def pick(self, name: str, images: dict[str, list[Path]]) -> Pair:
-        """The images of both sources; InputError if there is not one of each."""
-        if self.exposures:
-            return pick_exposures(name, images["exposures"])
-        for side in "ab":
-            if len(images[side]) != 1:
-                what = f"several images ({', '.join(map(str, images[side]))})" if images[side] else "no image"
+    def pick(self, name: str, images: dict[str, set[Path]]) -> Pair:
+        """The images of both sources; InputError if there is not one of each, or none is brighter than the others."""
+        for side, found in images.items() if not self.exposures else ():
+            if len(found) != 1:
+                what = f"several images ({', '.join(map(str, sorted(found)))})" if found else "no image"
                 raise InputError(
                     f"'{name}' has {what} of source {side.upper()}, which are like {' or '.join(self.paths)}"
                 )
-        return images["a"][0], images["b"][0]
+        if not self.exposures:
+            return images["a"].pop(), images["b"].pop()
+        means = {path: mean_gray(path) for path in sorted(images["exposures"])}
+        brightest, darkest = max(means, key=means.get), min(means, key=means.get)
+        if means[brightest] == means[darkest]:
+            raise InputError(f"'{name}' has no two images of different exposure in {brightest.parent}")
+        return brightest, darkest
 
 
-def read_groups(dataset: str, row: dict) -> list[Group]:
-    """The groups of a row; InputError if it is not as the head of configs/originals.yaml says."""
+def mean_gray(path: Path) -> float:
+    """Of an eighth of the size, which is quick to read from a JPEG; InputError if it cannot be read."""
+    try:
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8).mean()
+    except (OSError, cv2.error, AttributeError) as error:  # AttributeError: OpenCV returns None for no image
+        raise InputError(f"{path} is not an image that can be read") from error
+
+
+def read_groups(dataset: str, row: dict) -> list[tuple[str, Group]]:
+    """The splits of a row and their groups; InputError if it is not as the head of configs/originals.yaml says."""
     groups = []
     for split, entries in checked(dict[str, list[Group] | Group], row, ORIGINALS, dataset).items():
-        groups += [replace(group, split=split) for group in as_list(entries)]
-    for group in groups:
+        groups += [(split, group) for group in (entries if isinstance(entries, list) else [entries])]
+    for _, group in groups:
         for path in group.paths:
-            words = WORD.findall(path)
-            if len(words) > len({*words}) or not {*WORD.findall(group.name)} <= {*words}:
+            if any(path.count(word) != 1 for word in WORD.findall(group.name)):
                 raise InputError(f"{dataset} in {ORIGINALS} must have {group.name} once in each path, not '{path}'")
-    if not groups:
-        raise InputError(f"{dataset} in {ORIGINALS} has no paths")
     return groups
-
-
-def as_list(one_or_several: Any) -> list:
-    """A list, also of what YAML gives alone."""
-    return [one_or_several] if isinstance(one_or_several, (str, Group)) else list(one_or_several)
-
-
-def as_regex(path: str) -> re.Pattern:
-    """A path of configs/originals.yaml; the first group is the folder it begins in, up to two levels down."""
-    parts = re.split(r"(<\w+>|\*)", path)
-    wild = {"*": "[^/]*"} | {word: f"(?P{word}[^/]+)" for word in WORD.findall(path)}
-    inside = "".join(wild.get(part, re.escape(part)) for part in parts)
-    return re.compile(f"((?:[^/]+/){{0,2}}){inside}", re.IGNORECASE)
-
-
-def pick_exposures(name: str, exposures: list[Path]) -> Pair:
-    """The brightest and the darkest image; InputError if they are equally bright, or one cannot be read."""
-    means = {}
-    for path in exposures:
-        try:  # an eighth of the size is enough for a mean, and quick to read from a JPEG
-            means[path] = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8).mean()
-        except (OSError, cv2.error, AttributeError) as error:  # AttributeError: OpenCV returns None for no image
-            raise InputError(f"{path} is not an image that can be read") from error
-    brightest, darkest = max(means, key=means.get), min(means, key=means.get)
-    if means[brightest] == means[darkest]:
-        raise InputError(f"'{name}' has no two images of different exposure in {exposures[0].parent}")
-    return brightest, darkest
 
 
 def is_same(path: Path, image: Path) -> bool:
@@ -232,11 +200,10 @@ def is_same(path: Path, image: Path) -> bool:
 
 
 def link(image: Path, target: Path) -> None:
-    """A symbolic link, or a hard link, or a copy, whichever is possible first; InputError if none is."""
-    image = image.resolve()
+    """A symbolic link, or a copy where there are none; InputError if neither can be made."""
     with os_error_as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for make in (os.symlink, os.link):
-            with contextlib.suppress(OSError, NotImplementedError):
-                return make(image, target)
-        write_file(target, image.read_bytes())
+        try:
+            target.symlink_to(image.resolve())
+        except (OSError, NotImplementedError):
+            write_file(target, image.read_bytes())

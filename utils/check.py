@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -24,8 +24,8 @@ def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
     number. A mapping fits a dataclass whose fields are its keys.
 
     Args:
-        kind: a type, a dataclass, Literal, list, tuple, Sequence, dict or a union of these with their parameters; one
-            of them Annotated with a Constraint. Any, and what is no type, takes every value.
+        kind: a type, a dataclass, Literal, list, tuple, dict or a union of these with their parameters; one of them
+            Annotated with a Constraint; Any takes every value.
         where: names the file or the row of a table in messages, e.g. "configs/film_ivf.yaml".
         key: names the value in it.
 
@@ -33,9 +33,7 @@ def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
         InputError: the value does not fit, a key is unknown or missing; one sentence that names key and source.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    own_keys = origin is dict or is_dataclass(kind)
-    wanted = "must hold keys of its own" if own_keys else f"must be {inspect.formatannotation(kind)}"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    wanted = f"must be {inspect.formatannotation(kind)}"
     if origin is Annotated:
         kind, (is_met, wanted) = parts
         fitting = checked(kind, value, where, key)
@@ -49,37 +47,39 @@ def checked(kind: Any, value: Any, where: str, key: str = "") -> Any:
             with contextlib.suppress(InputError):
                 return checked(part, value, where, key)
         return checked(last, value, where, key)
-    elif own_keys and isinstance(value, dict):
-        prefix = f"{key}." if key else ""
-        if is_dataclass(kind):
-            return _dataclass(kind, value, where, prefix)
-        of_key, of_value = parts or (Any, Any)
-        names = {name: checked(of_key, name, where, f"a key of {key}") for name in value}
-        return {names[name]: checked(of_value, item, where, f"{prefix}{name}") for name, item in value.items()}
-    elif origin in (list, tuple, Sequence):
-        many = origin is not tuple or not parts or parts[-1] is Ellipsis
-        length = len(value) if isinstance(value, (list, tuple)) else -1
-        kinds = (parts or (Any,))[:1] * length if many else parts
-        if len(kinds) == length:
-            return type(value)(checked(each, item, where, f"an item of {key}") for each, item in zip(kinds, value))
+    elif is_dataclass(kind) or origin is dict:
+        wanted = "must hold keys of its own"
+        if isinstance(value, dict):
+            return _checked_keys(kind, value, where, f"{key}." if key else "")
+    elif origin in (list, tuple):
+        if isinstance(value, (list, tuple)):
+            of_any_length = origin is list or Ellipsis in parts
+            kinds = (parts or (Any,))[:1] * len(value) if of_any_length else parts
+            if len(kinds) == len(value):
+                return type(value)(checked(each, item, where, f"an item of {key}") for each, item in zip(kinds, value))
     elif origin is Literal:
         wanted = f"must be one of {', '.join(map(str, parts))}"
         if value in parts:
             return value
     elif kind is int:
-        if number and isinstance(value, int) and abs(value) < 2**31:  # a size of PyTorch
+        if type(value) is int and abs(value) < 2**31:  # a size of PyTorch
             return value
     elif kind is float:
-        if number and abs(value) < 1e37:  # float32 holds 3e38
+        if type(value) in (int, float) and abs(value) < 1e37:  # float32 holds 3e38
             return float(value)
-    elif kind is str and number and isinstance(value, int):
-        return str(value)
-    elif kind is Any or not isinstance(origin, type) or isinstance(value, origin):
+    elif kind is str:
+        if type(value) in (int, str):
+            return str(value)
+    elif kind is Any or isinstance(value, origin):
         return value
     raise InputError(f"{f'{key} in {where}' if key else where} {wanted}, not {short_repr(value)}")
 
 
-def _dataclass(kind: type, values: dict, where: str, prefix: str) -> Any:
+def _checked_keys(kind: Any, values: dict, where: str, prefix: str) -> Any:
+    """A mapping as a dict or dataclass; `prefix` is before its keys in messages."""
+    if not is_dataclass(kind):
+        of_value = (get_args(kind) or (str, Any))[1]
+        return {str(name): checked(of_value, value, where, f"{prefix}{name}") for name, value in values.items()}
     hints = get_type_hints(kind, include_extras=True)
     for name in values:
         if name not in hints:

@@ -1,8 +1,8 @@
 """The configuration: defaults below, then a YAML file, then `key=value` from the command line.
 
 Keys are written with dots (`train.lr=1e-4`). An unknown key is refused, and the message names the nearest valid one;
-so are a wrong type, and a value that breaks the constraint that its field is annotated with. All options of all
-scripts are here; configs/*.yaml have only what differs from these defaults.
+so is a value of a wrong type or out of its range. All options of all scripts are here; configs/*.yaml have only what
+differs from these defaults.
 """
 
 import argparse
@@ -10,31 +10,22 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 
 from utils.check import Constraint, checked, keys_of
-from utils.errors import InputError, nearest, short_repr
+from utils.errors import InputError, nearest
 from utils.files import find_file
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
-
 POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
 PositiveInt = Annotated[int, POSITIVE]
 PositiveFloat = Annotated[float, POSITIVE]
 NonNegativeInt = Annotated[int, Constraint(lambda number: number >= 0, "must be 0 or more")]
-Workers = Annotated[int, Constraint(lambda number: 0 <= number <= 256, "must be 0 or more, and 256 at most")]
 Options = dict[str, Any]  # are checked where they are used
 Metrics = Annotated[list[str], Constraint(bool, "must name metrics, e.g. [EN,VIFF,Qabf]")]
-Prices = Annotated[
-    list[float], Constraint(lambda two: len(two) == 2 and min(two) >= 0, "must be [in, out], each 0 or more")
-]
-ImageSize = Annotated[
-    list[int], Constraint(lambda two: len(two) == 2 and min(two) >= 16, "must be [height, width], 16 pixels or more")
-]
 
 
 @dataclass
@@ -48,8 +39,8 @@ class Data:
     leave_out: list[str] = field(default_factory=list)  # pairs of the training sets not to train on
     val: list[str] = field(default_factory=list)  # sets to validate on, whole images
     test: list[str] = field(default_factory=list)  # sets to test on, whole images
-    resize: ImageSize | None = None  # training sets: (H, W) in pixels, portrait images transposed
-    num_workers: Workers = 2  # processes that read and encode large sets for the H5; 0: none but the main one
+    resize: tuple[int, int] | None = None  # training sets: (H, W) in pixels, portrait images transposed
+    num_workers: NonNegativeInt = 2  # processes that read and encode large sets for the H5; 0: none but the main one
     simulate: Options = field(default_factory=dict)  # of photographs, {dataset: {of: dataset, image: folder}}
 
 
@@ -85,7 +76,7 @@ class Describe:
     timeout: PositiveFloat = 60.0  # seconds to wait for the endpoint
     retries: NonNegativeInt = 5  # repetitions of a request
     concurrency: PositiveInt = 4  # requests at a time
-    price: Prices = field(default_factory=lambda: [0.0, 0.0])  # of a million tokens in, and out
+    price: tuple[float, float] = field(default_factory=lambda: [0.0, 0.0])  # of a million tokens in, and out
 
 
 @dataclass
@@ -106,7 +97,7 @@ class Train:
     crop: PositiveInt | None = None  # side of a random square crop, pixels; None: whole images
     crop_on: str | None = None  # a further map, e.g. warm: half of the crops are placed where it is over 0.5
     augment: bool = False  # flips and 90-degree rotations (of crops or square images)
-    num_workers: Workers = 2
+    num_workers: NonNegativeInt = 2
     log_every: PositiveInt = 10  # steps between two log lines
     val_every: PositiveInt = 10  # epochs between two validations
     save_every: PositiveInt = 10  # epochs between two checkpoints that are kept; last and best always are
@@ -127,7 +118,7 @@ class Test:
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
     output: str = "test_output"
     tile: PositiveInt | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
-    num_workers: Workers = 2
+    num_workers: NonNegativeInt = 2
 
 
 @dataclass
@@ -150,8 +141,8 @@ class Config:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile the Restormer blocks: up to a minute at first, then fewer, larger kernels
     ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
-    net: Options = field(default_factory=lambda: {"name": "film"})  # name and options, see net/
-    loss: Options = field(default_factory=dict)  # name and options, see utils/loss.py
+    net: Options = field(default_factory=dict)  # name, film by default, and options, see net/
+    loss: Options = field(default_factory=dict)  # name, fusion by default, and options, see utils/loss.py
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     describe: Describe = field(default_factory=Describe)
@@ -161,6 +152,9 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     video: Video = field(default_factory=Video)
+
+    def __post_init__(self) -> None:
+        self.net = {"name": "film"} | self.net
 
     def as_dict(self) -> dict:
         """Plain nested dict, for YAML, JSON and checkpoints."""
@@ -184,18 +178,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
     Args:
         path: YAML file, see find_file, or None for the defaults.
-        overrides: `key=value` with dotted keys; values are written as in YAML.
-
-    Returns:
-        The configuration.
+        overrides: `key=value` with dotted keys; values are written as in YAML, and replace those of the file.
 
     Raises:
-        InputError: missing or broken file, unknown key, wrong type, or a value that breaks a constraint.
+        InputError: missing or broken file, unknown key, wrong type, or a value out of its range.
     """
-    values, config = Config().as_dict(), Config()
-    if path is not None:
-        values = _merged(values, read_yaml(path))
-        config = checked(Config, values, str(path))
+    config = Config() if path is None else checked(Config, read_yaml(path), str(path))
+    values: Any = config.as_dict()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -204,33 +193,24 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             value = yaml.load(text, Loader)
         except YAML_ERRORS as error:
             raise InputError(f"the value of {key} on the command line is not valid YAML: {text}") from error
-        for given in (None, value) if key in all_keys() else (value,):  # net={...} replaces all options of the file
-            values = _merged(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), given))
-        config = checked(Config, values, "the command line")
-    if not isinstance(config.net.get("name"), str):
-        raise InputError("net.name must be the name of a network, e.g. net.name=film")
-    if not isinstance(config.loss.get("name", ""), str):
-        raise InputError(f"loss.name must be a word, the name of a loss, not {short_repr(config.loss['name'])}")
-    return config
+        values = _replaced(values, key.split("."), value)
+    return checked(Config, values, "the command line")
 
 
-def _merged(old: Any, new: Any) -> Any:
-    """`new`, with the keys of `old` that it does not have."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+def _replaced(values: Any, parts: Sequence[str], value: Any) -> Any:
+    """`values` with `value` at the place that the parts of a key name."""
+    if not parts:
+        return value
+    inner = values if isinstance(values, dict) else {}
+    return inner | {parts[0]: _replaced(inner.get(parts[0]), parts[1:], value)}
 
 
 def read_yaml(path: str | Path) -> dict:
-    """Read the keys and values of a YAML file, see find_file.
-
-    Raises:
-        InputError: it is missing, broken, or has no keys.
-    """
+    """The keys and values of a YAML file, see find_file; InputError if it is missing, broken, or has no keys."""
     try:
         content = yaml.load(find_file(path).read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the file {path} ({getattr(error, 'strerror', 'not text')})") from error
+    except OSError as error:
+        raise InputError(f"cannot read the file {path} ({error.strerror})") from error
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -252,8 +232,7 @@ def parse_args(
         default: the config if none is given; None requires one.
 
     Returns:
-        The configuration, and the parsed arguments. Among them are `overrides`, the key=value words as given, and
-        `words`, all others.
+        The configuration, and the parsed arguments with `overrides`, the key=value words, and `words`, all others.
 
     Raises:
         InputError: a word that is not key=value, or what load_config refuses.

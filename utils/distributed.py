@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,10 +15,9 @@ PATIENCE = timedelta(days=1)  # the first rank may be encoding the texts of a wh
 
 
 def start(device: str) -> tuple[int, int, torch.device]:
-    """Join the group that torchrun started, if it did. Only the first rank prints from now on.
+    """Join the group that torchrun started, if it did: the rank, the number of processes, and this process's device.
 
-    Returns:
-        The rank, the number of processes, and this process's device.
+    Only the first rank prints from now on.
 
     Raises:
         InputError: a device that is not here, e.g. for more processes than there are GPUs; one GPU for all processes.
@@ -45,18 +42,8 @@ def start(device: str) -> tuple[int, int, torch.device]:
 def stop() -> None:
     """Leave the group, all ranks together: one that leaves early can abort another that still writes."""
     if dist.is_initialized():
-        with _all_there():
-            dist.barrier()
+        gather(None)
         dist.destroy_process_group()
-
-
-@contextmanager
-def _all_there() -> Iterator[None]:
-    """Wait for all ranks in the block; end without a traceback if one of them has ended: it has said why."""
-    try:
-        yield
-    except RuntimeError as error:
-        sys.exit(f"rank {dist.get_rank()} ends, because another one has ({str(error).splitlines()[0]})")
 
 
 def place() -> tuple[int, int]:
@@ -65,12 +52,14 @@ def place() -> tuple[int, int]:
 
 
 def gather(value: Any) -> list:
-    """The values of all ranks, in their order, on every rank. They are pickled: keep them small."""
+    """The values of all ranks, in their order, on every rank; waits for all. They are pickled: keep them small."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
-    with _all_there():
+    try:
         dist.all_gather_object(values, value)
+    except RuntimeError as error:  # one of them has ended, and has said why
+        sys.exit(f"rank {dist.get_rank()} ends, because another one has ({str(error).splitlines()[0]})")
     return values
 
 

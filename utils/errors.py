@@ -41,9 +41,6 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
     Args:
         task: names the block in the message, e.g. "train".
         advice: names the options that the user can change.
-
-    Raises:
-        InputError: memory is missing.
     """
     try:
         yield
@@ -55,11 +52,7 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function.
-
-    Raises:
-        SystemExit: with the sentence of an InputError or OSError, and exit status 1; also when interrupted.
-    """
+    """Run a script's main function; a mistake or an interrupt ends it with one sentence and exit status 1."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
     try:

@@ -4,7 +4,6 @@ import contextlib
 import fnmatch
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -18,7 +17,6 @@ import filelock
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, with the files that ship
-TIME_STAMP = r"\d{8}-\d{6}(-\d+)?"  # of a run folder; the last number is for runs of the same second
 
 
 def find_file(path: str | Path) -> Path:
@@ -28,24 +26,23 @@ def find_file(path: str | Path) -> Path:
 
 
 def find_newest(pattern: str) -> Path | None:
-    """The newest file or folder whose path matches a pattern, in the working directory, then in the repository.
+    """The newest file or folder whose path matches a pattern.
 
     Args:
-        pattern: a path with wildcards. A `*_` at the beginning of a folder's name is the time stamp of a run:
-            `exp/*_demo/model/last.pth` matches no run called my_demo.
+        pattern: a path with wildcards. A `*_` at the beginning of a folder's name ends at its first underscore, as the
+            time stamp of a run does: `exp/*_demo/model/last.pth` matches no run called my_demo.
 
     Raises:
         ValueError: the pattern is impossible.
     """
-    path = Path(pattern)
-    *folders, last = path.relative_to(path.anchor).parts
-    stamps = {i: TIME_STAMP + fnmatch.translate(name[1:]) for i, name in enumerate(folders) if name.startswith("*_")}
-    for start in [Path(path.anchor)] if path.is_absolute() else [Path(), ROOT]:
-        found = [match for match in start.glob("/".join([*folders, last])) if match.exists()]
-        found = [m for m in found if all(re.match(stamps[i], m.relative_to(start).parts[i]) for i in stamps)]
-        if found:
-            return max(found, key=lambda match: (match.stat().st_mtime, match))
-    return None
+    start = Path(Path(pattern).anchor)
+    parts = Path(pattern).relative_to(start).parts
+    found = list(start.glob("/".join(parts)))
+    for i, part in enumerate(parts[:-1]):
+        if part.startswith("*_"):
+            names = [path.relative_to(start).parts[i].partition("_")[2] for path in found]
+            found = [path for path, name in zip(found, names) if fnmatch.fnmatch(name, part[2:])]
+    return max(found, key=lambda path: (path.stat().st_mtime, path), default=None)
 
 
 @contextlib.contextmanager
@@ -75,81 +72,61 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         InputError: it cannot be written; an old file at `path` is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with os_error_as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
-            with contextlib.suppress(OSError):  # some network file systems sync no folder
-                _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the list of files of a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Keep other runs from writing to an output, a file or folder, while the block runs; it need not exist.
 
-    Half-written files that a killed run left in it and beside it are removed.
-
     Raises:
         InputError: another run is writing to it, or nothing can be written there.
     """
     path = path.resolve()
-    lock = path.with_name(f".{path.name}.lock")
-    held = filelock.FileLock(lock, timeout=0)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     with os_error_as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held.acquire()
+            lock.acquire()
         except filelock.Timeout:
             raise InputError(
                 f"another run is writing {path}; let it end, or choose another place for this one"
             ) from None
     try:
-        beside = [p for p in path.parent.iterdir() if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+\.tmp", p.name)]
-        for leftover in [*beside, *path.rglob(".*.[0-9]*.tmp")]:
-            with contextlib.suppress(OSError):
-                remove(leftover)
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: filelock sees that a file it has just locked was removed
-        held.release()
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: filelock sees that its file was removed
+        lock.release()
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder whose files move to `folder` at the end of the block; if the block fails, none does.
 
-    Files at the top are tables of the images below. Old tables are removed before the first image moves, and new ones
-    move after the last: a table is never beside images of another run.
+    Files at the top are tables of the images below: old ones are removed before the first image moves, and new ones
+    move after the last, so a table is never beside images of another run. Other files in `folder` are kept.
 
     Args:
-        folder: the output; other files in it are kept.
-        outdated: names of files or folders in it to remove, too.
-
-    Yields:
-        The temporary folder, to write to.
+        outdated: names of files or folders in `folder` to remove, too.
 
     Raises:
         InputError: another run is writing to `folder`, or it cannot be written.
     """
     folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     with exclusive_lock(folder):
         try:
             with os_error_as_input_error(folder):
+                remove(temporary)  # of a killed run
                 temporary.mkdir()
             yield temporary
             with os_error_as_input_error(folder):
@@ -173,22 +150,14 @@ def remove(path: Path) -> None:
 
 
 def plain_name(name: str) -> bool:
-    """Whether a name, e.g. of a pair in somebody else's file, is that of a file: no path, no dots alone, no control
+    """Whether a name, e.g. of a pair in somebody else's file, can be that of a file: no path, no dots alone, no control
     character, and under 200 bytes: file systems allow 255, and endings are added."""
     return len(name.encode(errors="replace")) < 200 and not re.fullmatch(r"\.*|.*[/\\\x00-\x1f].*", name, re.DOTALL)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text of a value; NaN and inf, which JSON does not have, become null."""
-
-    def clean(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {key: clean(v) for key, v in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [clean(v) for v in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(clean(value), indent=indent)
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=indent)
 
 
 def short_digest(data: bytes) -> str:
@@ -196,15 +165,15 @@ def short_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def git(*command: str, folder: Path = ROOT) -> str | None:
-    """The output of a git command in a folder; None if it fails, or git is not installed."""
+def git(*command: str) -> str | None:
+    """The output of a git command in the repository; None if it fails, or git is not installed."""
     try:
-        call = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, errors="replace")
+        call = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, errors="replace")
     except OSError:
         return None
     return call.stdout.strip() if call.returncode == 0 else None
 
 
-def commit(folder: Path = ROOT) -> str | None:
-    """The full hash of a repository's commit, with "-dirty" if files that git tracks are changed; None without one."""
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=folder)
+def commit() -> str | None:
+    """The hash of the repository's commit, with "-dirty" if a file that git tracks is changed; None without one."""
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

@@ -56,9 +56,6 @@ def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Te
     Returns:
         Means (3N, 1, H - K + 1, W - K + 1), variances likewise, and covariances (2N, ...). Rounding can make a
         variance of a flat part slightly negative.
-
-    Raises:
-        ValueError: a map smaller than the window.
     """
     n = len(maps) // 3
     a, b, f = maps.chunk(3)
@@ -68,10 +65,9 @@ def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Te
 
 
 def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
-    """Sobel derivatives of every channel, not normalised: a step of 1 gives 4.
+    """Sobel derivatives of every channel of (N, C, H, W), any range, not normalised: a step of 1 gives 4.
 
     Args:
-        x: (N, C, H, W), any range.
         border: what is outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
 
     Returns:
@@ -84,14 +80,9 @@ def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
 
 
 def count_levels(levels: Tensor, size: int) -> Tensor:
-    """How often each level occurs. (bincount and unique would make the CPU wait for a GPU, to know their size.)
+    """Integers (N, P) in 0..size-1 -> how often each level occurs, (N, size).
 
-    Args:
-        levels: integers in 0..size-1, (N, P).
-        size: number of levels.
-
-    Returns:
-        Counts (N, size), integers.
+    (bincount and unique would make the CPU wait for a GPU, to know their size.)
     """
     return levels.new_zeros(len(levels), size).scatter_add_(1, levels, torch.ones_like(levels))
 

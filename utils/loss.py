@@ -4,8 +4,6 @@ Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("m
 `loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,9 +40,9 @@ class Loss(nn.Module):
 
         Args:
             fused, image_a, image_b: (N, 1, H, W) in [0, 1].
-            batch: the rest of the batch, as far as the data has it, on the same device: text (N, L, D), text_mask
-                (N, L), True for a token, clip (N, 2, E), name (list of N words), and `maps`; `progress`, the share of
-                the training that is done, in [0, 1); and what the network's `loss_inputs` gives.
+            batch: the rest of the batch, as far as the data has it: text (N, L, D), text_mask (N, L), True for a
+                token, clip (N, 2, E), name (list of N words), and `maps`; `progress`, the share of the training that
+                is done, in [0, 1); and what the network's `loss_inputs` gives.
 
         Returns:
             "total", the scalar to minimise, and under any other name the scalars to report.
@@ -53,10 +51,7 @@ class Loss(nn.Module):
 
 
 def build_loss(options: dict) -> nn.Module:
-    """The loss of a config.
-
-    Args:
-        options: the mapping `loss` of the config: name, "fusion" if not given, and arguments of its constructor.
+    """The loss of a config, by its mapping `loss`: name, "fusion" if not given, and arguments of its constructor.
 
     Raises:
         InputError: unknown name or option, or a value that the loss refuses.
@@ -116,8 +111,7 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
         V(F, S) = sum log(1 + g^2 var_S / (max(var_F - g^2 var_S, 0) + v)) / sum log(1 + var_S / v),
         g = max(cov_FS / var_S, 0), v = 2 / 255^2.
 
-    Args:
-        fused, image_a, image_b: (N, 1, H, W) in [0, 1].
+    Images are (N, 1, H, W) in [0, 1].
 
     Returns:
         V(F, A) and V(F, B) of each image, (N, 2) in [0, 1]; 1: F keeps all of it.
@@ -208,9 +202,9 @@ class FusionLoss(Loss):
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
         ssim_weight: of SSIM against L2; FILM 71.
         intensity_weight: of the intensity term; FILM 1.
-        vif_weight: of the mean over the images of -log V(F, A) - log V(F, B), V the `visual_information`;
-            FILM has none. The logarithm makes the source count more of which F keeps less: a plain sum would
-            be lowest if F just copied one of them.
+        vif_weight: of the mean over the images of -log V(F, A) - log V(F, B), V the `visual_information`. The
+            logarithm makes the source count more of which F keeps less: a plain sum would be lowest if F just copied
+            one of them.
         intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
         gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
@@ -218,15 +212,13 @@ class FusionLoss(Loss):
         contrast_weight: of `missing_contrast`: warm targets of an infrared A stand out. Takes the map "warm".
         target_edges: with gradient=vector, near targets |dA| is multiplied by 1 + target_edges before the comparison,
             and the term is weighted likewise. Takes the map "warm".
-        targets_from: the share of the training after which contrast_weight and target_edges count. If they counted
-            from the start, the network would learn to copy A everywhere, and hardly unlearn it.
-        exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py, on the images as they are (crops, as a
-            rule): structure and exposure of a multi-exposure pair.
+        targets_from: the share of the training after which contrast_weight and target_edges count. From the start,
+            the network would learn to copy A everywhere, and hardly unlearn it.
+        exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py: structure and exposure of two exposures.
 
     Raises:
-        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude, a negative or
-            infinite edge_gain, contrast_weight, target_edges or exposure_weight, targets_from not in [0, 1); in
-            `forward`, images too small for `visual_information`.
+        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude, targets_from
+            not in [0, 1); in `forward`, images too small for `visual_information`.
     """
 
     def __init__(
@@ -248,18 +240,13 @@ class FusionLoss(Loss):
         for key, value, choices in (("intensity", intensity, INTENSITIES), ("gradient", gradient, GRADIENTS)):
             if value not in choices:
                 raise InputError(f"loss.{key} must be one of {', '.join(choices)}, not '{value}'")
-        weights = {"contrast_weight": contrast_weight, "target_edges": target_edges, "exposure_weight": exposure_weight}
-        for key, value in (weights | {"edge_gain": edge_gain}).items():
-            if not 0 <= value < math.inf:
-                raise InputError(f"loss.{key} must be 0 or more, not {value}")
         if not 0 <= targets_from < 1:
             raise InputError(f"loss.targets_from is a share of the training, 0 or more and under 1, not {targets_from}")
         if gradient != "vector" and (edge_gain != 1 or target_edges):
             raise InputError("loss.edge_gain and loss.target_edges need loss.gradient=vector")
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
         self.intensity_weight, self.vif_weight = intensity_weight, vif_weight
-        self.intensity, self.gradient = INTENSITIES[intensity], gradient
-        self.edge_gain = edge_gain
+        self.intensity, self.gradient, self.edge_gain = INTENSITIES[intensity], gradient, edge_gain
         self.contrast_weight, self.target_edges, self.targets_from = contrast_weight, target_edges, targets_from
         self.exposure_weight = exposure_weight
         self.maps = ("warm",) if contrast_weight or target_edges else ()

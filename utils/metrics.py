@@ -9,11 +9,9 @@ float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources.
 by name; higher is better but for those in `LOWER_IS_BETTER`.
 
 Adding a metric takes one function here and one entry in `METRICS`, its name in `LOWER_IS_BETTER` if
-lower is better, and in `INFRARED_ONLY` if it says nothing of other tasks. Then `test.metrics` and
-`train.best` know it. The tests take every entry: image i of a batch must give the value that it gives
-alone, and the dtype must stay. They also compare it with a slow literal form of the equation,
-`f(fused, image_a, image_b) -> float` on NumPy arrays (H, W): add one to `METRICS` in tests/literal.py,
-or list the name there in `WITHOUT_LITERAL_FORM`.
+lower is better, and in `INFRARED_ONLY` if it says nothing of other tasks. The tests take every entry:
+image i of a batch must give the value that it gives alone, and the dtype must stay. They also compare it
+with a slow literal form, `f(fused, image_a, image_b) -> float` on NumPy arrays (H, W), in tests/literal.py.
 
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
@@ -49,33 +47,30 @@ def _histogram(x: Tensor) -> Tensor:
     return count_levels(levels, 256).to(x.dtype) / levels.shape[1]
 
 
-def entropy(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+def entropy(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """EN: entropy in bits of the histogram of F rounded half to even and cast to 8 bit."""
     return torch.special.entr(_histogram(fused)).sum(dim=1) / math.log(2)
 
 
 def cross_entropy(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """CE, lower is better: mean over the sources of sum p log2(p / q), p theirs, q of F, where both are not 0."""
-    q = _histogram(fused)
-    terms = []
-    for source in (image_a, image_b):
-        p = _histogram(source)
-        both = (p > 0) & (q > 0)
-        terms.append(torch.where(both, p * (p / q).log2(), 0).sum(dim=1))
-    return (terms[0] + terms[1]) / 2
+    q, terms = _histogram(fused), []
+    for p in map(_histogram, (image_a, image_b)):
+        terms.append(torch.where((p > 0) & (q > 0), p * (p / q).log2(), 0).sum(dim=1))
+    return sum(terms) / 2
 
 
-def standard_deviation(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+def standard_deviation(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """SD: standard deviation of F, divisor HW."""
     return fused.flatten(1).std(dim=1, correction=0)
 
 
-def spatial_frequency(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+def spatial_frequency(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """SF: root of the mean squared horizontal plus the mean squared vertical difference."""
     return (_mean(fused.diff(dim=3) ** 2) + _mean(fused.diff(dim=2) ** 2)).sqrt()
 
 
-def average_gradient(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+def average_gradient(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border; NaN for a line of pixels."""
     if min(fused.shape[2:]) < 2:
         return fused.new_full((len(fused),), math.nan)
@@ -129,7 +124,7 @@ def sum_of_correlations_of_differences(fused: Tensor, image_a: Tensor, image_b: 
 
 
 def _both(x: Tensor) -> Tensor:
-    """F's maps once for the terms with A and once for those with B: (N, ...) -> (2N, ...)."""
+    """F's maps (N, ...) twice, beside those of A and of B: (2N, ...)."""
     return x.repeat(2, 1, 1, 1)
 
 
@@ -162,18 +157,10 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
         variance = variance.clamp(min=0)
         source, target = variance[: 2 * n], _both(variance[2 * n :])
 
-        gain = covariance / (source + eps)
-        residual = target - gain * covariance
         flat = source < eps
-        gain = gain.masked_fill(flat, 0)
-        residual = torch.where(flat, target, residual)
+        gain = (covariance / (source + eps)).masked_fill(flat | (target < eps), 0).clamp(min=0)
+        residual = (target - gain * covariance).clamp(min=eps)
         source = source.masked_fill(flat, 0)
-        flat = target < eps
-        gain = gain.masked_fill(flat, 0)
-        residual = residual.masked_fill(flat, 0)
-        residual = torch.where(gain < 0, target, residual).clamp(min=eps)
-        gain = gain.clamp(min=0)
-
         numerator += torch.log1p(gain**2 * source / (residual + noise)).sum(dim=(1, 2, 3))
         denominator += torch.log1p(source / noise).sum(dim=(1, 2, 3))
     vifp = (numerator / denominator).nan_to_num(nan=1.0)
@@ -219,7 +206,7 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
     return _mean(similarity).view(2, n).sum(dim=0)
 
 
-def edge_intensity(fused: Tensor, image_a: Tensor = None, image_b: Tensor = None) -> Tensor:
+def edge_intensity(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """EI: mean Sobel magnitude of F, replicated border."""
     return _mean(torch.hypot(*sobel(fused, border="replicate")))
 
@@ -328,7 +315,7 @@ def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, im
     return _mean(structure * luminance)
 
 
-def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
+def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) -> Tensor:
     """TC, for an infrared source A: how much of what is warm survives in F, in [-1, 1.5].
 
     The contrast of a target of A (see `targets`) is its mean less that of its ring; those of A's own contrast of 15
@@ -340,7 +327,7 @@ def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> T
     return torch.stack([kept.mean() for kept in kept_contrast(fused, image_a)]).to(fused.dtype)
 
 
-def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor = None) -> Tensor:
+def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) -> Tensor:
     """TClost, lower is better: the share of A's targets whose contrast F keeps to less than 0.3, in [0, 1].
 
     Targets and NaN are those of TC. The mean over a set is that of the images' shares, so that an image counts

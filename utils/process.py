@@ -13,10 +13,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # in malloc.h
 def set_up_process(precision: str = "fp32") -> None:
     """Say how the process computes and keeps memory. Call it first: threads take over what holds when they start.
 
-    - Numbers below 1.2e-38 become 0. Where attention is saturated, gradients are full of them, and matrix products with
-      them are some ten times slower on CPUs.
-    - On Linux, what a strip of rows takes is kept for the next strip, and whole maps are given back at once. The C
-      library by itself guesses from sizes, and either gives all back and zeroes it anew, or keeps far too much.
+    Numbers below 1.2e-38 become 0: gradients are full of them where attention is saturated, and they make matrix
+    products on CPUs some ten times slower.
 
     Args:
         precision: "tf32" lets NVIDIA GPUs multiply float32 with mantissas of 10 bits. With any other they keep all 23,
@@ -26,20 +24,16 @@ def set_up_process(precision: str = "fp32") -> None:
     # torch.compile of PyTorch 2.9 to 2.11 fails where the newer setting `fp32_precision` was used instead
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # memory of a strip of rows is kept for the next one, that of whole maps is given back; glibc by itself gives all
+    # back and zeroes it anew, or keeps far too much
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:  # glibc; musl has none
+    if mallopt:  # musl has none
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
 
 
 def pick_device(device: str) -> torch.device:
-    """Choose the device to compute on.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
-
-    Returns:
-        The device.
+    """The device "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
 
     Raises:
         InputError: another kind of device, or one that this machine does not have.

@@ -1,11 +1,11 @@
 """The folder of a training run: what is needed to repeat it, its log and pictures, and how a run is resumed."""
 
-import functools
 import inspect
 import itertools
 import json
 import logging
 import math
+import operator
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -17,14 +17,25 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from net import FusionNetwork
-from net.provenance import Provenance
 from utils import distributed
+from utils.check import checked
 from utils.config import Config
 from utils.data.images import side_by_side, to_8bit, write_image
 from utils.errors import InputError
-from utils.files import commit, exclusive_lock, find_file, git, os_error_as_input_error, plain_name, to_json, write_file
+from utils.files import (
+    ROOT,
+    commit,
+    exclusive_lock,
+    find_file,
+    git,
+    os_error_as_input_error,
+    plain_name,
+    to_json,
+    write_file,
+)
 from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
+from utils.provenance import Provenance
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
 SAME_TO_RESUME = (
@@ -37,11 +48,7 @@ SAME_TO_RESUME = (
 
 
 class RunFolder:
-    """A run's folder, open for writing. The caller closes it.
-
-    Attributes:
-        path: <train.exp>/<time>_<name>, or the folder of the run that is resumed.
-    """
+    """A run's folder, <train.exp>/<time>_<name>, open for writing."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
@@ -69,9 +76,6 @@ class RunFolder:
             row = side_by_side([to_8bit(image, "clamp") for image in row.numpy()], labels)
             write_image(folder / f"{number}_{i}_{name}.png", row)
 
-    def close(self) -> None:
-        self.writer.close()
-
 
 def open_run_folder(
     config: Config, model: FusionNetwork, criterion: Loss, epoch: int, step: int, closing: ExitStack
@@ -83,40 +87,28 @@ def open_run_folder(
     Args:
         epoch, step: how far the run to resume is; 0 for a new one.
         closing: keeps other runs out of the folder until it is closed.
-
-    Raises:
-        InputError: it cannot be written, or another run is writing there.
     """
     path = folder_to_resume(config.train.resume)
-    resumed = path is not None
-    if not resumed:
+    when = f"_from_epoch_{epoch + 1}" if path else ""
+    if not path:
         if not plain_name(config.name):
             raise InputError(f"name is '{config.name}' and becomes part of a folder's name: no slashes, please")
         path = new_folder(Path(config.train.exp), time.strftime("%Y%m%d-%H%M%S"), config.name)
     closing.enter_context(exclusive_lock(path))
-    if resumed:
+    if when:
         drop_records_after(path / "metrics.jsonl", epoch)
-    for name in ("model", "pic_fusion"):
-        (path / name).mkdir(exist_ok=True)
-    when = f"_from_epoch_{epoch + 1}" if resumed else ""
-    kinds = {type(part) for whole in (model, criterion) for part in whole.modules()}
-    bases = {base for kind in kinds for base in kind.__mro__ if issubclass(base, torch.nn.Module)}
-    ours = {inspect.getsourcefile(base) for base in bases if base.__module__.startswith("net.")}
-    for source in (Path(inspect.stack()[1].filename), *map(Path, ours)):
+    classes = {base for part in (*model.modules(), *criterion.modules()) for base in type(part).__mro__}
+    ours = {inspect.getsourcefile(base) for base in classes if base.__module__.startswith("net.")}
+    for source in (ROOT / "train.py", *map(Path, ours)):
         write_file(path / f"code{when}" / source.name, source.read_bytes())
     write_file(path / f"code{when}" / "git.txt", f"{commit() or 'no repository'}\n\n{git('diff', 'HEAD') or ''}\n")
-    settings = config.as_dict()
-    write_file(path / f"config{when}.yaml", yaml.safe_dump(settings, sort_keys=False))
-    settings["parameters"] = sum(p.numel() for p in model.parameters())
-    write_file(path / f"param{when}.json", to_json(settings, indent=1))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        handlers=[LogFile(path / "log.txt"), logging.StreamHandler()],
-        force=True,
-    )
+    parameters = {"parameters": sum(p.numel() for p in model.parameters())}
+    write_file(path / f"config{when}.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False))
+    write_file(path / f"param{when}.json", to_json(config.as_dict() | parameters, indent=1))
+    handlers = [LogFile(path / "log.txt"), logging.StreamHandler()]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
     folder = RunFolder(path, step)
-    closing.callback(folder.close)
+    closing.callback(folder.writer.close)
     return folder
 
 
@@ -140,19 +132,16 @@ def new_folder(parent: Path, start: str, name: str) -> Path:
 
 
 def folder_to_resume(resume: str | None) -> Path | None:
-    """The folder that a resumed run goes on in, that of its last.pth; None for a new one.
-
-    A run that is resumed from another checkpoint than its last gets a new folder: what it made since then stays.
-    """
+    """The folder that a resumed run goes on in, that of its last.pth; None for a new one: what it made since an earlier
+    checkpoint stays."""
     path = Path(resume or "")
     return find_file(path).resolve().parent.parent if path.parts[-2:] == ("model", "last.pth") else None
 
 
 def drop_records_after(path: Path, epoch: int) -> None:
     """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
-    if path.is_file():
-        whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
-        write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+    whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+    write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
 
 
 def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> None:
@@ -160,11 +149,9 @@ def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances:
     # the number of epochs says how much of the training is done
     by_share = config.train.schedule == "warmup" or criterion.follows_progress
     keys = [*SAME_TO_RESUME, "train.epochs"] if by_share else SAME_TO_RESUME
+    old_config = checked(Config, checkpoint["config"], "the run to resume")
     for key in keys:
-        *parents, last = key.split(".")
-        new, default = (functools.reduce(getattr, [*parents, last], c) for c in (config, Config()))
-        # the default where the run is older than the key
-        old = functools.reduce(dict.get, parents, checkpoint["config"]).get(last, default)
+        new, old = map(operator.attrgetter(key), (config, old_config))
         if old != new:
             raise InputError(f"{key} is {new} and was {old} in the run to resume; leave it, or start a new run")
     records = Provenance.from_checkpoint(checkpoint).guides
@@ -189,10 +176,8 @@ def mean_values(pending: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict
     if all(map(math.isfinite, means.values())):  # a value that is not makes the mean over all ranks so, on every rank
         return means
     bad_steps = [(step, names) for (step, names, _), row in zip(pending, values) if not row.isfinite().all()]
-    found = [bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank]
-    first_step = min(step for step, _ in found)
-    names = ", ".join(name for step, names in found if step == first_step for name in names)
+    step, names = min(bad for of_rank in distributed.gather(bad_steps[:1]) for bad in of_rank)
     raise InputError(
-        f"the loss is not finite at step {first_step}, samples {names}; training stopped, the last "
+        f"the loss is not finite at step {step}, samples {', '.join(names)}; training stopped, the last "
         "checkpoint is as it was. Look at these samples, lower train.lr or set train.clip_grad"
     )

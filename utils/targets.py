@@ -1,6 +1,6 @@
 """Warm targets of an infrared image, e.g. people and cars: for the metrics TC and TClost, and for a loss."""
 
-import hashlib
+import functools
 
 import numpy as np
 import torch
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from utils.opencv import cv2
 
-_REMEMBERED: dict[bytes, tuple[np.ndarray, ...]] = {}  # targets of the last images, by their pixels
 TARGET = 0.75  # of the map "warm" in [0, 1]: between a target and 127, also where data.resize mixed them
-REMEMBER = 16  # TC and TClost of several networks, in batches, ask for the same images
 
 
 def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -27,12 +25,7 @@ def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
         Pixels of all targets, as indices into the flattened image, and the number of the target of each; pixels
         of all rings, and the number of the target of each. Targets are numbered from 0 without gaps.
     """
-    key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-    if key not in _REMEMBERED:
-        if len(_REMEMBERED) >= REMEMBER:
-            del _REMEMBERED[next(iter(_REMEMBERED))]
-        _REMEMBERED[key] = _find_targets(_local_contrast(image))
-    return _REMEMBERED[key]
+    return _find_targets(image.tobytes(), image.shape)
 
 
 def warm_map(image: np.ndarray) -> np.ndarray:
@@ -45,9 +38,8 @@ def warm_map(image: np.ndarray) -> np.ndarray:
         (H, W) uint8: 255 on targets (see `targets`), 0 where rings may lie, less than 10 levels above the local mean,
         and 127 between: lukewarm, or too small or too large for a target.
     """
-    local = _local_contrast(image)
-    warm = np.where(local < 10, 0, 127).astype(np.uint8)
-    warm.flat[_find_targets(local)[0]] = 255
+    warm = np.where(_local_contrast(image) < 10, 0, 127).astype(np.uint8)
+    warm.flat[targets(image)[0]] = 255
     return warm
 
 
@@ -59,8 +51,9 @@ def _local_contrast(image: np.ndarray) -> np.ndarray:
     return image - cv2.GaussianBlur(image, (0, 0), 0.06 * max(image.shape))
 
 
-def _find_targets(local: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `targets` remembers, from the local contrast of an image."""
+@functools.lru_cache(16)  # TC and TClost of several networks, in batches, ask for the same images
+def _find_targets(pixels: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    local = _local_contrast(np.frombuffer(pixels, np.float32).reshape(shape))
     _, labels, regions, _ = cv2.connectedComponentsWithStats((local > 25).astype(np.uint8), connectivity=8)
     places = np.arange(local.size).reshape(local.shape)
     inner, outer, reach = np.ones((7, 7), np.uint8), np.ones((31, 31), np.uint8), 15

@@ -1,13 +1,12 @@
-"""Features that guide a fusion beside the images: which there are, how they are stored, and how they become a batch."""
+"""Features that guide a fusion beside the images: which there are, and how those of several pairs become a batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.errors import InputError, nearest
 
 
@@ -34,14 +33,7 @@ FEATURES: dict[str, Feature] = {
 
 
 def features_of(inputs: Iterable[str]) -> list[Feature]:
-    """The features that a network takes.
-
-    Args:
-        inputs: keys of a batch, a network's `inputs`.
-
-    Raises:
-        InputError: a key that no feature fills.
-    """
+    """The features that fill a network's `inputs`; InputError for a key that none fills."""
     known = {key for feature in FEATURES.values() for key in feature.inputs}
     for key in inputs:
         if key not in known:
@@ -49,10 +41,8 @@ def features_of(inputs: Iterable[str]) -> list[Feature]:
     return [feature for feature in FEATURES.values() if set(feature.inputs) & set(inputs)]
 
 
-def check_feature(kind: str, array: object) -> np.ndarray:
-    """A stored feature (L, dim) or (1, L, dim) as (L, dim); ValueError if it is none of its kind."""
-    if not isinstance(array, np.ndarray):
-        raise ValueError("it is not an array")
+def check_feature(kind: str, array: np.ndarray) -> np.ndarray:
+    """A stored feature (L, dim), or (1, L, dim) as in published files, as (L, dim); ValueError if it is none."""
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
@@ -70,14 +60,3 @@ def collate_features(kind: str, features: list[Tensor]) -> dict[str, Tensor]:
     lengths = torch.tensor([len(feature) for feature in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     return dict(zip(FEATURES[kind].inputs, (padded, torch.arange(padded.shape[1]) < lengths[:, None])))
-
-
-def read_record(kind: str, attribute: Callable[[str], str]) -> GuideRecord | None:
-    """The encoder of the features of an H5 file; None if the file does not say. `attribute` reads one as text."""
-    name, revision = map(attribute, FEATURES[kind].attributes)
-    return GuideRecord(name, revision or None) if name else None
-
-
-def attributes_of(kind: str, record: GuideRecord) -> dict[str, str]:
-    """What an H5 file says of the encoder of its features, for `read_record`."""
-    return {key: word for key, word in zip(FEATURES[kind].attributes, (record.name, record.revision)) if word}

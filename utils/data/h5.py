@@ -2,18 +2,15 @@
 
 A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W)
 and further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the
-features that a network takes, and chroma where a source has colour, each in one chunk with a checksum; attributes
-record where it all came from. Where B was registered to A (`data_process.py --align`), the file has the attribute
-align, the motion, and each dataset of imageB the attribute align, (3, 3): the place (x, y, 1) of the original B that a
-pixel of the whole pair was taken from, before any resizing; the identity for a pair that was kept. A published file
+features that a network takes, and chroma where a source has colour, each in one chunk with a checksum. Attributes say
+of which dataset and task it is, its resize, and the encoder of each kind of features. Where B was registered to A,
+`align` is the motion, and that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file
 (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
 
 import contextlib
-import errno
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,10 +20,11 @@ import torch
 from torch import Tensor
 
 from utils.config import Data
-from utils.data.features import check_feature
+from utils.data.features import FEATURES, check_feature
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.opencv import MAX_PIXELS
+from utils.provenance import GuideRecord
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
 MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
@@ -41,31 +39,36 @@ def h5_path(folder: str | Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def create_h5(path: str | Path) -> Iterator[h5py.File]:
+def create_h5(path: Path) -> Iterator[h5py.File]:
     """Open a new H5 file for writing; OSError where the disk is full, which h5py tells in a RuntimeError."""
     try:
         with h5py.File(path, "w", **NO_CACHE) as file:
             yield file
     except RuntimeError as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, "") from error
+        raise OSError(str(error)) from error
 
 
 def write_sample(
     file: h5py.File, name: str, maps: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray]
 ) -> None:
-    """Store one pair.
-
-    Args:
-        file: of `create_h5`.
-        maps: imageA, imageB and further maps (H, W), and perhaps chroma (2, H, W), uint8, uint16 or float32.
-        features: by kind, (L, dim).
-    """
+    """Store one pair: `maps` (H, W), chroma (2, H, W), in uint8, uint16 or float32, and `features` (L, dim) by kind."""
     maps = {group: image.reshape(-1, *image.shape[-2:]) for group, image in maps.items()}
     for group, array in {**features, **maps}.items():
         packed = "gzip" if group == "chroma" else None  # it compresses well, and training does not read it
         chunk = {"chunks": array.shape, "fletcher32": True, "compression": packed}
         file.create_dataset(f"{group}/{name}", data=array, **chunk)
+
+
+def write_record(file: h5py.File, kind: str, record: GuideRecord) -> None:
+    """Say which encoder the features of a file are of."""
+    words = zip(FEATURES[kind].attributes, (record.name, record.revision))
+    file.attrs.update({key: word for key, word in words if word})
+
+
+def read_record(file: h5py.File, kind: str) -> GuideRecord | None:
+    """The encoder of the features of a file; None if it does not say."""
+    name, revision = (attribute(file, key) for key in FEATURES[kind].attributes)
+    return GuideRecord(name, revision or None) if name else None
 
 
 def open_h5(path: str | Path) -> h5py.File:
@@ -74,76 +77,27 @@ def open_h5(path: str | Path) -> h5py.File:
         raise InputError(f"there is no {path}; make it with: python data_process.py --config ... {Path(path).stem}")
     try:
         file = h5py.File(path, "r", **NO_CACHE)
-        missing = [group for group in ("imageA", "imageB") if not isinstance(file.get(group), h5py.Group)]
-        empty = not missing and not len(file["imageA"])
+        groups = {group: file.get(group) for group in ("imageA", "imageB")}
+        lacking = [name for name, group in groups.items() if not isinstance(group, h5py.Group) or not len(group)]
     except DAMAGE as error:
         raise InputError(f"{path} is not an H5 file, or it is damaged; make it again with data_process.py") from error
-    if missing or empty:
-        file.close()
-        raise InputError(f"{path} holds no pairs ({', '.join(missing) or 'imageA'} is missing or empty)")
+    if lacking:
+        raise InputError(f"{path} holds no pairs ({', '.join(lacking)} is missing or empty)")
     return file
 
 
 def attribute(file: h5py.File, key: str) -> str:
     """An attribute of an H5 file as text, empty if there is none; InputError if the file is damaged there."""
     try:
-        value = str(file.attrs.get(key, ""))
-        if not value.isprintable():
-            raise ValueError(f"its {key} is {value!r}")
-        return value
+        return str(file.attrs.get(key, ""))
     except DAMAGE as error:
         raise InputError(f"{file.filename} is damaged ({error}); make it again with data_process.py") from error
-
-
-@contextlib.contextmanager
-def sample_errors_named(path: str | Path, name: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a sample becomes an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except DAMAGE as error:
-        raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
-
-
-class PairFile:
-    """An H5 file, open for reading. Reading raises one of DAMAGE for what is missing, damaged or elsewhere."""
-
-    def __init__(self, path: str | Path):
-        self.file = open_h5(path)
-        self.groups = {kind: group for kind, group in self.file.items() if isinstance(group, h5py.Group)}
-
-    def read(self, kind: str, name: str) -> np.ndarray:
-        """What a group holds of a sample."""
-        stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
-        if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
-            raise ValueError("its bytes are in a file of another folder")
-        if max(stored.size, math.prod(stored.chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
-            raise ValueError(f"it declares {stored.size} values in chunks of {stored.chunks}")
-        return stored[()]
-
-    def _beside(self, file: bytes) -> bool:
-        """True for this file and those in its folder, which it may link to."""
-        mine = os.fsencode(self.file.filename)
-        return file == mine or Path(os.fsdecode(file)).resolve().parent == Path(os.fsdecode(mine)).resolve().parent
-
-    def feature(self, kind: str, name: str) -> Tensor:
-        """The feature of a sample of one of FEATURES, (L, dim) float32."""
-        return torch.from_numpy(check_feature(kind, self.read(kind, name))).float()
 
 
 def recorded_task(path: str | Path) -> str:
     """The task recorded in an H5 file, e.g. IVF; empty for a published file, which records none."""
     with open_h5(path) as file:
         return attribute(file, "task")
-
-
-def task_of(path: str | Path) -> str:
-    """The task recorded in an H5 file; InputError if there is none."""
-    task = recorded_task(path)
-    if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
-        raise InputError(f"{path} does not say of which task it is; give the weights, e.g. ckpt=models/IVF.pth")
-    return task
 
 
 def check_shape(path: str | Path, data: Data, training: bool) -> None:
@@ -157,3 +111,40 @@ def check_shape(path: str | Path, data: Data, training: bool) -> None:
             f"{path} was made with data.resize {here} and {'the config has' if training else 'testing needs'} {there}; "
             f"make it again with data_process.py --config ... {Path(path).stem}, or change the config"
         )
+
+
+@contextlib.contextmanager
+def sample_errors_named(path: str, name: str) -> Iterator[None]:
+    """Whatever goes wrong in reading a sample becomes an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"sample '{name}' of {path} is missing or damaged ({error})") from error
+
+
+class PairFile:
+    """An H5 file, open for reading. Reading raises one of DAMAGE for what is missing, damaged or elsewhere."""
+
+    def __init__(self, path: str):
+        self.file = open_h5(path)
+        self.groups = {kind: group for kind, group in self.file.items() if isinstance(group, h5py.Group)}
+
+    def read(self, kind: str, name: str) -> np.ndarray:
+        """What a group holds of a sample."""
+        stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
+        if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
+            raise ValueError("its bytes are in a file of another folder")
+        if max(stored.size, math.prod(stored.chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
+            raise ValueError(f"it declares {stored.size} values in chunks of {stored.chunks}")
+        return stored[()]
+
+    def feature(self, kind: str, name: str) -> Tensor:
+        """The feature (L, dim) float32 of a sample."""
+        return torch.from_numpy(check_feature(kind, self.read(kind, name))).float()
+
+    def _beside(self, file: bytes) -> bool:
+        """True for this file and those in its folder, which it may link to."""
+        mine = os.fsencode(self.file.filename)
+        return file == mine or Path(os.fsdecode(file)).resolve().parent == Path(os.fsdecode(mine)).resolve().parent

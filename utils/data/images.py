@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,20 +37,20 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
+    size = (0, 0)
     try:  # OpenCV fills up a truncated file with gray and says nothing; Pillow refuses it
         with Image.open(io.BytesIO(data)) as picture:
-            if math.prod(picture.size) > MAX_PIXELS:
-                size = " x ".join(map(str, picture.size))
-                raise InputError(
-                    f"{path} is {size} pixels, and {MAX_PIXELS / 1e6:.0f} million are the most; scale it down"
-                )
-            picture.load()
-    except InputError:
-        raise
+            size = picture.size
+            if math.prod(size) <= MAX_PIXELS:
+                picture.load()
     except UnidentifiedImageError:
         pass  # not one of Pillow's formats
     except Exception as error:  # its decoders raise many kinds
         raise InputError(f"{path} is truncated or damaged ({error})") from error
+    if math.prod(size) > MAX_PIXELS:
+        raise InputError(
+            f"{path} is {size[0]} x {size[1]} pixels, and {MAX_PIXELS / 1e6:.0f} million are the most; scale it down"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
@@ -78,11 +79,7 @@ def split_color(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read an image as 8-bit RGB; gray becomes three equal channels.
-
-    Raises:
-        InputError: as `read_image`.
-    """
+    """Read an image as 8-bit RGB, gray as three equal channels; InputError as `read_image`."""
     gray, chroma = read_image(path)
     return Image.fromarray(cv2.cvtColor(colorize(to_8bit(as_unit(gray), "clamp"), chroma), cv2.COLOR_BGR2RGB))
 
@@ -94,42 +91,35 @@ def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
         pattern: the file name with * for the name that counts, e.g. "*_ir" for any format, or "*_ir.png".
     """
     before, _, after = pattern.partition("*")
-    extension = Path(f"x{after}").suffix.lower()
-    extensions = {extension} if extension in EXTENSIONS else EXTENSIONS
-    after = after[: -len(extension)] if extension in EXTENSIONS else after
+    named = Path(f"x{after}").suffix
+    after, endings = (after.removesuffix(named), [named]) if named.lower() in EXTENSIONS else (after, EXTENSIONS)
+    fits = re.compile(f"{re.escape(before)}(.+){re.escape(after)}(?i:{'|'.join(map(re.escape, endings))})")
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
-        stem = path.stem
-        if path.name.startswith(".") or path.is_dir():  # macOS leaves files ._x.png beside images
-            continue
-        fits = stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after)
-        if fits and path.suffix.lower() in extensions:
-            files.setdefault(stem[len(before) : len(stem) - len(after)], []).append(path)
+        match = fits.fullmatch(path.name)
+        if match and not path.name.startswith(".") and not path.is_dir():  # macOS leaves files ._x.png beside images
+            files.setdefault(match[1], []).append(path)
     return files
 
 
 def merge_chroma(sources: list[np.ndarray | None]) -> np.ndarray | None:
     """One chroma (2, H, W) uint8 from those of several sources; None if none has colour.
 
-    Each source counts by how far it is from gray at a pixel (the rule of U2Fusion and others), so a
-    single coloured source keeps its own.
+    Each source counts by how far it is from gray at a pixel (the rule of U2Fusion and others).
     """
     colored = [chroma.astype(np.float32) - NEUTRAL for chroma in sources if chroma is not None]
     if not colored:
         return None
-    weights = [np.abs(chroma) for chroma in colored]
-    total = sum(weights)
-    mixed = sum(w * c for w, c in zip(weights, colored)) / np.maximum(total, 1e-6)
+    mixed = sum(np.abs(c) * c for c in colored) / np.maximum(sum(map(np.abs, colored)), 1e-6)
     return (mixed + NEUTRAL).round().astype(np.uint8)
 
 
 def as_unit(image: np.ndarray) -> np.ndarray:
     """Pixels as float32 in [0, 1], by the range of their own depth; floats are taken to be in it already."""
+    unit = image.astype(np.float32)
     if np.issubdtype(image.dtype, np.integer):
-        unit = image.astype(np.float32)
         unit /= np.iinfo(image.dtype).max
-        return unit
-    return image.astype(np.float32)
+    return unit
 
 
 def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
@@ -137,9 +127,8 @@ def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
 
     Args:
         fused: (H, W) float.
-        stretch: "minmax", the published way: the image's own range is stretched to 0..255 and
-            truncated, which moves EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round.
-            A constant image has no range and is always clamped.
+        stretch: "minmax", the published way: the image's own range is stretched to 0..255 and truncated, which moves
+            EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round, also for a constant image.
     """
     low, high = fused.min(), fused.max()
     if stretch == "minmax" and high > low:
@@ -168,11 +157,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR uint8 by the extension of `path`, one of WRITABLE.
-
-    Raises:
-        InputError: another extension, or it cannot be written.
-    """
+    """Write (H, W) gray or (H, W, 3) BGR uint8; InputError for an extension not in WRITABLE, or if it cannot be."""
     path = Path(path)
     check_writable(path)
     write_file(path, cv2.imencode(path.suffix, image)[1].tobytes())
@@ -180,19 +165,15 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
     """Images of one size, gray or BGR uint8, in a row with a white gap and labels above, wrapped: BGR uint8."""
-    row, white, width = [], (255, 255, 255), images[0].shape[1]
-    scale = min(0.5, width / 260)
-    wrapped = [
-        textwrap.wrap(label, max(4, int(width / (18 * scale))), max_lines=3, placeholder="...")
-        for label in labels or ()
-    ]
-    above = 6 + 16 * max(map(len, wrapped), default=0)
-    for i, image in enumerate(images):
+    scale = min(0.5, images[0].shape[1] / 260)
+    room = max(4, int(images[0].shape[1] / (18 * scale)))  # letters a line
+    texts = [textwrap.wrap(label, room, max_lines=3, placeholder="...") for label in labels or [""] * len(images)]
+    above = 16 * max(map(len, texts)) + (8 if labels else 2)
+    row = []
+    for image, lines in zip(images, texts):
         image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        if labels:
-            image = cv2.copyMakeBorder(image, above, 0, 0, 0, cv2.BORDER_CONSTANT, value=white)
-            for number, line in enumerate(wrapped[i], start=1):
-                place, font = (2, 16 * number), cv2.FONT_HERSHEY_SIMPLEX
-                cv2.putText(image, line, place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
-        row.append(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=white))
+        image = cv2.copyMakeBorder(image, above, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        for number, line in enumerate(lines, start=1):
+            cv2.putText(image, line, (4, 16 * number + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        row.append(image)
     return np.hstack(row)

@@ -1,34 +1,32 @@
 """H5 files from image sets: pairs read, checked, perhaps aligned and resized, and stored with their features."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from net.provenance import GuideRecord
 from utils.data.align import Alignment, align
-from utils.data.features import attributes_of
-from utils.data.h5 import create_h5, h5_path, write_sample
+from utils.data.h5 import create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
-from utils.data.sources import Source, read_split
+from utils.data.sources import Source, read_names
 from utils.errors import InputError, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
+from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
 
-PAIRS_A_WORKER = 16  # another process is not worth its start for fewer
+MANY_PAIRS = 32  # processes are not worth their start for fewer
 
 
-class FeatureMaker(Protocol):
-    """Makes the features of one kind for a set. `record` names its encoder."""
+class FeatureMaker(NamedTuple):
+    """Makes the features of one kind for a set."""
 
-    record: GuideRecord
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        """The feature (L, dim) of the pair `name`, images (H, W) float32 in [0, 1]."""
+    record: GuideRecord  # their encoder
+    of: Callable[[str, np.ndarray, np.ndarray], np.ndarray]  # name of a pair, A and B (H, W) in [0, 1] -> (L, dim)
 
 
 Makers = Mapping[str, Callable[[Source, list[str], list[str]], FeatureMaker | None]]  # of utils.guides.makers_of
@@ -51,7 +49,7 @@ def make_sets(
         folder: of the H5 files.
         resize: (height, width) of training sets; None: as they are.
         maps: which of COMPUTED_MAPS training sets get.
-        num_workers: processes that read the pairs of a large set.
+        num_workers: processes that read the pairs of a set with MANY_PAIRS.
         motion: one of MOTIONS to register B to A by it, or None to take the pairs as they are.
 
     Returns:
@@ -69,39 +67,31 @@ def make_sets(
             problems.append(str(error))
             continue
         print(f"{path}: {len(pairs)} pairs, {path.stat().st_size / 1e6:.1f} MB")
-        if motion:
+        if alignments:
             print(describe_alignments(alignments))
     return problems
 
 
-def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int) -> dict[str, Alignment | None]:
-    """Write one H5 file; by name of the pair how B was registered to A.
-
-    Raises:
-        InputError: with every problem of the set on a line of its own.
-        OSError: it cannot be written.
-    """
+def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int) -> dict[str, Alignment]:
+    """Write one H5 file, and return how B was registered to A, by name; InputError with a line for each problem."""
     source, names, problems = pairs.source, pairs.names, pairs.problems
-    opened = {kind: make(source, names, problems) for kind, make in makers.items()}
-    opened = {kind: maker for kind, maker in opened.items() if maker}
-    found = read_in_order(pairs, min(num_workers, len(names) // PAIRS_A_WORKER))
-    alignments: dict[str, Alignment | None] = {}
+    opened = {kind: maker for kind, make in makers.items() if (maker := make(source, names, problems))}
+    alignments: dict[str, Alignment] = {}
     with create_h5(path) as file:
-        for name, pair in zip(names, tqdm(found, total=len(names), desc=source.name, unit="pair")):
+        for name, pair in zip(names, tqdm(read_all(pairs, num_workers), source.name, len(names), unit="pair")):
             if isinstance(pair, InputError):
                 problems += str(pair).splitlines()
             elif not problems:
-                units = [as_unit(image) for image in pair.images]
-                write_sample(file, name, pair.maps, {kind: maker(name, *units) for kind, maker in opened.items()})
-                alignments[name] = pair.alignment
+                features = {kind: maker.of(name, *map(as_unit, pair.images)) for kind, maker in opened.items()}
+                write_sample(file, name, pair.maps, features)
                 if pair.alignment:
+                    alignments[name] = pair.alignment
                     file["imageB"][name].attrs["align"] = pair.alignment.matrix
         if problems:
             raise InputError("\n".join([f"{source.name} was not made:", *(f"  {line}" for line in problems)]))
-        file.attrs.update(dataset=source.dataset, split=source.split, task=source.task)
-        file.attrs.update(sources=f"{source.a},{source.b}", resize=pairs.resize or [])
+        file.attrs.update(dataset=source.dataset, task=source.task, resize=pairs.resize or [])
         for kind, maker in opened.items():
-            file.attrs.update(attributes_of(kind, maker.record))
+            write_record(file, kind, maker.record)
         if pairs.motion:
             file.attrs["align"] = pairs.motion
     return alignments
@@ -117,7 +107,7 @@ def describe_alignments(alignments: Mapping[str, Alignment]) -> str:
 
 
 class SourcePair(NamedTuple):
-    """A pair as the H5 stores it, with the whole images A and B for makers of features."""
+    """A pair as the H5 stores it: `maps` (H, W), chroma (2, H, W); and the whole images A and B, for features."""
 
     images: tuple[np.ndarray, np.ndarray]
     maps: dict[str, np.ndarray]
@@ -127,15 +117,18 @@ class SourcePair(NamedTuple):
 class SourcePairs(Dataset):
     """The pairs of a set, read and checked, perhaps aligned and resized, as `make_sets` says.
 
-    What is wrong with a pair is returned as an InputError, and what is wrong with the set is in `problems`, so that all
-    of it can be listed.
+    A pair that cannot be used (missing or ambiguous file, unreadable image, unequal sizes) is an InputError with a line
+    for each problem, and what is wrong with the set is in `problems`, so that all of it can be listed.
     """
 
-    def __init__(self, source: Source, resize: Sequence[int] | None, maps: Collection[str], motion: str | None):
+    def __init__(
+        self, source: Source, resize: Sequence[int] | None = None, maps: Collection[str] = (), motion: str | None = None
+    ):
         self.source, self.motion = source, motion
         self.problems: list[str] = []
-        self.names = read_split(source, self.problems)
-        self.files = {side: source.list_images(side) for side in (source.a, source.b, *source.maps.values())}
+        self.names = read_names(source.names, self.problems)
+        self.sides = {"imageA": source.a, "imageB": source.b, **source.maps}
+        self.files = {side: source.list_images(side) for side in self.sides.values()}
         self.resize = resize if source.training else None
         self.computed = sorted({*maps} - source.maps.keys()) if source.training else []
         if self.computed and source.task != "IVF":
@@ -146,74 +139,48 @@ class SourcePairs(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> SourcePair | InputError:
-        try:
-            maps, alignment = read_pair(self.source, self.files, self.names[index], self.motion)
-        except InputError as error:
-            return error
+        name = self.names[index]
+        maps, chromas, problems = {}, [], []
+        for group, side in self.sides.items():
+            found = self.files[side].get(name, [])
+            try:
+                if len(found) != 1:
+                    what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
+                    raise InputError(f"'{name}' has {what} in {self.source.folder('Image') / side}")
+                maps[group], chroma = read_image(found[0])
+                chromas.append(chroma if side in self.source.color else None)
+            except InputError as error:
+                problems.append(str(error))
+        if len({image.shape for image in maps.values()}) > 1:
+            sizes = " and ".join(f"{h} x {w}" for h, w in (image.shape for image in maps.values()))
+            sides = " and ".join(self.sides.values())
+            problems.append(f"'{name}' has sources of unequal sizes: {sizes} pixels in {sides}")
+        if problems:
+            return InputError("\n".join(problems))
+        alignment = None
+        if self.motion:
+            alignment = align(as_unit(maps["imageA"]), as_unit(maps["imageB"]), self.motion)
+            maps["imageB"], chromas[1] = alignment.apply(maps["imageB"], chromas[1])
         images = maps["imageA"], maps["imageB"]
+        chroma = merge_chroma(chromas)
+        maps |= {} if chroma is None else {"chroma": chroma}
         maps |= {kind: COMPUTED_MAPS[kind](255 * as_unit(images[0])) for kind in self.computed}
         if self.resize:
             maps = {group: resize_landscape(image, *self.resize) for group, image in maps.items()}
         return SourcePair(images, maps, alignment)
 
 
-def read_in_order(pairs: SourcePairs, workers: int) -> Iterator[SourcePair | InputError]:
-    """The items of `pairs`, read by so many processes; InputError if one of them is killed."""
-    loader = DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=as_it_is)
+def read_all(pairs: SourcePairs, num_workers: int) -> Iterator[SourcePair | InputError]:
+    """The items of `pairs` in order, read by several processes if they are many; InputError if one is killed."""
+    workers = num_workers if len(pairs) >= MANY_PAIRS else 0
     try:
-        yield from loader
+        yield from DataLoader(pairs, num_workers=workers, collate_fn=itemgetter(0))
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
         raise InputError(
             "a worker process was killed, as happens where memory runs out; set data.num_workers lower, or to 0"
         ) from error
-
-
-def as_it_is(item: Any) -> Any:
-    """What the loader makes of an item: by itself it would make tensors of arrays."""
-    return item
-
-
-def read_pair(
-    source: Source, files: dict, name: str, motion: str | None = None
-) -> tuple[dict[str, np.ndarray], Alignment | None]:
-    """A pair as an H5 groups it, and how B was registered to A, if it was to be.
-
-    Args:
-        files: by side what `Source.list_images` gives.
-        motion: one of MOTIONS to register imageB and its colour to imageA, or None. Further maps are left as they are.
-
-    Returns:
-        imageA, imageB and further maps (H, W), and chroma (2, H, W) if the pair has colour; the alignment or None.
-
-    Raises:
-        InputError: a line per problem: missing or ambiguous file, unreadable image, unequal sizes.
-    """
-    problems, pair, chromas = [], {}, []
-    for group, side in {"imageA": source.a, "imageB": source.b, **source.maps}.items():
-        found = files[side].get(name, [])
-        if len(found) != 1:
-            what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
-            problems.append(f"'{name}' has {what} in {source.folder('Image') / side}")
-            continue
-        try:
-            pair[group], chroma = read_image(found[0])
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        chromas.append(chroma if side in source.color else None)
-    if len({image.shape for image in pair.values()}) > 1:
-        sides = [source.a, source.b, *source.maps.values()]
-        sizes = " and ".join(f"{h} x {w}" for h, w in (image.shape for image in pair.values()))
-        problems.append(f"'{name}' has sources of unequal sizes: {sizes} pixels in {' and '.join(sides)}")
-    if problems:
-        raise InputError("\n".join(problems))
-    alignment = align(as_unit(pair["imageA"]), as_unit(pair["imageB"]), motion) if motion else None
-    if alignment:
-        pair["imageB"], chromas[1] = alignment.apply(pair["imageB"], chromas[1])
-    chroma = merge_chroma(chromas)
-    return (pair if chroma is None else pair | {"chroma": chroma}), alignment
 
 
 def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,45 +10,52 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from net.provenance import GuideRecord
-from utils.data.features import FEATURES, collate_features, features_of, read_record
-from utils.data.h5 import PairFile, attribute, sample_errors_named
+from utils.data.features import FEATURES, collate_features, features_of
+from utils.data.h5 import PairFile, read_record, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
 from utils.errors import InputError
 from utils.files import plain_name
+from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
 
-# (maps of a sample by key, rng) -> the maps, and further entries of the sample
+# see PairDataset
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], tuple[dict[str, np.ndarray], dict[str, Tensor]]]
+
+
+@dataclass
+class StoredFeature:
+    """What the files of a set hold of one kind of feature."""
+
+    lacking: str | None = None  # the first file that does not hold it; then no sample has it
+    width: int | None = None  # in the files that hold it
+    records: dict[str, GuideRecord | None] = field(default_factory=dict)  # by file: its encoder, if it says
+    instead: Tensor | None = None  # what every sample gets in place of its own, (L, dim)
 
 
 class PairDataset(Dataset):
     """Registered pairs with the features that a network takes, from one or more H5 files.
 
-    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features of `inputs` that are
-    stored, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with
-    `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour. A feature that some file does not hold is left
-    out; `utils.guides.open_guides` says whether a network can do without.
+    A sample is a dict: name (str), image_a and image_b (1, H, W) float32 in [0, 1], the features of `inputs` that all
+    files hold, e.g. text (L, dim) and clip (2, E) float32, the further `maps` (1, H, W) float32 in [0, 1], and with
+    `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour.
 
     Args:
         paths: H5 files.
         inputs: what a network takes beside the images, its `inputs`.
         crop: side in pixels of a random square; None keeps whole images.
-        crop_on: a further map, returned as `maps` are; half of the crops are placed so that they hold a pixel where it
-            is over 0.5, if there is one.
         augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
-        chroma: return chroma too.
+        chroma: return chroma too; for whole images.
         maps: further maps to return, by their names in the table of datasets.
+        crop_on: a further map, returned as `maps` are; half of the crops are placed so that they hold a pixel where it
+            is over 0.5, if there is one.
         transform: called with the cropped image_a, image_b and maps (1, H, W), and a random generator; it returns such
             maps, to be flipped together, and further entries of the sample.
 
     Attributes:
         path: the first file.
-        dims: width of each feature that samples have, e.g. {"text": 768}.
-        lacking: by feature of `inputs`, the first file that does not hold it; None if all do.
-        records: by feature, what each file says of its encoder, {path: record}.
-        instead: by feature, what every sample gets in place of its own, (L, dim).
+        features: by kind of `inputs` its `StoredFeature`.
+        samples: (path, name) of each.
 
     Raises:
         InputError: missing or damaged file, features that do not go together, image smaller than the crop.
@@ -70,16 +77,11 @@ class PairDataset(Dataset):
             raise InputError(f"train.crop_on={crop_on} places crops, and train.crop is not set")
         self.crop, self.augment, self.seed, self.chroma = crop, augment, seed, chroma
         self.path, self.crop_on, self.transform = str(paths[0]), crop_on, transform
-        self.maps = tuple(dict.fromkeys([*maps, *([crop_on] if crop_on else [])]))
-        self.lacking: dict[str, str | None] = {feature.name: None for feature in features_of(inputs)}
-        self.records: dict[str, dict[str, GuideRecord | None]] = {kind: {} for kind in self.lacking}
-        self.dims: dict[str, int] = {}
-        self.instead: dict[str, Tensor] = {}
+        self.maps = sorted({*maps, crop_on} - {None})
+        self.features = {feature.name: StoredFeature() for feature in features_of(inputs)}
         self.samples: list[tuple[str, str]] = []
         for path in map(str, paths):
             self._add(path, PairFile(path))
-        for kind in [kind for kind, path in self.lacking.items() if path]:
-            self.dims.pop(kind, None)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self._files: dict[tuple[str, int], PairFile] = {}
 
@@ -96,17 +98,18 @@ class PairDataset(Dataset):
                     f"{path} holds no '{kind}', which the loss or train.crop_on takes; {row}make the H5 again with "
                     f'this config: python data_process.py --config ... "data.train=[{Path(path).stem}]"'
                 )
-        for kind in self.lacking:
+        for kind, stored in self.features.items():
             if kind not in pairs.groups:
-                self.lacking[kind] = self.lacking[kind] or path
+                stored.lacking = stored.lacking or path
                 continue
-            self.records[kind][path] = read_record(kind, partial(attribute, pairs.file))
+            stored.records[path] = read_record(pairs.file, kind)
             with sample_errors_named(path, names[0]):
-                dim = pairs.feature(kind, names[0]).shape[-1]
-            if self.dims.setdefault(kind, dim) != dim:
+                width = pairs.feature(kind, names[0]).shape[1]
+            if width != (stored.width or width):
                 raise InputError(
-                    f"{path} has {kind} {dim} wide, and the sets before it {self.dims[kind]}; make them with one config"
+                    f"{path} has {kind} {width} wide, and the sets before it {stored.width}; make them with one config"
                 )
+            stored.width = width
         self.samples += [(path, name) for name in names]
 
     def __len__(self) -> int:
@@ -123,11 +126,6 @@ class PairDataset(Dataset):
             raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
         self.samples = [sample for sample in self.samples if sample[1] not in names]
 
-    def ignore(self, kind: str) -> None:
-        """Do not return a feature, as if no file held it."""
-        self.dims.pop(kind, None)
-        self.lacking[kind] = self.path
-
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}  # open files stay with their process
 
@@ -139,7 +137,7 @@ class PairDataset(Dataset):
         return self._files[key]
 
     def feature(self, kind: str, index: int) -> Tensor:
-        """One feature of a sample alone, e.g. its text (L, dim)."""
+        """The stored feature of a sample alone, e.g. its text (L, dim)."""
         path, name = self.samples[index]
         with sample_errors_named(path, name):
             return self._open(path).feature(kind, name)
@@ -152,10 +150,10 @@ class PairDataset(Dataset):
     def _read(self, pairs: PairFile, name: str, index: int) -> dict:
         stored = {"image_a": pairs.read("imageA", name), "image_b": pairs.read("imageB", name)}
         stored |= {kind: pairs.read(kind, name) for kind in self.maps}
-        h, w = check_images(stored)
+        size = check_images(stored)
         drawn = self.crop or self.augment or self.transform
         rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
-        window = self._draw_window(name, stored, rng) if self.crop else np.s_[..., :h, :w]
+        window = self._draw_window(name, stored, rng) if self.crop else np.s_[...]
         maps = {kind: as_unit(array[window]) for kind, array in stored.items()}
         unsure = [maps[kind] for kind, array in stored.items() if array.dtype.kind != "u"]  # no range of its own
         if not all(m.min() > -1e-3 and m.max() < 1.001 for m in unsure):  # false for NaN, too; rounding may pass 1
@@ -164,12 +162,18 @@ class PairDataset(Dataset):
         if self.augment:
             maps = flip(maps, rng)
         sample = {"name": name} | {kind: torch.from_numpy(np.ascontiguousarray(m)) for kind, m in maps.items()}
-        sample |= {kind: pairs.feature(kind, name) for kind in self.dims if kind not in self.instead}
-        sample |= self.instead | further
+        for kind, feature in self.features.items():
+            if feature.instead is not None:
+                sample[kind] = feature.instead
+            elif not feature.lacking:
+                sample[kind] = pairs.feature(kind, name)
         if self.chroma:
-            chroma = read_chroma(pairs, name, (h, w))[window]
-            sample["chroma"] = torch.from_numpy(np.ascontiguousarray(chroma))
-        return sample
+            colored = name in pairs.groups.get("chroma", ())
+            chroma = pairs.read("chroma", name) if colored else np.full((2, *size), NEUTRAL, np.uint8)
+            if chroma.shape != (2, *size) or chroma.dtype != np.uint8:
+                raise ValueError(f"the chroma is {chroma.shape} {chroma.dtype} and not {(2, *size)} uint8")
+            sample["chroma"] = torch.from_numpy(chroma)
+        return sample | further
 
     def _draw_window(self, name: str, stored: dict[str, np.ndarray], rng: np.random.Generator) -> tuple:
         """Where a crop is, as an index."""
@@ -205,21 +209,11 @@ def flip(maps: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.
     return {kind: np.rot90(m[flipped], turns, (-2, -1)) for kind, m in maps.items()}
 
 
-def read_chroma(pairs: PairFile, name: str, size: tuple[int, int]) -> np.ndarray:
-    """The chroma (2, H, W) uint8 of a sample, neutral where a pair has no colour."""
-    if name not in pairs.groups.get("chroma", ()):
-        return np.full((2, *size), NEUTRAL, np.uint8)
-    chroma = pairs.read("chroma", name)
-    if chroma.shape != (2, *size) or chroma.dtype != np.uint8:
-        raise ValueError(f"the chroma is {chroma.shape} {chroma.dtype} and not {(2, *size)} uint8")
-    return chroma
-
-
 def collate(samples: list[dict]) -> dict:
     """Samples -> a batch: name (a list), maps stacked (N, 1, H, W), and features as `collate_features` gives them.
 
     Raises:
-        InputError: images of different sizes, features of different widths.
+        InputError: images of different sizes.
     """
     sizes = {tuple(sample["image_a"].shape[-2:]) for sample in samples}
     if len(sizes) > 1:
@@ -230,12 +224,8 @@ def collate(samples: list[dict]) -> dict:
     batch = {}
     for key in samples[0]:
         column = [sample[key] for sample in samples]
-        if key == "name":
-            batch[key] = column
-        elif key not in FEATURES:
-            batch[key] = torch.stack(column)
-        elif len({feature.shape[1] for feature in column}) > 1:
-            raise InputError(f"the {key} features of {[sample['name'] for sample in samples]} have different widths")
-        else:
+        if key in FEATURES:
             batch |= collate_features(key, column)
+        else:
+            batch[key] = column if key == "name" else torch.stack(column)
     return batch

@@ -24,18 +24,14 @@ RESERVED = {"name", "image_a", "image_b", "imageA", "imageB", "chroma"}  # what 
 class Row:
     """A row of the table of datasets.
 
-    Attributes:
-        a, b: where the images of the sources are: a folder ("IR"), or files with * for the pair's name
-            ("IR/*_ir", or "*_ir" for files beside the split file).
-        color: those of a and b whose colour a result gets.
-        maps: further gray images of each pair, {name: folder or files}, for losses that take them.
+    A side is a folder ("IR"), or files with * for the pair's name ("IR/*_ir", or "*_ir" beside the split file).
     """
 
     task: str
     a: str
     b: str
-    color: list[str]
-    maps: dict[str, str] = field(default_factory=dict)
+    color: list[str]  # those of a and b whose colour a result gets
+    maps: dict[str, str] = field(default_factory=dict)  # further gray images of each pair, for losses: {name: side}
 
 
 @dataclass
@@ -88,6 +84,10 @@ class Source(Row):
             raise InputError(f"'{name}' has an empty text {path}")
         return paragraph
 
+    def feature_file(self, name: str) -> Path:
+        """Where the text feature of a pair is; a note beside it, .json, says what made it."""
+        return self.folder("TextFeature") / f"{name}.npy"
+
 
 def files_of(side: str) -> str:
     """A folder, or files with * for the name, as files with * for the name."""
@@ -101,7 +101,7 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
         raise InputError(f"{name} is resized for training and cannot be tested on whole; use another split")
     sources = []
     for word in dict.fromkeys(words):
-        dataset, split = (word, None) if word in table else (word.rpartition("_")[0], word.rpartition("_")[2])
+        dataset, _, split = (word, "", "") if word in table else word.rpartition("_")
         row = find_dataset(dataset or word, table, config)
         splits = [split] if split else sorted(path.stem for path in row.folder("Image").glob("*.txt"))
         if not splits:
@@ -121,37 +121,30 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     where = f"the row {dataset} of {config.data.datasets}"
     row = checked(Row, table[dataset], where)
     sides = [row.a, row.b, *row.maps.values()]
-    taken = RESERVED | {key for feature in FEATURES.values() for key in (feature.name, *feature.inputs)}
-    odd = [name for name in row.maps if not name.isidentifier() or name in taken]
     if row.a == row.b or any(side.count("*") > 1 for side in sides):
         raise InputError(f"{where} must name different folders, or files with one * for the name: {', '.join(sides)}")
     if not {*row.color} <= {row.a, row.b}:
         raise InputError(f"color in {where} must list none, one or both of {row.a} and {row.b}, not {row.color}")
-    if odd:
-        raise InputError(f"maps in {where} cannot name a map '{odd[0]}'; take another word")
+    taken = RESERVED.union(FEATURES, *(feature.inputs for feature in FEATURES.values()))
+    for name in row.maps:
+        if not name.isidentifier() or name in taken:
+            raise InputError(f"maps in {where} cannot name a map '{name}'; take another word")
     return Source(**vars(row), dataset=dataset, split="", root=find_file(config.data.root))
 
 
-def task_of_set(name: str, config: Config) -> str:
-    """The task of the set <dataset>_<split>, by the table of datasets."""
-    return find_dataset(name.rpartition("_")[0] or name, read_yaml(config.data.datasets), config).task
+def read_names(path: Path, problems: list[str]) -> list[str]:
+    """The names in a split file without their extensions; those listed twice or leaving the folder are `problems`.
 
-
-def read_split(source: Source, problems: list[str]) -> list[str]:
-    """The names in <split>.txt without their extensions; those listed twice or leaving the folder are problems.
-
-    Raises:
-        InputError: no such file, or no name in it.
+    InputError if there is no such file, or no name in it.
     """
-    path = source.names
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source.name} was not made: cannot read the split file {path}") from error
+        raise InputError(f"cannot read the split file {path}") from error
     lines = [line for line in lines if not line.startswith("#")]
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
     if not listed:
-        raise InputError(f"{source.name} was not made: the split file {path} is empty")
+        raise InputError(f"the split file {path} is empty")
     plain = [name for name in listed if plain_name(name)]
     problems += [f"'{name}' is listed {count} times" for name, count in listed.items() if count > 1]
     problems += [f"{name!r} is not a plain file name" for name in listed if name not in plain]

@@ -2,9 +2,9 @@
 
 import re
 
+from utils import simulate
 from utils.config import Config
-from utils.data.simulate import simulate_sets
-from utils.data.sources import Source, find_sources, read_split
+from utils.data.sources import Source, find_sources, read_names
 from utils.describe.paragraphs import Item, ParagraphWriter
 from utils.errors import InputError
 from utils.process import pick_device
@@ -37,8 +37,7 @@ def main(config: Config, words: list[str]) -> None:
         InputError: with a line for each image that could not be described; the others are done.
     """
     words = words or [*config.data.train, *config.data.val, *config.data.test]
-    for line in simulate_sets(config, words):
-        print(line)
+    simulate.main(config, words)
     items, problems = [], []
     for source in find_sources(config, words):
         found, wrong = list_items(source, config.describe.modality)
@@ -51,7 +50,7 @@ def main(config: Config, words: list[str]) -> None:
 def list_items(source: Source, modalities: dict[str, str]) -> tuple[list[Item], list[str]]:
     """The images of both sources of a set, and a sentence for each that is missing or ambiguous."""
     items, problems = [], []
-    names = read_split(source, problems)
+    names = read_names(source.names, problems)
     for side in (source.a, source.b):
         modality, files = modality_of(side, modalities), source.list_images(side)
         for name in names:

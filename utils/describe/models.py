@@ -5,15 +5,11 @@ just outside. A model takes a batch of images and returns a list with one result
 its local folder. A model that cannot be loaded raises InputError.
 """
 
-import base64
-import io
-
 import numpy as np
 import torch
 from PIL import Image
 
-from utils.describe.endpoint import Endpoint
-from utils.errors import InputError
+from utils.guides.pretrained import load_whole, loading
 
 MOST_SEGMENTS = 10  # of an image; the prompt would become too long with more
 
@@ -25,14 +21,14 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def load(model_class: str, processor_class: str, path: str, device: torch.device, dtype: torch.dtype) -> tuple:
-    """Load a model for inference, and the processor or tokenizer of its inputs.
+def load(
+    model_class: str, processor_class: str, path: str, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple:
+    """A model for inference, and the processor or tokenizer of its inputs, by their classes in transformers.
 
     Args:
-        model_class, processor_class: classes of transformers.
         path: hub name or local folder; code in it is never run.
-        device: where the model runs.
-        dtype: of its weights.
+        dtype: of the weights; None: `inference_dtype`.
 
     Raises:
         InputError: it cannot be loaded, or weights are missing or have another shape: transformers would fill in
@@ -40,27 +36,17 @@ def load(model_class: str, processor_class: str, path: str, device: torch.device
     """
     import transformers  # takes seconds
 
-    try:
+    with loading(f"the model '{path}' cannot be loaded", "give a hub name that can be reached or a local folder"):
         processor = getattr(transformers, processor_class).from_pretrained(path, trust_remote_code=False)
-        model, report = getattr(transformers, model_class).from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise ValueError(f"its weights are not those of a {type(model).__name__}")
+        model = load_whole(getattr(transformers, model_class), path, dtype=dtype or inference_dtype(device))
         return model.to(device).eval(), processor
-    except Exception as error:  # damaged files and unreachable hubs raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the model '{path}' cannot be loaded ({reason}); give a hub name that can be reached or a local folder"
-        ) from error
 
 
 class Captioner:
     """Writes a sentence on an image, with BLIP-2."""
 
     def __init__(self, path: str, device: torch.device):
-        dtype = inference_dtype(device)
-        self.model, self.processor = load("Blip2ForConditionalGeneration", "AutoProcessor", path, device, dtype)
+        self.model, self.processor = load("Blip2ForConditionalGeneration", "AutoProcessor", path, device)
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[str]:
@@ -76,8 +62,7 @@ class DenseCaptioner:
     TASK = "<DENSE_REGION_CAPTION>"
 
     def __init__(self, path: str, device: torch.device):
-        dtype = inference_dtype(device)
-        self.model, self.processor = load("Florence2ForConditionalGeneration", "AutoProcessor", path, device, dtype)
+        self.model, self.processor = load("Florence2ForConditionalGeneration", "AutoProcessor", path, device)
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[list[dict]]:
@@ -130,25 +115,20 @@ def measure_masks(masks: list) -> list[dict]:
 
 
 class LocalChat:
-    """Writes paragraphs with a chat model on this computer.
+    """Writes paragraphs of at most `max_tokens` with a chat model on this computer.
 
-    Args:
-        path: hub name or local folder.
-        device: where to run.
-        max_tokens: greatest length of a paragraph.
-        with_image: the model sees the image as well as the prompt.
+    If `with_image`, the model sees the image as well as the prompt.
     """
 
     def __init__(self, path: str, device: torch.device, max_tokens: int, with_image: bool):
         from transformers import pipeline
 
-        dtype = inference_dtype(device)
         if with_image:
-            model, processor = load("AutoModelForImageTextToText", "AutoProcessor", path, device, dtype)
+            model, processor = load("AutoModelForImageTextToText", "AutoProcessor", path, device)
             tokenizer = processor.tokenizer
             self.pipeline = pipeline("image-text-to-text", model=model, processor=processor, device=device)
         else:
-            model, tokenizer = load("AutoModelForCausalLM", "AutoTokenizer", path, device, dtype)
+            model, tokenizer = load("AutoModelForCausalLM", "AutoTokenizer", path, device)
             self.pipeline = pipeline("text-generation", model=model, tokenizer=tokenizer, device=device)
         tokenizer.padding_side = "left"  # for texts of unequal length in one batch
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -163,29 +143,3 @@ class LocalChat:
         options = self.options | {"batch_size": len(chats)}
         outputs = self.pipeline(text=chats, **options) if self.with_image else self.pipeline(chats, **options)
         return [output[0]["generated_text"].strip() for output in outputs]
-
-
-class EndpointChat:
-    """Writes paragraphs with a chat model at an endpoint. Several threads may call it.
-
-    Args:
-        endpoint: where the model is.
-        with_image: the model sees the image as well as the prompt.
-    """
-
-    def __init__(self, endpoint: Endpoint, with_image: bool):
-        self.endpoint, self.with_image = endpoint, with_image
-
-    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
-        """As `LocalChat`, one question after the other; raises as `Endpoint.ask`."""
-        if not self.with_image:
-            return [self.endpoint.ask(prompt) for prompt in prompts]
-        return [self.endpoint.ask(content_of(image, prompt)) for image, prompt in zip(images, prompts)]
-
-
-def content_of(image: Image.Image, prompt: str) -> list[dict]:
-    """A message with a text and an image, as the API defines it."""
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    return [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]

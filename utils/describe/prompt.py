@@ -3,34 +3,20 @@
 from utils.errors import InputError
 from utils.files import find_file
 
-FIELDS = ("modality", "width", "height", "caption", "dense", "segments")  # what a template may name
-FIELDS_BY_WAY = {"parts": FIELDS, "image": FIELDS[:3]}  # by describe.way
+FIELDS = ("modality", "width", "height", "caption", "dense", "segments")  # of a template; with way=image the first 3
 
 
 def read_template(path: str, way: str) -> str:
-    """Read a template.
-
-    Args:
-        path: describe.template, see find_file.
-        way: describe.way, on which the fields depend.
-
-    Raises:
-        InputError: it cannot be read, is empty or names an unknown field.
-    """
+    """The template at `path` (see find_file); InputError if it cannot be read, or names a field that `way` has not."""
+    fields = FIELDS if way == "parts" else FIELDS[:3]
     try:
         template = find_file(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the template {path} (describe.template)") from error
-    if not template:
-        raise InputError(f"the template {path} (describe.template) is empty")
-    fields = FIELDS_BY_WAY[way]
-    try:
         template.format(**dict.fromkeys(fields, ""))
-    except (ValueError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError) as error:
         known = ", ".join(f"{{{field}}}" for field in fields)
         raise InputError(
-            f"the template {path} cannot be filled in ({error}); with describe.way={way} its fields are {known}, and "
-            "plain braces are written {{ and }}"
+            f"cannot use the template {path} ({error}); with describe.way={way} its fields are {known}, and plain "
+            "braces are written {{ and }}"
         ) from error
     return template
 
@@ -39,7 +25,6 @@ def fill_template(template: str, modality: str, record: dict) -> str:
     """The prompt for an image.
 
     Args:
-        template: as read_template gives it.
         modality: the kind of image in a word or two, e.g. infrared; left out of the prompt if empty.
         record: width and height of the image, pixels, and its parts as the models give them.
     """

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 
 from net.base import FusionNetwork
-from net.provenance import GuideRecord
 from utils.config import Config
 from utils.data.features import features_of
 from utils.data.pairs import PairDataset
@@ -18,6 +17,7 @@ from utils.guides.clip import make_clip, open_clip
 from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import open_text
 from utils.guides.text_features import make_text
+from utils.provenance import GuideRecord
 
 GUIDES |= {"text": Guide(open_text, make_text), "clip": Guide(open_clip, make_clip)}
 
@@ -53,18 +53,18 @@ def open_guides(
         record, dim = network.provenance.guides.get(name), network.options.get(option)
         guidances[name] = opened = GUIDES[name].open(config, record, dim, datasets, device, training)
         if opened.ignore:
-            datasets[0].ignore(name)
+            datasets[0].features[name].lacking = datasets[0].path
         if opened.transform:
             datasets[0].transform = opened.transform
-        for dataset in datasets if opened.instead is None else ():
-            found = dataset.dims.get(name)
-            if found not in (None, dim or found):
+        for dataset in datasets:
+            feature = dataset.features[name]
+            feature.instead = opened.instead
+            used = opened.instead is None and not feature.lacking
+            if used and feature.width != (dim or feature.width):
                 raise InputError(
-                    f"{dataset.path} has {name} {found} wide and the network takes {dim} (net.{option}); "
+                    f"{dataset.path} has {name} {feature.width} wide and the network takes {dim} (net.{option}); "
                     f"make the H5 with the encoder the network is for, or change net.{option} and train"
                 )
-        for dataset in datasets if opened.instead is not None else ():
-            dataset.instead[name] = opened.instead
     return guidances
 
 

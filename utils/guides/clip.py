@@ -12,16 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.config import Config
+from utils.data.make import FeatureMaker
 from utils.data.pairs import PairDataset
 from utils.data.sources import Source
 from utils.errors import InputError
 from utils.guides.guidance import Guidance
+from utils.guides.pretrained import load_whole, loading
 from utils.process import pick_device
+from utils.provenance import GuideRecord
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 RANDOM = "random"  # ViT-B/32 with random weights of a fixed seed, to try things without CLIP's
+ADVICE = (
+    f"fetch it where there is a connection with `hf download {DEFAULT_CLIP} --local-dir models/clip` and set "
+    "clip=models/clip, use H5 files that hold CLIP vectors, or try things out with clip=random"
+)
 
 
 class ClipEncoder:
@@ -48,13 +54,8 @@ class ClipEncoder:
                 torch.manual_seed(0)
                 model = CLIPVisionModelWithProjection(CLIPVisionConfig())
         else:
-            try:
-                model, report = CLIPVisionModelWithProjection.from_pretrained(path, output_loading_info=True)
-            except Exception as error:  # damaged files and unreachable hubs raise many kinds
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise self._unusable(path, reason) from error
-            if report["missing_keys"] or report["mismatched_keys"]:
-                raise self._unusable(path, "its weights are not those of a CLIP image encoder")
+            with loading(f"CLIP cannot be loaded from '{path}'", ADVICE):
+                model = load_whole(CLIPVisionModelWithProjection, path)
         model = model.float().eval().requires_grad_(False)
         digest = hashlib.sha256()
         for name, weight in sorted(model.state_dict().items()):
@@ -62,17 +63,8 @@ class ClipEncoder:
         self.record = GuideRecord(path, digest.hexdigest()[:16])
         self.model, self.dim = model.to(device), model.config.projection_dim
         self.side = model.config.image_size
-        self.mean, self.std = (
-            torch.tensor(v, device=device).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        )
-
-    @staticmethod
-    def _unusable(path: str, reason: str) -> InputError:
-        return InputError(
-            f"CLIP cannot be loaded from '{path}' ({reason}); fetch it where there is a connection with "
-            f"`hf download {DEFAULT_CLIP} --local-dir models/clip` and set clip=models/clip, use H5 files that hold "
-            "CLIP vectors, or try things out with clip=random"
-        )
+        self.mean = torch.tensor(OPENAI_CLIP_MEAN, device=device).view(3, 1, 1)
+        self.std = torch.tensor(OPENAI_CLIP_STD, device=device).view(3, 1, 1)
 
     @torch.no_grad()
     def __call__(self, image_a: Tensor, image_b: Tensor) -> Tensor:
@@ -94,24 +86,18 @@ class ClipEncoder:
 load_clip = functools.cache(ClipEncoder)  # several sets load it once
 
 
-class ClipMaker:
-    """CLIP vectors for an H5, a `FeatureMaker`: of the whole images."""
-
-    def __init__(self, encoder: ClipEncoder):
-        self.encoder, self.record = encoder, encoder.record
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))
-        return self.encoder(*tensors)[0].numpy(force=True)
-
-
 def make_clip(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
-) -> ClipMaker:
-    """CLIP for the pairs of a set; see `Guide`."""
+) -> FeatureMaker:
+    """CLIP for the whole images of the pairs of a set; see `Guide`."""
     encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(pick_device(config.device)))
     print(f"vectors by {in_words(encoder.record)}")
-    return ClipMaker(encoder)
+
+    def vectors(name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
+        tensors = (torch.from_numpy(image)[None, None] for image in (image_a, image_b))
+        return encoder(*tensors)[0].numpy(force=True)
+
+    return FeatureMaker(encoder.record, vectors)
 
 
 def open_clip(
@@ -124,37 +110,34 @@ def open_clip(
 ) -> Guidance:
     """CLIP's vectors from the sets, and the encoder where they lack them; see `Guide`.
 
-    The same CLIP may have another name: its revision counts.
-
     Raises:
         InputError: vectors of another CLIP or of another width, or a CLIP that cannot be loaded.
     """
     crops = bool(training and config.train.crop)
     ignore = crops and config.clip_input == "crop"  # CLIP sees what the network sees
-    if crops and not ignore and datasets[0].lacking["clip"]:
+    if crops and not ignore and datasets[0].features["clip"].lacking:
         raise InputError(
             "clip_input=image needs CLIP vectors in the H5; make it with this config, or set clip_input=crop"
         )
-    holding = [dataset for dataset in (datasets[1:] if ignore else datasets) if not dataset.lacking["clip"]]
-    missing = not datasets or len(holding) < len(datasets)
-    found = [each for dataset in holding for each in dataset.records["clip"].items()]
+    stored = [dataset.features["clip"] for dataset in datasets[ignore:]]
+    missing = ignore or not datasets or any(feature.lacking for feature in stored)
+    found = [item for feature in stored if not feature.lacking for item in feature.records.items()]
     encoder = None
-    if missing or (config.clip and any(stored and stored.name != config.clip for _, stored in found)):
+    if missing or (config.clip and any(vectors and vectors.name != config.clip for _, vectors in found)):
         encoder = load_clip(config.clip or (record.name if record else DEFAULT_CLIP), str(device))
-        found.append((f"clip={encoder.record.name}", encoder.record))
+        found.insert(0, (f"clip={encoder.record.name}", encoder.record))
         if encoder.dim != (dim or encoder.dim):
             raise InputError(
                 f"{encoder.record.name} gives vectors {encoder.dim} wide and the network takes {dim}; set "
                 f"net.clip_dim={encoder.dim} and train"
             )
-    for place, stored in found:
-        if not (stored and stored.revision):
+    wanted = record or found[0][1]
+    for place, vectors in found:
+        if not (vectors and vectors.revision):
             raise InputError(f"{place} does not say which CLIP its vectors are of; make it again with data_process.py")
-    wanted = record or found[-1][1]
-    for place, stored in found:
-        if stored.revision != wanted.revision:
+        if vectors.revision != wanted.revision:  # the same CLIP may have another name
             raise InputError(
-                f"{place} has the CLIP {stored.name} ({stored.revision}), and {wanted.name} ({wanted.revision}) is "
+                f"{place} has the CLIP {vectors.name} ({vectors.revision}), and {wanted.name} ({wanted.revision}) is "
                 "wanted; set clip= to the one of the network, or make the H5 again with it"
             )
     remark = "random CLIP" if wanted.name == RANDOM else ""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from net.provenance import GuideRecord
 from utils.data.pairs import Transform
+from utils.provenance import GuideRecord
 
 GIVEN = "given"  # the name in a record of features that came as files without a note of their encoder
 NO_TEXT = "none"  # the name in a record of a training without any text
@@ -15,25 +15,17 @@ NO_TEXT = "none"  # the name in a record of a training without any text
 
 @dataclass
 class Guidance:
-    """A guide, opened.
+    """A guide, opened."""
 
-    Attributes:
-        record: which encoder the features are of, for a checkpoint; None where nobody knows.
-        encoder: computes the features of a batch from its images (N, 1, H, W), where a set holds none.
-        instead: a feature (L, dim) that every pair gets in place of its own.
-        ignore: the first set does not return its stored features.
-        transform: of the samples of the first set, see `PairDataset`.
-        words: names the guide in logs; "<name> of <record>" if empty.
-        remark: a warning to put beside a network's name; empty for none.
-    """
-
-    record: GuideRecord | None
-    encoder: Callable[[Tensor, Tensor], Tensor] | None = None
-    instead: Tensor | None = None
-    ignore: bool = False
-    transform: Transform | None = None
-    words: str = ""
-    remark: str = ""
+    record: GuideRecord | None  # which encoder the features are of, for a checkpoint; None where nobody knows
+    encoder: Callable[[Tensor, Tensor], Tensor] | None = (
+        None  # of a batch, from A and B (N, 1, H, W), if a set lacks it
+    )
+    instead: Tensor | None = None  # a feature (L, dim) that every pair gets in place of its own
+    ignore: bool = False  # the first set does not return its stored features
+    transform: Transform | None = None  # of the samples of the first set, see `PairDataset`
+    words: str = ""  # names the guide in logs; "<name> of <record>" if empty
+    remark: str = ""  # a warning to put beside a network's name
 
 
 class Guide(NamedTuple):
@@ -42,8 +34,7 @@ class Guide(NamedTuple):
     Attributes:
         open: (config, record, dim, datasets, device, training) -> Guidance. `record` is that of the network, if it is
             known, `dim` the width that it takes or None, and `datasets` as for `open_guides`.
-        make: (config, record, source, names, problems) -> a `FeatureMaker` for the pairs `names` of a set, or None if
-            the set gets no features; `problems` gets a sentence for everything that is wrong. None: it is in no set.
+        make: (config, record, source, names, problems) -> a `FeatureMaker` as `make_sets` takes it; None: in no set.
     """
 
     open: Callable[..., Guidance]

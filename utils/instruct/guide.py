@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from net.base import FusionNetwork
-from net.provenance import GuideRecord
 from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.features import FEATURES, Feature
@@ -22,6 +21,7 @@ from utils.errors import InputError
 from utils.guides.guidance import GUIDES, Guidance, Guide
 from utils.guides.text import TextEncoder, encoder_name, open_text_encoder
 from utils.instruct.samples import UNRELATED, Instruction, InstructionDraw
+from utils.provenance import GuideRecord
 
 INSTRUCTED = "models/IVF_instruct.safetensors"  # weights that ship and read instructions
 INSTRUCTION = "instruction"  # the feature, and the input of a network that reads them

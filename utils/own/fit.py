@@ -27,12 +27,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | None, names: str) -> tuple[int, int]:
-    """The size (H, W) that a pair is fused in.
-
-    Args:
-        size_a, size_b: (H, W) of the sources.
-        resize: one of RESIZE; None: they must be equal.
-        names: of the sources, for messages.
+    """The size (H, W) that sources of two sizes (H, W) are fused in; `names` are theirs, for messages.
 
     Raises:
         InputError: unequal sizes without `resize`, or aspect ratios that differ by more than ASPECT.
@@ -41,12 +36,10 @@ def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | 
         return size_a
     aspect_a, aspect_b = (width / height for height, width in (size_a, size_b))
     if max(aspect_a, aspect_b) > (1 + ASPECT) * min(aspect_a, aspect_b):
-        raise InputError(
-            f"{names} have unequal shapes, {aspect_a:.3f} and {aspect_b:.3f} times as wide as high; cut them to the "
-            "same view first"
-        )
+        aspects = f"{aspect_a:.3f} and {aspect_b:.3f} times as wide as high"
+        raise InputError(f"{names} have unequal shapes, {aspects}; cut them to the same view first")
     if resize is None:
-        sizes = " and ".join(f"{height} x {width}" for height, width in (size_a, size_b))
+        sizes = "{} x {} and {} x {}".format(*size_a, *size_b)
         raise InputError(f"{names} have unequal sizes, {sizes} pixels; use --resize a, b or max")
     return {"a": size_a, "b": size_b, "max": max(size_a, size_b, key=np.prod)}[resize]
 
@@ -61,7 +54,8 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     return Picture(gray.clip(0, 1), np.stack(chroma) if chroma else None)
 
 
-def fit(a: Picture, b: Picture, resize: str | None, names: str) -> tuple[Picture, Picture]:
-    """A pair in one size; arguments and errors as of `common_size`."""
-    size = common_size(a.gray.shape, b.gray.shape, resize, names)
-    return resized(a, size), resized(b, size)
+def read_pair(a: Path, b: Path, resize: str | None) -> tuple[Picture, Picture]:
+    """Two image files in one size; InputError as `read_image` and `common_size`."""
+    one, two = read_picture(a), read_picture(b)
+    size = common_size(one.gray.shape, two.gray.shape, resize, f"{a} and {b}")
+    return resized(one, size), resized(two, size)

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ from utils.files import write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
-from utils.own.fit import Picture, fit, read_picture, resized
+from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
@@ -32,9 +31,7 @@ from utils.results.table import format_table, left_out_lines
 class Fuser:
     """From two pictures to their results: the network, its guides, and what the job compares it with.
 
-    Attributes:
-        labels: of the results.
-        features: what guides each pair of the job, but for what is computed from its images.
+    `labels` are those of the results; `features` guide each pair, but for what is computed from its images.
     """
 
     def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
@@ -49,7 +46,10 @@ class Fuser:
 
     def _features(self, pairs: Sequence[OwnPair], config: Config) -> list[dict[str, Tensor]]:
         """A pair without text of its own gets the default feature of the checkpoint."""
-        source, features = config.ckpt or self.model.label, [{} for _ in pairs]
+        source = config.ckpt or self.model.label
+        wanted = list(dict.fromkeys(pair.instruct for pair in pairs if pair.instruct))
+        encoded = dict(zip(wanted, encode_instructions(wanted, config, self.model, self.device)))
+        features = [{"instruction": encoded[pair.instruct]} if pair.instruct else {} for pair in pairs]
         described = [i for i, pair in enumerate(pairs) if pair.text_a]
         if described:
             text = self.guidances.get("text")
@@ -59,10 +59,6 @@ class Fuser:
             texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
             for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
                 features[i]["text"] = torch.from_numpy(feature)
-        wanted = list({pair.instruct: None for pair in pairs if pair.instruct})
-        encoded = dict(zip(wanted, encode_instructions(wanted, config, self.model, self.device)))
-        for own, pair in zip(features, pairs):
-            own |= {"instruction": encoded[pair.instruct]} if pair.instruct else {}
         for kind, guidance in self.guidances.items():
             without = [] if guidance.encoder else [own for own in features if kind not in own]
             default = guidance.instead
@@ -101,7 +97,7 @@ def list_pairs(job: Job) -> None:
                 a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps)
                 said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
             else:
-                said = "{} x {}".format(*read_pair(pair, job.resize)[0].gray.shape)
+                said = "{} x {}".format(*read_pair(pair.a, pair.b, job.resize)[0].gray.shape)
         except InputError as error:
             failed, said = failed + 1, str(error)
         print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
@@ -120,7 +116,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2)
     for pair, features in bar:
         try:
-            a, b = read_pair(pair, job.resize)
+            a, b = read_pair(pair.a, pair.b, job.resize)
             if job.align:
                 alignment = align(a.gray, b.gray, job.align)
                 b = Picture(*alignment.apply(*b))
@@ -139,11 +135,6 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
         raise InputError("\n".join(problems))
 
 
-def read_pair(pair: OwnPair, resize: str | None) -> tuple[Picture, Picture]:
-    """The images of a pair in one size; InputError as `read_image` and `fit`."""
-    return fit(read_picture(pair.a), read_picture(pair.b), resize, f"{pair.a} and {pair.b}")
-
-
 def remark(alignment: Alignment) -> str:
     if alignment.improved:
         gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
@@ -152,15 +143,12 @@ def remark(alignment: Alignment) -> str:
 
 
 def save(pair: OwnPair, a: Picture, b: Picture, fused: Sequence[np.ndarray], labels: Sequence[str]) -> None:
-    """Write the result of a pair, (H, W) uint8, in colour where a source is; several as a picture, and one by one."""
+    """Write the result of a pair, (H, W) uint8, in colour where a source is; several beside each other."""
     results = [in_colour(each, a, b) for each in fused]
-    if len(results) == 1:
-        return write_image(pair.out, results[0])
-    sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
-    write_image(pair.out, side_by_side([*sources, *results], ["A", "B", *labels]))
-    for number, (result, label) in enumerate(zip(results, labels)):
-        words = re.sub(r"\W+", "_", label).strip("_").lower()[:60]
-        write_image(pair.out.with_suffix("") / f"{number}_{words}{pair.out.suffix}", result)
+    if len(results) > 1:
+        sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
+        results = [side_by_side([*sources, *results], ["A", "B", *labels])]
+    write_image(pair.out, results[0])
 
 
 def in_colour(fused: np.ndarray, a: Picture, b: Picture) -> np.ndarray:

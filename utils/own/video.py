@@ -33,8 +33,6 @@ class Frames:
     """The pictures of a video or a folder, one at a time; an iteration starts with the first.
 
     Attributes:
-        path: the video or folder.
-        decode: gives the pictures.
         fps: frames per second, None for a folder.
         count: frames as the video declares them, which may be wrong.
         size: (H, W) in pixels, of the first.
@@ -128,8 +126,6 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
     with any codec; such a side gets one more, a copy of the last.
 
     Args:
-        path: with an extension of CODECS.
-        fps: frames per second.
         codec: its four letters, e.g. FFV1, which loses nothing; None for that of CODECS.
 
     Raises:
@@ -146,7 +142,7 @@ def write_video(path: Path, fps: float, codec: str | None = None) -> Iterator[Wr
             image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
             image = cv2.copyMakeBorder(image, 0, image.shape[0] % 2, 0, image.shape[1] % 2, cv2.BORDER_REPLICATE)
             if not written:
-                code = cv2.VideoWriter_fourcc(*(codec if len(codec) == 4 else "????"))
+                code = cv2.VideoWriter_fourcc(*f"{codec:4.4}")
                 if not writer.open(str(temporary), cv2.CAP_FFMPEG, code, fps, image.shape[1::-1]):
                     advice = f"use {usual}, or FFV1 in a .mkv, and see that there is space"
                     raise InputError(

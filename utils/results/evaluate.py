@@ -1,18 +1,26 @@
-"""From a network and a set of pairs to fused 8-bit images and their metrics."""
+"""From a network and a set of pairs to fused 8-bit images and their metrics; torchrun's processes share the pairs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
 from net import FusionNetwork
-from utils.data.images import to_8bit
+from utils import distributed
+from utils.config import Test
+from utils.data.images import colorize, side_by_side, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory, nearest
+from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, METRICS
+from utils.results.table import PICTURE_PAIRS
 
 
 def check_metrics(names: Iterable[str]) -> None:
@@ -38,41 +46,14 @@ def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str],
     return [metric for metric in metrics if metric not in left_out], note
 
 
-def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
-    """A batch of `collate` on `device`, with the features that its guides compute where it has none.
-
-    Chroma stays where it is: no network takes it.
-    """
-    on_device = {
-        key: value.to(device, non_blocking=True)
-        for key, value in batch.items()
-        if torch.is_tensor(value) and key != "chroma"
-    }
-    for name, guidance in guidances.items():
-        if guidance.encoder and name not in batch:
-            on_device[name] = guidance.encoder(on_device["image_a"], on_device["image_b"])
-    return batch | on_device
-
-
-def split_batch(batch: dict, parts: int) -> list[dict]:
-    """A batch in `parts` batches of equally many pairs."""
-    size = len(batch["name"]) // parts
-    return [{key: value[i * size : (i + 1) * size] for key, value in batch.items()} for i in range(parts)]
-
-
 class Evaluator:
-    """Metrics of 8-bit images, computed one by one in float64.
-
-    Args:
-        metrics: names in METRICS.
-        device: where to compute.
+    """Measures 8-bit images one by one, in float64 on `device`; `metrics` are names in METRICS.
 
     Attributes:
         results: {image name: {metric: value}} of all images so far.
     """
 
     def __init__(self, metrics: list[str], device: torch.device):
-        check_metrics(metrics)
         self.metrics, self.device = metrics, device
         self.results: dict[str, dict[str, float]] = {}
 
@@ -100,8 +81,7 @@ def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dic
 
 def average_all(per_image: dict[str, dict[str, dict[str, float]]]) -> tuple[dict[str, dict], dict[str, dict]]:
     """`average` of every network: {label: means} and {label: images left out}."""
-    averages = [average(results) for results in per_image.values()]
-    means, left_out = zip(*averages)
+    means, left_out = zip(*map(average, per_image.values()))
     return dict(zip(per_image, means)), dict(zip(per_image, left_out))
 
 
@@ -110,41 +90,33 @@ def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
     return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))
 
 
-def fuse_dataset(
-    models: list[FusionNetwork],
-    dataset: PairDataset,
-    device: torch.device,
-    guidances: Mapping[str, Guidance],
-    num_workers: int = 0,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[dict, list[np.ndarray]]]:
-    """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
+def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
+    """A batch of `collate` on `device`, with the features that its guides compute where it has none.
 
-    Args:
-        guidances: of `open_guides` for this set.
-        share: (rank, ranks) takes every ranks-th pair, for several processes.
-
-    Raises:
-        InputError: a damaged sample, a network that returns NaN.
+    Chroma stays where it is: no network takes it.
     """
-    part = Subset(dataset, range(share[0], len(dataset), share[1]))
-    pinned = device.type == "cuda"
-    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
-        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
+    on_device = {
+        key: value.to(device, non_blocking=True)
+        for key, value in batch.items()
+        if torch.is_tensor(value) and key != "chroma"
+    }
+    for name, guidance in guidances.items():
+        if guidance.encoder and name not in batch:
+            on_device[name] = guidance.encoder(on_device["image_a"], on_device["image_b"])
+    return batch | on_device
+
+
+def split_batch(batch: dict, parts: int) -> list[dict]:
+    """A batch in `parts` batches of equally many pairs."""
+    size = len(batch["name"]) // parts
+    return [{key: value[i * size : (i + 1) * size] for key, value in batch.items()} for i in range(parts)]
 
 
 @torch.inference_mode()
 def fuse_batch(
     models: list[FusionNetwork], batch: dict, device: torch.device, guidances: Mapping[str, Guidance]
 ) -> np.ndarray:
-    """Fuse N pairs with every network.
-
-    Args:
-        batch: of `collate`.
-        guidances: of `open_guides`.
-
-    Returns:
-        (networks, N, H, W) float32 in [0, 1].
+    """Fuse N pairs, a batch of `collate`, with every network: (networks, N, H, W) float32 in [0, 1].
 
     Raises:
         InputError: a network returns NaN, or there is not enough memory.
@@ -161,3 +133,90 @@ def fuse_batch(
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")
     return fused
+
+
+def fuse_dataset(
+    models: list[FusionNetwork],
+    dataset: PairDataset,
+    device: torch.device,
+    guidances: Mapping[str, Guidance],
+    num_workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[dict, list[np.ndarray]]]:
+    """Whole images one by one: (batch of one pair, the fused (H, W) float32 in [0, 1] of each network).
+
+    With share=(rank, ranks) every ranks-th pair, from that of the rank on.
+    """
+    part = Subset(dataset, range(share[0], len(dataset), share[1]))
+    pinned = device.type == "cuda"
+    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
+        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
+
+
+@contextmanager
+def shared_folder(folder: Path, outdated: list[str]) -> Iterator[Path]:
+    """`atomic_folder` for all processes: the first one makes it, and moves it when all have ended the block."""
+    with atomic_folder(folder, outdated) if distributed.place()[0] == 0 else nullcontext() as staged:
+        yield distributed.gather(staged)[0]
+        distributed.gather(None)
+
+
+def fuse_set(
+    networks: dict[str, FusionNetwork],
+    dataset: PairDataset,
+    guidances: Mapping[str, Guidance],
+    options: Test,
+    device: torch.device,
+    folder: Path,
+    show: Callable[[int, list[np.ndarray]], None] | None = None,
+) -> tuple[dict[str, dict[str, dict[str, float]]], list[np.ndarray]]:
+    """Fuse one set and write the results of the first network, <folder>/Gray/<name>.png and RGB/<name>.png.
+
+    Args:
+        networks: by label, the network that is tested, and others to compare it with.
+        dataset: whole pairs with chroma; guidances are those of `open_guides` for it.
+
+        show: called for each pair with its place in the set and A, B, fused, in colour, and what the others give.
+
+    Returns:
+        {label: {image: {metric: value}}}, in the order of the set, and where there are several networks pictures of
+        the first PICTURE_PAIRS pairs, (H, W, 3) BGR uint8; the same in every process.
+
+    Raises:
+        InputError: a damaged sample, NaN, not enough memory, or an image that cannot be written.
+    """
+    evaluators = {label: Evaluator(options.metrics, device) for label in networks}
+    first, *others = networks
+    pictures: dict[int, np.ndarray] = {}
+
+    def save(index: int, image: str, sources: tuple, fused: list[np.ndarray], chroma: np.ndarray) -> None:
+        color = colorize(fused[0], chroma)
+        write_image(folder / "Gray" / f"{image}.png", fused[0])
+        write_image(folder / "RGB" / f"{image}.png", color)
+        shown = [*sources, fused[0], color, *fused[1:]]
+        if others and index < PICTURE_PAIRS:
+            pictures[index] = side_by_side(shown, [f"A of {image}", "B", first, "in colour", *others])
+        if show:
+            show(index, shown)
+
+    rank, ranks = distributed.place()
+    share, written = range(rank, len(dataset), ranks), []
+    pairs = fuse_dataset([*networks.values()], dataset, device, guidances, options.num_workers, (rank, ranks))
+    bar = tqdm(pairs, desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0)
+    with ThreadPoolExecutor() as pool:  # drawing and encoding need no lock of Python
+        for (batch, outputs), index in zip(bar, share):
+            image, sources = batch["name"][0], sources_8bit(batch)
+            fused = [to_8bit(output, options.stretch) for output in outputs]
+            written.append(pool.submit(save, index, image, sources, fused, batch["chroma"][0].numpy()))
+            for evaluator, result in zip(evaluators.values(), fused):
+                evaluator.add(image, result, *sources)
+    for each in written:
+        each.result()  # raises what went wrong there
+
+    parts = distributed.gather(({label: evaluator.results for label, evaluator in evaluators.items()}, pictures))
+    pictures = {index: picture for _, drawn in parts for index, picture in drawn.items()}
+    per_image = {}
+    for label in networks:
+        rows = {image: row for measured, _ in parts for image, row in measured[label].items()}
+        per_image[label] = {image: rows[image] for _, image in dataset.samples}
+    return per_image, [pictures[index] for index in sorted(pictures)]

@@ -30,7 +30,6 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     """The table of one dataset, as the published code prints it, and the first row minus each of the others.
 
     Args:
-        dataset: name in the title.
         metrics: columns.
         rows: {label: {metric: mean}}.
         blocks: further (title, rows) under it, e.g. published ones.
@@ -66,9 +65,9 @@ def ranks(rows: dict[str, dict[str, float]], metrics: list[str]) -> dict[str, di
     for metric in metrics if len(rows) > 1 else ():
         sign = 1 if metric in LOWER_IS_BETTER else -1
         values = {label: sign * round(row[metric], 2) for label, row in rows.items() if not math.isnan(row[metric])}
-        order = sorted(set(values.values()))[:2]
-        for label in rows:
-            places[label][metric] = order.index(values[label]) + 1 if values.get(label) in order else 0
+        places_of = {value: place for place, value in enumerate(sorted(set(values.values()))[:2], start=1)}
+        for label, value in values.items():
+            places[label][metric] = places_of.get(value, 0)
     return places
 
 
@@ -82,12 +81,9 @@ def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
 
 
 def to_paste(summary: dict, latex: bool) -> str:
-    """A table ready to paste: LaTeX with booktabs, or Markdown. Best bold, second underlined, published rows apart.
+    """A table ready to paste, with a `summary` as for `write_results`: LaTeX with booktabs, or Markdown.
 
-    Comments name the images that are left out of a mean.
-
-    Args:
-        summary: as for `write_results`.
+    Best bold, second underlined, published rows apart; comments name the images that are left out of a mean.
     """
     metrics, rows, places = summary["metrics"], summary["mean"], ranks(summary["mean"], summary["metrics"])
     marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
@@ -107,7 +103,7 @@ def to_paste(summary: dict, latex: bool) -> str:
 
     down = r"$\downarrow$" if latex else "↓"
     lines = [line(summary["dataset"], [escape(metric) + arrow(metric, down) for metric in metrics])]
-    lines += [r"\midrule"] if latex else ["| --- |" + " ---: |" * len(metrics)]
+    lines.append(r"\midrule" if latex else "| --- |" + " ---: |" * len(metrics))
     lines += [line(label, [number(row[m], places[label][m]) for m in metrics]) for label, row in rows.items()]
     for source, block in summary["published"].items():
         head = escape(f"published: {source}")
@@ -141,18 +137,16 @@ def write_results(
 
     Args:
         folder: where to; every file is replaced as a whole.
-        summary: JSON-ready facts of the run, with "dataset", "metrics", "mean" {label: {metric: mean}},
+        summary: JSON-ready facts of the run, with "dataset", "metrics", "stretch", "mean" {label: {metric: mean}},
             "published" {source: rows like those of mean} and "left_out" {label: {metric: images}}.
         per_image: {label: {image: {metric: value}}}.
         pictures: of some pairs, (H, W, 3) BGR uint8; comparison.png has them under each other.
     """
-    text = io.StringIO()
+    text, metrics, stretch = io.StringIO(), summary["metrics"], summary["stretch"]
     table = csv.writer(text, lineterminator="\n")
-    metrics = summary["metrics"]
     table.writerow(["network", "image", *metrics, "stretch"])
     for label, images in per_image.items():
-        for name, row in images.items():
-            table.writerow([label, name, *(row[metric] for metric in metrics), summary["stretch"]])
+        table.writerows([label, name, *(row[metric] for metric in metrics), stretch] for name, row in images.items())
     write_file(folder / "metrics.csv", text.getvalue())
     write_file(folder / "table.tex", to_paste(summary, latex=True))
     write_file(folder / "table.md", to_paste(summary, latex=False))

@@ -75,7 +75,7 @@ def text_study(
     dataset = PairDataset([path], model.inputs)
     check_shape(path, config.data, training=False)
     guidances = open_guides(config, model, [dataset], device)
-    if dataset.lacking["text"] or len(dataset) < 2:
+    if dataset.features["text"].lacking or len(dataset) < 2:
         raise InputError(f"{path} holds no text, or one pair; the study gives each pair the text of another")
     record = guidances["text"].record
     encoder = open_text_encoder(config, record, model.options["text_dim"], device)

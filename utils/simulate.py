@@ -9,25 +9,18 @@ from tqdm import tqdm
 from utils.check import checked
 from utils.config import Config, read_yaml
 from utils.data.images import as_unit, colorize, read_image, to_8bit, write_image
-from utils.data.sources import Source, find_dataset, read_split
+from utils.data.sources import Source, find_dataset, read_names
 from utils.errors import InputError
 from utils.files import write_file
 from utils.opencv import cv2
 
 
 def focus_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One photograph focused on what is near, and on what is far.
+    """A photograph (H, W, 3) uint8, sharp everywhere, focused on what is near, and on what is far.
 
-    What is near is drawn like a scene's: the ground comes nearer downwards, hills and a few objects with
-    hard edges are on it. Where depth changes smoothly, the blur does, too, and nothing is blurred in both;
-    at a hard edge a blurred object bleeds over what is behind it, and what is behind a sharp one does not.
-
-    Args:
-        image: (H, W, 3) uint8, sharp everywhere.
-        rng: what all random numbers come from.
-
-    Returns:
-        near, far: (H, W, 3) uint8.
+    Depth is drawn like a scene's: the ground comes nearer downwards, with hills, or a few objects with hard edges are
+    near. Where it changes smoothly, the blur does, too, and nothing is blurred in both; at a hard edge a blurred object
+    bleeds over what is behind it, and what is behind a sharp one does not.
     """
     sharp = image.astype(np.float32)
     height, width = image.shape[:2]
@@ -44,15 +37,7 @@ def focus_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def exposure_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One photograph over- and underexposed by a camera with a response curve, noise and 8 bit.
-
-    Args:
-        image: (H, W, 3) uint8.
-        rng: what all random numbers come from.
-
-    Returns:
-        over, under: (H, W, 3) uint8.
-    """
+    """A photograph (H, W, 3) uint8 over- and underexposed by a camera with a response curve, noise and 8 bit."""
     gamma = rng.uniform(1.8, 2.4)
     toe = rng.uniform(0.0, 0.5)  # how much the response is bent to an S
     light = (image.astype(np.float32) / 255) ** gamma
@@ -66,21 +51,17 @@ def exposure_pair(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     return exposed(rng.uniform(0.8, 2.5)), exposed(-rng.uniform(1.5, 4.0))
 
 
-# by task: how a pair is made, and what its two texts say beside what the photograph shows
-SIMULATORS: dict[str, tuple[Callable, tuple[str, str]]] = {
+# by task: how a pair is made, and what the texts of A and of B say beside what the photograph shows
+SIMULATORS: dict[str, tuple[Callable, str, str]] = {
     "MFF": (
         focus_pair,
-        (
-            "What is near is in sharp focus, what is far is soft and blurred.",
-            "What is far is in sharp focus, what is near is soft and blurred.",
-        ),
+        "What is near is in sharp focus, what is far is soft and blurred.",
+        "What is far is in sharp focus, what is near is soft and blurred.",
     ),
     "MEF": (
         exposure_pair,
-        (
-            "Overexposed: bright areas are burnt to white, dark areas are easy to read.",
-            "Underexposed: dark areas sink into black, bright areas keep their detail.",
-        ),
+        "Overexposed: bright areas are burnt to white, dark areas are easy to read.",
+        "Underexposed: dark areas sink into black, bright areas keep their detail.",
     ),
 }
 
@@ -137,19 +118,16 @@ class Origin:
     image: str
 
 
-def simulate_sets(config: Config, words: list[str]) -> list[str]:
-    """Make the sets that data.simulate asks for, images and text beside the real ones; returns lines that say so.
+def main(config: Config, words: list[str]) -> None:
+    """Make the sets that data.simulate asks for, images and text beside the real ones.
 
-    A set is made from all photographs of a split and takes that split's name, so what is simulated from
-    training images is trained on only. A set whose split file is there is kept.
-
-    Args:
-        words: the sets or datasets to make; others are left alone.
+    A set is made from all photographs of a split and takes that split's name, so what is simulated from training images
+    is trained on only. Sets that are not among `words` are left alone, and those whose split file is there are kept.
 
     Raises:
         InputError: a row that makes no sense, a task without a simulator, a photograph or text that is missing.
     """
-    table, made_lines = read_yaml(config.data.datasets), []
+    table = read_yaml(config.data.datasets)
     for dataset, origin in config.data.simulate.items():
         origin = checked(Origin, origin, f"data.simulate.{dataset}")
         splits = {word.rpartition("_")[2] for word in words if word.rpartition("_")[0] == dataset}
@@ -157,27 +135,25 @@ def simulate_sets(config: Config, words: list[str]) -> list[str]:
             continue
         row, real = (find_dataset(name, table, config) for name in (dataset, origin.of))
         if row.task not in SIMULATORS:
-            can = ", ".join(SIMULATORS)
+            can = " and ".join(SIMULATORS)
             raise InputError(f"{row.task} cannot be simulated (data.simulate.{dataset}); {can} can")
         if dataset in words:
             splits |= {path.stem for path in real.folder("Image").glob("*.txt")}
         for split in sorted(splits):
             made, source = (replace(each, split=split) for each in (row, real))
             if not made.names.exists():
-                count = simulate_set(made, source, origin.image, config)
-                made_lines.append(f"{made.names}: {count} pairs simulated from {source.name}, seed {config.seed}")
-    return made_lines
+                simulate_set(made, source, origin.image, config)
 
 
-def simulate_set(made: Source, real: Source, side: str, config: Config) -> int:
-    """Images, texts and at last the split file of a simulated set; returns how many pairs."""
+def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
+    """Write images, texts and at last the split file of a simulated set."""
     problems: list[str] = []
-    names, images = read_split(real, problems), real.list_images(side)
-    make_pair, sentences = SIMULATORS[made.task]
+    names, images = read_names(real.names, problems), real.list_images(side)
+    problems += [f"'{name}' has no image in {real.folder('Image') / side}" for name in names if name not in images]
+    if problems:
+        raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
+    make_pair, *sentences = SIMULATORS[made.task]
     for name in tqdm(names, desc=made.name, unit="pair"):
-        if name not in images:
-            problems.append(f"'{name}' has no image in {real.folder('Image') / side}")
-            continue
         gray, chroma = read_image(images[name][0])
         rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
         pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
@@ -187,7 +163,5 @@ def simulate_set(made: Source, real: Source, side: str, config: Config) -> int:
             write_image(made.image_file(made_side, name), image)
             if has_text:
                 write_file(made.text_file(made_side, name), f"{paragraph} {sentence}\n")
-    if problems:
-        raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
     write_file(made.names, "\n".join([*names, ""]))
-    return len(names)
+    print(f"{made.names}: {len(names)} pairs simulated from {real.name}, seed {config.seed}")
