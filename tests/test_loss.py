@@ -254,10 +254,10 @@ def test_build_loss():
         ({"grad": 3}, "loss.grad is not an option of 'fusion'; did you mean 'gradient'?"),
         ({"self": 3}, "loss.self is not an option of 'fusion'; known: "),
         ({"grad_weight": "much"}, "loss.grad_weight in 'fusion' must be float, not 'much'"),
-        ({"targets_from": 30.0}, "loss.targets_from is a share of the training, 0 or more and under 1, not 30.0"),
-        ({"contrast_weight": -1}, "loss.contrast_weight must be 0 or more, not -1"),
+        ({"targets_from": 30.0}, "loss.targets_from in 'fusion' must be a share, 0 or more and under 1, not 30.0"),
+        ({"contrast_weight": -1}, "loss.contrast_weight in 'fusion' must be 0 or more, not -1"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
-        ({"intensity": "dark"}, "loss.intensity must be one of max, sharper, exposed, not 'dark'"),
+        ({"intensity": "dark"}, "loss.intensity in 'fusion' must be one of max, sharper, exposed, not 'dark'"),
     ],
 )
 def test_wrong_options_of_a_loss_are_named(options, message):

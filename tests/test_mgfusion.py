@@ -115,15 +115,6 @@ def test_equations_of_the_paper():
     assert expected.std() > 1e-3  # not saturated
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [({"without": ["cfi"]}, "cii and cff only"), ({"without": "cii"}, "must be tuple"), ({"blocks": 0}, "at least 1")],
-)
-def test_wrong_options_are_named(options, words):
-    with pytest.raises(InputError, match=words):
-        build_model("mgfusion", **options)
-
-
 # --- CLIP -------------------------------------------------------------------------------------------
 
 

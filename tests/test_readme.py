@@ -43,14 +43,12 @@ def test_the_commands_of_ci_are_there():
 @pytest.mark.parametrize("page", TEXTS)
 def test_commands_exist(page, tmp_path):
     """Script or module, config, keys, flags; network and loss can be built."""
-    for command in commands(page):
-        found = re.match(r"(?:python|torchrun .*?) (?:-m ((?:utils|tools)\.[\w.]+)|(\w+\.py))\b(.*)", command)
-        if not found:
-            continue
+    pattern = r"(?:python|torchrun .*?) (?:-m ((?:utils|tools)\.[\w.]+)|(\w+\.py))\b(.*)"
+    for found in filter(None, (re.match(pattern, command) for command in commands(page))):
         source = (ROOT / (found[2] or f"{found[1].replace('.', '/')}.py")).read_text(encoding="utf-8")
         words = shlex.split(found[3], comments=True)
         for flag in (word for word in words if re.match("--?[a-z]", word) and word != "--config"):
-            assert f'"{flag}"' in source, command
+            assert f'"{flag}"' in source, found[0]
         config = ROOT / words[words.index("--config") + 1] if "--config" in words else None
         loaded = load_config(config, [word for word in words if re.match(r"[a-z_.]+=", word)])
         with in_place(tmp_path, *VARIANTS):  # of docs/extending.md

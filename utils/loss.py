@@ -4,10 +4,13 @@ Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("m
 `loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
 """
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.check import Constraint
 from utils.errors import InputError
 from utils.filters import filter_windows, gaussian_window, local_moments, sobel
 from utils.metrics import VIFF_MIN_SIDE, exposure_fusion_similarity_with_luminance
@@ -185,6 +188,8 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
 
 INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
+Weight = Annotated[float, Constraint(lambda number: number >= 0, "must be 0 or more")]
+Share = Annotated[float, Constraint(lambda share: 0 <= share < 1, "must be a share, 0 or more and under 1")]
 
 
 @register_loss("fusion")
@@ -217,31 +222,26 @@ class FusionLoss(Loss):
         exposure_weight: of 1 - MEFSSIMl, the metric of utils/metrics.py: structure and exposure of two exposures.
 
     Raises:
-        InputError: another `intensity` or `gradient`, edge_gain or target_edges with gradient=magnitude, targets_from
-            not in [0, 1); in `forward`, images too small for `visual_information`.
+        InputError: edge_gain or target_edges with gradient=magnitude; in `forward`, images too small for
+            `visual_information`.
     """
 
     def __init__(
         self,
-        grad_weight: float = 20.0,
-        fidelity_weight: float = 0.0,
-        ssim_weight: float = 71.0,
-        intensity_weight: float = 1.0,
-        vif_weight: float = 0.0,
-        intensity: str = "max",
-        gradient: str = "magnitude",
-        edge_gain: float = 1.0,
-        contrast_weight: float = 0.0,
-        target_edges: float = 0.0,
-        targets_from: float = 0.0,
-        exposure_weight: float = 0.0,
+        grad_weight: Weight = 20.0,
+        fidelity_weight: Weight = 0.0,
+        ssim_weight: Weight = 71.0,
+        intensity_weight: Weight = 1.0,
+        vif_weight: Weight = 0.0,
+        intensity: Literal[tuple(INTENSITIES)] = "max",
+        gradient: Literal[GRADIENTS] = "magnitude",
+        edge_gain: Weight = 1.0,
+        contrast_weight: Weight = 0.0,
+        target_edges: Weight = 0.0,
+        targets_from: Share = 0.0,
+        exposure_weight: Weight = 0.0,
     ):
         super().__init__()
-        for key, value, choices in (("intensity", intensity, INTENSITIES), ("gradient", gradient, GRADIENTS)):
-            if value not in choices:
-                raise InputError(f"loss.{key} must be one of {', '.join(choices)}, not '{value}'")
-        if not 0 <= targets_from < 1:
-            raise InputError(f"loss.targets_from is a share of the training, 0 or more and under 1, not {targets_from}")
         if gradient != "vector" and (edge_gain != 1 or target_edges):
             raise InputError("loss.edge_gain and loss.target_edges need loss.gradient=vector")
         self.grad_weight, self.fidelity_weight, self.ssim_weight = grad_weight, fidelity_weight, ssim_weight
