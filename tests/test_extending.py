@@ -85,14 +85,6 @@ def test_a_wrong_option_of_a_variant(prepared):
     assert "net.widht is not an option of 'film_modulated'; did you mean 'width'?" in output
 
 
-def test_without_its_text_a_modulated_branch_changes_nothing():
-    """At the start gamma and beta are 0: the branch gives its features, whatever the text."""
-    branch = build_model("film_modulated", **SMALL).stages[0].a
-    x, text = torch.rand(2, 1, 9, 11), torch.randn(2, 3, 16)
-    feature = branch.restormer(branch.act_in(branch.conv_in(x)))
-    assert torch.equal(branch.guide(feature, text, None), feature)
-
-
 def test_options_of_a_variant(tmp_path):
     """Options with None, of the base, by keyword only, and other defaults all come back from a checkpoint."""
 

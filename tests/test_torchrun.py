@@ -63,6 +63,7 @@ def test_two_processes_test_as_one(prepared, tmp_path):
     assert both.count("Toy_test.h5: 7 pairs") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_pair_of_one_process_ends_both(prepared, tmp_path):
     words = [*prepared, "ckpt=null", "net={name: mean}"]
     script("test.py", *words, "--report")
@@ -75,6 +76,7 @@ def test_a_damaged_pair_of_one_process_ends_both(prepared, tmp_path):
     assert results(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence():
     assert "nowhere.pth" in sentence(process(*TWO, *CONFIG, "device=cpu", "ckpt=nowhere.pth", code=1))
 
@@ -96,7 +98,7 @@ run_script(main)
 """
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_process_that_fails_ends_all(failing, tmp_path):
     (tmp_path / "fails.py").write_text(FAILS.format(root=ROOT, failing=failing))
     output = process(*LAUNCH, tmp_path / "fails.py", code=1)
