@@ -86,7 +86,7 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         out: -o, if it is given.
 
     Raises:
-        InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing; -o for another kind.
+        InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing; a wrong -o.
     """
     several = Path(out or "fused")  # results of several pairs
     if len(words) == 1 and Path(words[0]).suffix.lower() in (".csv", ".tsv"):
