@@ -140,7 +140,7 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
             raise InputError("ckpt is not given; give the weights to test with ckpt=...")
     else:
         model = load_model(config.ckpt, device)
-        given = {word.partition("=")[0] for word in overrides}
+        given = {".".join(word.partition("=")[0].split(".")[:2]) for word in overrides}
         for key, value in config.net.items():
             if given & {"net", f"net.{key}"} and to_json(value) != to_json(model.config.get(key)):
                 raise InputError(

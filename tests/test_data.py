@@ -17,7 +17,6 @@ from PIL import Image
 
 from tests.toy import make_pairs, process, script
 from utils.data import make
-from utils.data.features import collate_features
 from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError
@@ -67,38 +66,34 @@ def test_bit_depths(tmp_path):
     for name, image in {
         "gray16.png": rng.integers(0, 65536, (20, 30), dtype=np.uint16),
         "color16.png": rng.integers(0, 65536, (20, 30, 3), dtype=np.uint16),
-        "alpha.png": rng.integers(0, 256, (20, 30, 4), dtype=np.uint8),
         "float.tiff": rng.random((20, 30), dtype=np.float32),
-        "gray.jpg": rng.integers(0, 256, (20, 30), dtype=np.uint8),
+        "gray.pgm": rng.integers(0, 256, (20, 30), dtype=np.uint8),
     }.items():
         cv2.imwrite(str(tmp_path / name), image)
         gray, chroma = read_image(tmp_path / name)
-        assert gray.shape == (20, 30) and gray.dtype == image.dtype
-        assert (chroma is not None) == (image.ndim == 3)
-    np.testing.assert_array_equal(read_image(tmp_path / "gray16.png")[0], cv2.imread(str(tmp_path / "gray16.png"), -1))
+        assert gray.shape == (20, 30) and gray.dtype == image.dtype and (chroma is not None) == (image.ndim == 3)
+        assert image.ndim == 3 or np.array_equal(gray, image)
 
 
 def test_kinds_of_images(tmp_path):
     """What a file of any kind shows is what an 8-bit colour PNG of the same pixels shows."""
-    rng = np.random.default_rng(0)
-    colour = cv2.resize(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), (30, 20))
-    picture = Image.fromarray(colour)
-    turned = Image.Exif()
+    colour = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), (30, 20))
+    picture, turned = Image.fromarray(colour), Image.Exif()
     turned[0x0112] = 6  # the camera was held upright: shown turned by 90 degrees
     picture.save(tmp_path / "plain.png")
     picture.quantize(200).convert("RGB").save(tmp_path / "plain_palette.png")
     picture.quantize(200).save(tmp_path / "palette.png", transparency=3)
     picture.convert("RGBA").save(tmp_path / "alpha.png")
     picture.convert("CMYK").save(tmp_path / "cmyk.tiff")
-    picture.save(tmp_path / "turned.png", exif=turned)
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
-    picture.save(tmp_path / "turned.jpg", quality=100, subsampling=0, exif=turned)
     picture.save(tmp_path / "several.tiff", save_all=True, append_images=[picture.rotate(180)])
+    picture.save(tmp_path / "turned.png", exif=turned)
+    picture.save(tmp_path / "turned.jpg", quality=100, subsampling=0, exif=turned)
     gray, chroma = read_image(tmp_path / "plain.png")
-    for name, off in {"alpha": 0, "cmyk.tiff": 0, "several": 0, "palette": 0, "cmyk.jpg": 4}.items():
-        (path,) = tmp_path.glob(f"{name}*")
-        expected = read_image(tmp_path / "plain_palette.png") if name == "palette" else (gray, chroma)
-        for found, right in zip(read_image(path), expected):
+    kinds = {"alpha.png": 0, "cmyk.tiff": 0, "several.tiff": 0, "palette.png": 0, "cmyk.jpg": 4}
+    for name, off in kinds.items():
+        expected = read_image(tmp_path / "plain_palette.png") if name == "palette.png" else (gray, chroma)
+        for found, right in zip(read_image(tmp_path / name), expected):
             assert np.abs(found.astype(int) - right).max() <= off, name
     for name, off in {"turned.png": 0, "turned.jpg": 4}.items():
         assert np.abs(read_image(tmp_path / name)[0].astype(int) - np.rot90(gray, -1)).max() <= off, name
@@ -138,12 +133,7 @@ def test_images_of_odd_sizes_are_fused(tmp_path, size):
 
 def test_degenerate_images_do_not_spoil_a_table(toy, tmp_path):
     image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
-    odd = {
-        "black": np.zeros((50, 60)),
-        "flat": np.full((50, 60), 90),
-        "dot": np.full((1, 1), 7),
-        "line": np.eye(1, 300),
-    }
+    odd = {"black": np.zeros((50, 60)), "flat": np.full((50, 60), 90), "dot": np.ones((1, 1)), "line": np.eye(1, 300)}
     for name, pixels in odd.items():
         for folder in ("IR", "VI"):
             cv2.imwrite(str(image / folder / f"{name}.png"), pixels.astype(np.uint8))
@@ -415,12 +405,6 @@ def test_images_are_listed_by_the_part_of_the_name_that_counts(tmp_path):
     assert set(list_images(tmp_path, "*_ir")) == {"x", "y", "a.b"}
     assert set(list_images(tmp_path, "*_ir.png")) == {"x", "a.b"} and set(list_images(tmp_path, "*.jpg")) == {"y_ir"}
     assert set(list_images(tmp_path, "x_*")) == {"ir", "vis"} and list_images(tmp_path / "none") == {}
-
-
-def test_texts_of_a_batch_are_padded_and_masked():
-    batch = collate_features("text", [torch.ones(2, 3), torch.ones(4, 3)])
-    assert batch["text"].shape == (2, 4, 3) and batch["text"][0, 2:].eq(0).all()
-    assert batch["text_mask"].tolist() == [[True, True, False, False], [True] * 4]
 
 
 def test_the_step_to_8_bit():

@@ -136,6 +136,8 @@ def test_no_source_is_written_over(tmp_path, monkeypatch):
         (["."], 'or a table of pairs, e.g. "./*_ir.png" "./*_vis.png"'),
         (["ir.png", "no.png"], "there is no no.png"),
         (["ir.png", "vis.png", "-o", "x.txt"], "cannot write an image named x.txt"),
+        (["ir.png", "vis.png", "train.lr=1"], "fuse.py has no use for train.lr; leave it out"),
+        ([".", "there", "-o", "fused.png"], "-o must name a folder for the results of several pairs, not fused.png"),
         (["ir.png", "vis.png", "--text-a", "a"], "'ir' has a text of one source alone; give both text_a and text_b"),
         (["ir.png", "vis.png", "--text", "a", "--text-b", "a"], "--text is for both sources"),
         (["ir.png", "vis.png", "--text", "a"], "reads no text"),

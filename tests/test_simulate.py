@@ -51,8 +51,7 @@ def test_a_pair_depends_on_its_random_numbers_alone(task):
 
 def test_blur_of_one_sigma_is_gaussian():
     image = photograph().astype(np.float32)
-    blurred = blur_by(image, np.full(image.shape[:2], 2.0))
-    np.testing.assert_allclose(blurred, cv2.GaussianBlur(image, (0, 0), 2.0), atol=1e-3)
+    np.testing.assert_allclose(blur_by(image, np.full((96, 128), 2.0)), cv2.GaussianBlur(image, (0, 0), 2.0), atol=1e-3)
 
 
 @pytest.fixture
@@ -64,11 +63,7 @@ def photographs(tmp_path) -> list[str]:
     for name in ("a1", "a2", "a3"):
         (folder / f"{name}.txt").write_text(f"A photograph, {name}.")
     (tmp_path / "datasets.yaml").write_text(TABLE)
-    places = [
-        f"data.root={tmp_path / 'VLF'}",
-        f"data.h5={tmp_path / 'h5'}",
-        f"data.datasets={tmp_path / 'datasets.yaml'}",
-    ]
+    places = [f"data.root={tmp_path}/VLF", f"data.h5={tmp_path}/h5", f"data.datasets={tmp_path}/datasets.yaml"]
     return [*CONFIG, *places, "net={name: mean}", "data.resize=null", "data.test=[]"]
 
 
@@ -97,7 +92,6 @@ def test_sets_are_simulated_once(photographs, tmp_path):
     "simulate, message",
     [
         ("{ToyFocus: Toy}", "data.simulate.ToyFocus must hold keys of its own"),
-        ("{ToyFocus: {of: [Toy], image: VI}}", "of in data.simulate.ToyFocus must be str"),
         ("{ToyFocus: {of: Toi, image: VI}}", "has no dataset 'Toi'; did you mean 'Toy'"),
         ("{ToyFocus: {of: Toy, image: XX}}", "'a1' has no image in"),
         ("{ToyMedical: {of: Toy, image: VI}}", "MIF cannot be simulated"),

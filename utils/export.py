@@ -162,7 +162,7 @@ def export_program(
 
 def text_feature(model: FusionNetwork, config: Config, text: str | None) -> Tensor | None:
     """The feature (1, L, dim) of a text, or the default text; None for a network that reads no text."""
-    guidance = open_guides(config, model, [], CPU).get("text")
+    guidance = open_guides(config, model, [], CPU)["text"] if "text" in model.inputs else None
     if text and (guidance is None or guidance.instead is not None):
         raise InputError(f"{config.ckpt} reads no text, or text.use is default; leave out --text")
     if guidance is None:

@@ -111,7 +111,7 @@ def open_text_encoder(config: Config, record: GuideRecord | None, dim: int, devi
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
 
-    A network has seen it, other than the mean. At most `look_at` samples, evenly spaced, are compared by mean token.
+    A network has seen it, unlike the mean. At most `look_at` samples, evenly spaced, are compared by mean token.
     """
     indices = np.linspace(0, len(dataset) - 1, min(look_at, len(dataset))).astype(int)
     features = [dataset.feature("text", index) for index in indices]

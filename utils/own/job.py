@@ -1,15 +1,20 @@
 """What the command line of fuse.py asks for."""
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config import Config
+from utils.data.images import EXTENSIONS
 from utils.errors import InputError
 from utils.own.pairing import OwnPair, find_pairs, read_table
 from utils.own.video import VIDEOS, is_video
 from utils.results.evaluate import applicable, check_metrics
+
+# the keys of the config that fuse.py reads
+USED = r"ckpt|device|precision|compile|clip|(net|text|video)(\..*)?|test\.(stretch|metrics|tile)"
 
 
 @dataclass
@@ -39,13 +44,18 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     Raises:
         InputError: arguments that do not go together, sources that cannot be paired, results over a source.
     """
+    given = [word.partition("=")[0] for word in args.overrides]
+    for key in given:
+        if not re.fullmatch(USED, key):
+            raise InputError(f"fuse.py has no use for {key}; leave it out")
     if args.text and (args.text_a or args.text_b):
         raise InputError("--text is for both sources; leave it out, or --text-a and --text-b")
     video = any(map(is_video, (*args.words, args.out or "")))
-    if video and (args.metrics or args.compare or len(args.instruct) > 1):
+    measured = args.metrics or "test.metrics" in given
+    if video and (measured or args.compare or len(args.instruct) > 1):
         raise InputError("a video takes one --instruct, and neither --metrics nor --compare; leave them out")
     check_metrics(config.test.metrics)
-    metrics, note = applicable(config.test.metrics if args.metrics else [], {args.task: args.task})
+    metrics, note = applicable(config.test.metrics if measured else [], {args.task: args.task})
     if note:
         print(f"note: {note}")
     pairs, out = find_sources(args.words, args.out, video)
@@ -63,7 +73,7 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         if pair.out.resolve() in sources:
             raise InputError(f"{pair.out} would be written over a source; choose another place with -o")
     # whatever a config says: frames that are each stretched to their own range flicker
-    stretch = config.test.stretch if any(word.startswith("test.stretch=") for word in args.overrides) else "clamp"
+    stretch = config.test.stretch if "test.stretch" in given else "clamp"
     rules = rules if args.compare else ()
     return Job(pairs, out, video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
 
@@ -76,7 +86,7 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         out: -o, if it is given.
 
     Raises:
-        InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing.
+        InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing; a wrong -o.
     """
     several = Path(out or "fused")  # results of several pairs
     if len(words) == 1 and Path(words[0]).suffix.lower() in (".csv", ".tsv"):
@@ -97,6 +107,8 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         path = Path(out or "fused.png")
         path = path / f"{a.stem}.png" if path.is_dir() or not path.suffix else path
         return [OwnPair(a.stem, a, b, path)], path
+    if several.suffix.lower() in EXTENSIONS and not several.is_dir():
+        raise InputError(f"-o must name a folder for the results of several pairs, not {several}")
     return find_pairs(a, b, several), several
 
 
