@@ -116,6 +116,7 @@ def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words)
         read_image(tmp_path / "x.tiff")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
     [(1, 1), (9, 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1, 20000), (20000, 3)))],

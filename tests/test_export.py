@@ -179,6 +179,7 @@ def test_a_network_that_reads_instructions_is_the_plain_fusion_without_one(tmp_p
     assert "asks for nothing that FILM instructed knows" in output and not path.exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_program_is_not_written(tmp_path, monkeypatch, simple):
     ckpt, path = simple(tmp_path / "w.safetensors", Simple), tmp_path / "model.onnx"
     path.write_bytes(b"the old one")

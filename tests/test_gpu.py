@@ -33,5 +33,6 @@ def test_a_check_that_fails_is_a_row(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(out.read_text())["rows"] if row["verdict"] == "FAIL"] == ["SD"]
 
 
+@pytest.mark.slow
 def test_it_needs_nothing_that_only_the_tests_need():
     assert process("-c", "import sys; sys.modules['pytest'] = None; import tools.gpu; print('there')") == "there\n"

@@ -19,6 +19,7 @@ def test_float32_is_float32_unless_tf32_is_asked_for():
         assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
 
 
+@pytest.mark.slow
 def test_subnormal_numbers_become_0_in_all_threads():
     say = (
         "import torch; from utils.process import set_up_process; torch.set_num_threads(2); {}"

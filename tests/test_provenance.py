@@ -7,6 +7,7 @@ import subprocess
 import cv2
 import h5py
 import numpy as np
+import pytest
 import torch
 
 from net import load_model
@@ -235,6 +236,7 @@ def test_a_row_of_simulated_sets_that_nobody_asks_for_is_left_alone(toy):
     assert "Toy_test.h5: 2 pairs" in script("data_process.py", *CONFIG, *toy, simulate, "Toy_test")
 
 
+@pytest.mark.slow
 def test_shipped_files_are_found_from_any_folder(tmp_path):
     """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
     command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]

@@ -98,6 +98,7 @@ run_script(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_process_that_fails_ends_all(failing, tmp_path):
     (tmp_path / "fails.py").write_text(FAILS.format(root=ROOT, failing=failing))
