@@ -2,9 +2,9 @@
 
 A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W)
 and further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the
-features that a network takes, and chroma where a source has colour, each in one chunk with a checksum. Attributes say
-of which dataset and task it is, its resize, and the encoder of each kind of features. Where B was registered to A,
-`align` is the motion, and that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file
+features that a network takes, and chroma where a source has colour, in chunks with checksums. Attributes say of which
+dataset and task it is, its resize, and the encoder of each kind of features. Where B was registered to A, `align` is
+the motion, and that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file
 (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
 
@@ -28,6 +28,7 @@ from utils.provenance import GuideRecord
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
 MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
+BAND = 64  # rows of an image in one chunk
 NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
 
@@ -55,8 +56,9 @@ def write_sample(
     maps = {group: image.reshape(-1, *image.shape[-2:]) for group, image in maps.items()}
     for group, array in {**features, **maps}.items():
         packed = "gzip" if group == "chroma" else None  # it compresses well, and training does not read it
-        chunk = {"chunks": array.shape, "fletcher32": True, "compression": packed}
-        file.create_dataset(f"{group}/{name}", data=array, **chunk)
+        # training reads crops: bands of rows, so that not all of an image is read and checked for one
+        chunk = array.shape if group in features or packed else (1, min(BAND, array.shape[1]), array.shape[2])
+        file.create_dataset(f"{group}/{name}", data=array, chunks=chunk, fletcher32=True, compression=packed)
 
 
 def write_record(file: h5py.File, kind: str, record: GuideRecord) -> None:
@@ -130,19 +132,25 @@ class PairFile:
     def __init__(self, path: str):
         self.file = open_h5(path)
         self.groups = {kind: group for kind, group in self.file.items() if isinstance(group, h5py.Group)}
+        self.opened: dict[tuple[str, str], h5py.Dataset] = {}  # HDF5 takes longer to find one than to read a crop of it
 
-    def read(self, kind: str, name: str) -> np.ndarray:
-        """What a group holds of a sample."""
+    def open(self, kind: str, name: str) -> h5py.Dataset:
+        """What a group holds of a sample, to be read as a whole or in parts."""
+        if (kind, name) in self.opened:
+            return self.opened[kind, name]
         stored = h5py.Dataset(h5py.h5d.open(self.groups[kind].id, name.encode()))  # five times faster than by [name]
-        if stored.external or stored.is_virtual or not self._beside(h5py.h5f.get_name(stored.id)):
+        chunks = stored.chunks  # what has chunks has its bytes in its own file
+        elsewhere = not chunks and (stored.external or stored.is_virtual)
+        if elsewhere or not self._beside(h5py.h5f.get_name(stored.id)):
             raise ValueError("its bytes are in a file of another folder")
-        if max(stored.size, math.prod(stored.chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
-            raise ValueError(f"it declares {stored.size} values in chunks of {stored.chunks}")
-        return stored[()]
+        if max(stored.size, math.prod(chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
+            raise ValueError(f"it declares {stored.size} values in chunks of {chunks}")
+        self.opened[kind, name] = stored
+        return stored
 
     def feature(self, kind: str, name: str) -> Tensor:
         """The feature (L, dim) float32 of a sample."""
-        return torch.from_numpy(check_feature(kind, self.read(kind, name))).float()
+        return torch.from_numpy(check_feature(kind, self.open(kind, name)[()])).float()
 
     def _beside(self, file: bytes) -> bool:
         """True for this file and those in its folder, which it may link to."""

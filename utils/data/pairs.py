@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -148,8 +149,8 @@ class PairDataset(Dataset):
             return self._read(self._open(path), name, index)
 
     def _read(self, pairs: PairFile, name: str, index: int) -> dict:
-        stored = {"image_a": pairs.read("imageA", name), "image_b": pairs.read("imageB", name)}
-        stored |= {kind: pairs.read(kind, name) for kind in self.maps}
+        stored = {"image_a": pairs.open("imageA", name), "image_b": pairs.open("imageB", name)}
+        stored |= {kind: pairs.open(kind, name) for kind in self.maps}
         size = check_images(stored)
         drawn = self.crop or self.augment or self.transform
         rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
@@ -169,27 +170,32 @@ class PairDataset(Dataset):
                 sample[kind] = pairs.feature(kind, name)
         if self.chroma:
             colored = name in pairs.groups.get("chroma", ())
-            chroma = pairs.read("chroma", name) if colored else np.full((2, *size), NEUTRAL, np.uint8)
+            chroma = pairs.open("chroma", name)[()] if colored else np.full((2, *size), NEUTRAL, np.uint8)
             if chroma.shape != (2, *size) or chroma.dtype != np.uint8:
                 raise ValueError(f"the chroma is {chroma.shape} {chroma.dtype} and not {(2, *size)} uint8")
             sample["chroma"] = torch.from_numpy(chroma)
         return sample | further
 
-    def _draw_window(self, name: str, stored: dict[str, np.ndarray], rng: np.random.Generator) -> tuple:
+    def _draw_window(self, name: str, stored: dict[str, h5py.Dataset], rng: np.random.Generator) -> tuple:
         """Where a crop is, as an index."""
         h, w = stored["image_a"].shape[-2:]
         if min(h, w) < self.crop:
             raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
         top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
         if self.crop_on and rng.integers(2):
-            places = np.flatnonzero(as_unit(stored[self.crop_on]) > 0.5)
+            places = np.flatnonzero(is_over_half(stored[self.crop_on][()]))
             if len(places):
                 y, x = divmod(int(rng.choice(places)), w)
                 top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, (h - self.crop, w - self.crop))
         return np.s_[..., top : top + self.crop, left : left + self.crop]
 
 
-def check_images(stored: dict[str, np.ndarray]) -> tuple[int, int]:
+def is_over_half(image: np.ndarray) -> np.ndarray:
+    """as_unit(image) > 0.5, in the image's own numbers: a whole map of floats would take longer than the crop."""
+    return image > (np.iinfo(image.dtype).max / 2 if image.dtype.kind in "ui" else 0.5)
+
+
+def check_images(stored: dict[str, h5py.Dataset]) -> tuple[int, int]:
     """Height and width of the images of a sample; ValueError if they are no images, or of several sizes."""
     for image in stored.values():
         if image.ndim != 3 or image.shape[0] != 1 or not image.size or image.dtype.kind not in "uif":
