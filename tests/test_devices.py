@@ -42,11 +42,6 @@ def loss_batch(size: tuple[int, int]) -> dict[str, Tensor]:
     return batch | {"weight": torch.rand(2), "asked": torch.rand(2, 3, INSTRUCTIONS)}
 
 
-def devices(*values) -> set[str]:
-    """Where the tensors among arguments are; a scalar of the CPU is sent along with an operation."""
-    return {x.device.type for x in tree_leaves(values) if isinstance(x, Tensor) and x.ndim}
-
-
 class Waits(TorchDispatchMode):
     """Collects in `seen` what makes the CPU wait for a GPU, with "meta" in its place; no copies with non_blocking=True.
 
@@ -65,7 +60,9 @@ class Waits(TorchDispatchMode):
             self.seen.append("copy to the CPU")
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         out = operation(*args, **kwargs)
-        if len(devices(args, kwargs, out)) > 1 and not kwargs.get("non_blocking"):
+        # a scalar of the CPU is sent along with an operation
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor) and x.ndim]
+        if len({x.device for x in tensors}) > 1 and not kwargs.get("non_blocking"):
             self.seen.append(str(operation))
         return out
 
@@ -90,16 +87,13 @@ def waits(monkeypatch) -> Waits:
 
 
 def test_a_wait_is_seen(waits):
-    """What needs a value raises by itself."""
-    x = torch.rand(2, 2, device=META)
+    x = torch.rand(1, 1, 9, 9, device=META)
     with waits:
         x.new_tensor([1.0, 2.0])
         torch.ones(2).to(x.device)
         x.tolist()
-        for operation in (lambda: x.sum().item(), lambda: x[x > 0]):
-            with pytest.raises((RuntimeError, NotImplementedError)):
-                operation()
-    assert waits.seen == ["constant", "aten._to_copy.default", "copy to the CPU"]
+        torch.conv2d(x, torch.ones(1, 1, 3, 3))  # a kernel on the CPU, which PyTorch refuses elsewhere
+    assert waits.seen == ["constant", "aten._to_copy.default", "copy to the CPU", "aten.convolution.default"]
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -114,15 +108,6 @@ def test_networks_fuse(name, waits):
         ((fused,),) = fuse_batch([model], batch, META, {})
     assert fused.shape == SMALL and waits.seen.count("copy to the CPU") == (2 if name == "mertens" else 1)
     assert {*waits.seen} <= {"copy to the CPU", "constant", "aten.to.device"}  # no other operation has both devices
-
-
-def test_a_tensor_left_on_the_cpu_is_seen(waits):
-    x, kernel = torch.rand(1, 1, 9, 9, device=META), torch.ones(1, 1, 3, 3)
-    with waits:
-        torch.conv2d(x, kernel)  # PyTorch does not refuse it, as it does other operations
-        with pytest.raises(RuntimeError, match="device"):
-            x[..., :3, :3] + kernel
-    assert waits.seen == ["aten.convolution.default"]
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - INFRARED_ONLY))  # which look for targets on the CPU
@@ -169,10 +154,6 @@ def test_no_loss_waits(options, waits):
     assert fused.grad.shape == fused.shape and waits.seen == []
 
 
-# An editor runs for the images that ask for it. Which they are the strengths say: one look at them, before all editors.
-LOOKS = {"film_instructed": ["copy to the CPU"]}
-
-
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_no_training_step_waits(name, waits):
     """The step of train.py, between two of its log lines."""
@@ -191,4 +172,5 @@ def test_no_training_step_waits(name, waits):
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
     assert norm.is_meta and all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert waits.seen == LOOKS.get(name, [])
+    # an editor runs for the images that ask for it: one look at the strengths, before all editors
+    assert waits.seen == (["copy to the CPU"] if name == "film_instructed" else [])

@@ -14,14 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net import NETWORKS, FusionNetwork, build_model, compute, configure_compute, load_model, restormer
-from net.checkpoint import save_checkpoint
 from net.film import TextGuidance
-from net.published import MODULES, our_name, translate
+from net.published import our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
 from utils.data.features import collate_features, features_of
 from utils.errors import InputError
-from utils.provenance import GuideRecord, Provenance
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=(8, 12))
 # of any network, as far as it has such an option
@@ -101,32 +99,24 @@ def test_every_published_name_has_one_of_ours(reference):
     assert {our_name(name): int(np.prod(shape)) for name, shape in published} == ours
     assert len(published) == len(ours) == 189
     assert sum(ours.values()) == 2_070_235
-    assert len(set(MODULES.values())) == len(MODULES)
-
-
-def test_literal_form_agrees():
-    """Without the shared data: the literal network with random weights, against ours, in float64."""
-    literal = LiteralFILM().double()
-    model = build_model("film").double()
-    model.load_state_dict(translate(literal.state_dict()))
-    (a, b), text = torch.rand(2, 1, 1, 17, 23).double(), torch.randn(1, 6, 768).double()
-    with torch.no_grad():
-        torch.testing.assert_close(model(a, b, text), literal(a, b, text), atol=1e-10, rtol=0)
 
 
 @pytest.mark.slow
-def test_gradients_agree_with_the_literal_form():
-    """Value projection, attention sums and feed-forward groups are rewritten; their gradients are the same."""
+def test_results_and_gradients_agree_with_the_literal_form():
+    """Value projection, attention sums and feed-forward groups are rewritten."""
     literal = LiteralFILM().double()
     models = [build_model("film").double() for _ in range(2)]
     a, b = torch.rand(2, 2, 1, 20, 24).double()
     text = torch.randn(2, 4, 768).double()
-    literal(a, b, text).square().sum().backward()
+    fused = literal(a, b, text)
+    fused.square().sum().backward()
     expected = translate({name: parameter.grad for name, parameter in literal.named_parameters()})
     for model, checkpointing in zip(models, (False, True)):
         model.load_state_dict(translate(literal.state_dict()))
         configure_compute(checkpointing=checkpointing)
-        model(a, b, text).square().sum().backward()
+        ours = model(a, b, text)
+        torch.testing.assert_close(ours, fused, atol=1e-10, rtol=0)
+        ours.square().sum().backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-10, rtol=1e-6, msg=name)
 
@@ -246,14 +236,6 @@ def test_literal_oracle_is_the_published_network(published, vectors):
     torch.testing.assert_close(fused, torch.from_numpy(vectors["case0_fused"]), atol=1e-5, rtol=0)
 
 
-def test_reference_weights_are_made_again_bit_for_bit(published, shared):
-    ours, theirs = (
-        torch.load(path, weights_only=True)["model"]
-        for path in (published, shared / "reference" / "film_official_layout.pth")
-    )
-    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_result_does_not_depend_on_companions(name):
     model = small(name)
@@ -268,17 +250,6 @@ def test_result_does_not_depend_on_companions(name):
         together = model(*model.forward_args(batch))
         for i, single in enumerate(alone):
             torch.testing.assert_close(together[i : i + 1], model(*model.forward_args(single)), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_guides_change_the_result(name):
-    model = small(name)
-    batch = example(model, (20, 26), n=1)
-    with torch.no_grad():
-        fused = model(*model.forward_args(batch))
-        for feature in features_of(model.inputs):
-            other = batch | {feature.name: torch.randn_like(batch[feature.name])}
-            assert not torch.equal(model(*model.forward_args(other)), fused), feature.name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -308,7 +279,6 @@ def test_baselines():
     assert torch.equal(build_model("mean")(a, b), (a + b) / 2)
     assert torch.equal(build_model("max")(a, b), torch.maximum(a, b))
     pyramid = build_model("laplacian")
-    torch.testing.assert_close(pyramid(a, a), a, atol=1e-5, rtol=0)  # perfect reconstruction
     sharp = torch.zeros(1, 1, 64, 64)
     sharp[..., ::2] = 1.0
     blurred = torch.full_like(sharp, 0.5)
@@ -332,28 +302,15 @@ def test_rules_on_any_size_and_batch(name, size):
         torch.testing.assert_close(rule(white, white), white, atol=1e-6, rtol=0)
 
 
-def test_saliency_keeps_warm_targets():
-    """A warm spot, dark in the visible image, keeps its contrast, and so does the texture of the visible image."""
-    infrared, visible = torch.full((1, 1, 120, 160), 0.1), 0.3 + 0.04 * torch.rand(1, 1, 120, 160)
-    visible[..., 100:, ::2] += 0.3
-    infrared[..., 40:60, 60:80], visible[..., 40:60, 60:80] = 0.9, 0.2
-    rule = build_model("saliency")
-    fused = rule(infrared, visible)
-
-    def contrast(image: torch.Tensor) -> float:
-        return (image[..., 42:58, 62:78].mean() - image[..., 20:35, 60:80].mean()).item()
-
-    assert contrast((infrared + visible) / 2) < 0.45 * contrast(infrared)
-    assert contrast(fused) > 0.7 * contrast(infrared)
-    steps = fused[..., 105:, ::2].mean() - fused[..., 105:, 1::2].mean()
-    assert steps.item() > 0.28
-
-    expected = two_scale(infrared[0, 0].double().numpy(), visible[0, 0].double().numpy(), 35)
-    torch.testing.assert_close(rule(infrared.double(), visible.double())[0, 0], torch.from_numpy(expected))
+def test_saliency_is_the_rule_pixel_by_pixel():
+    a, b = torch.full((60, 80), 0.1).double(), 0.3 + 0.04 * torch.rand(60, 80).double()
+    b[50:, ::2] += 0.3
+    a[20:30, 30:40], b[20:30, 30:40] = 0.9, 0.2  # a warm spot, dark in the visible image
+    expected = torch.from_numpy(two_scale(a.numpy(), b.numpy(), 35))
+    torch.testing.assert_close(build_model("saliency")(a[None, None], b[None, None])[0, 0], expected)
 
 
 def two_scale(a: np.ndarray, b: np.ndarray, window: int) -> np.ndarray:
-    """The rule pixel by pixel."""
     half, (h, w) = window // 2, a.shape
 
     def base(x):
@@ -405,14 +362,10 @@ def test_focus_takes_the_sharp_halves():
     [
         ("flim", {}, "did you mean 'film'"),
         ("film", {"chanels": 8}, "did you mean 'channels'"),
-        ("film", {"channels": "many"}, "net.channels in 'film' must be int, not 'many'"),
         ("film", {"channels": 0}, "at least 1"),
         ("film", {"channels": 10}, "multiples of net.heads"),
         ("film", {"token_grid": [3, 5]}, "a multiple of net.hidden_dim"),
-        ("film", {"token_grid": [288]}, "must be tuple"),
-        ("mean", {"channels": 3}, "not an option of 'mean'"),
         ("mgfusion", {"without": ["cfi"]}, "cii and cff only"),
-        ("mgfusion", {"without": "cii"}, "must be tuple"),
     ],
 )
 def test_wrong_options_are_named(name, options, words):
@@ -420,28 +373,14 @@ def test_wrong_options_are_named(name, options, words):
         build_model(name, **options)
 
 
-def test_checkpoint_round_trip(tmp_path):
-    model = build_model("film", **SMALL)
-    text = GuideRecord("x", options={"encoder": "auto", "path": None}, default=torch.randn(3, 12))
-    save_checkpoint(tmp_path / "x.pth", model.checkpoint(Provenance({"text": text})))
-    loaded = load_model(tmp_path / "x.pth")
-    assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded.provenance.guides["text"].default, text.default)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-    assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
-
-
 def test_bad_checkpoints_are_refused(tmp_path, published):
-    (tmp_path / "noise.pth").write_bytes(b"not a checkpoint")
     whole = published.read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    torch.save({"weights": 1}, tmp_path / "other.pth")
     checkpoint = torch.load(published, weights_only=True)
     torch.save({"model": checkpoint["model"] | {"module.extra.weight": torch.ones(1)}}, tmp_path / "extra.pth")
     short = dict(checkpoint["model"])
     short.pop("module.conv2.bias")
     torch.save({"model": short}, tmp_path / "short.pth")
-    for name in ("missing", "noise", "cut", "other", "extra", "short"):
+    for name in ("missing", "cut", "extra", "short"):
         with pytest.raises(InputError):
             load_model(tmp_path / f"{name}.pth")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import cv2
 import pytest
@@ -23,8 +22,9 @@ CONFIGS = {"IVF": "film_ivf_small", "MIF": "film_mif_small", "MEF": "film_mef_sm
 CONFIGS |= {"MGFusion_IVF": "mgfusion_ivf_small", "IVF_instruct": "film_instruct_ivf", "IVF_fast": "film_ivf_fast"}
 
 
-def save(path: Path, model: torch.nn.Module) -> dict:
-    """Save weights that know more of a machine than others may; the checkpoint."""
+def test_round_trip_in_half_precision(tmp_path):
+    """And what weights know of a machine is not passed on."""
+    model = build_model("film_blend", **SMALL).eval()
     config = Config().as_dict() | {"clip": "/home/me/clip", "ckpt": "/home/me/w.pth", "seed": 3}
     config["describe"]["url"] = "https://me:s3cret@host/v1"
     config["data"] |= {"root": "/home/me/data", "datasets": "/home/me/d.yaml"}
@@ -36,13 +36,7 @@ def save(path: Path, model: torch.nn.Module) -> dict:
         "clip": GuideRecord("/home/me/clip", "1"),
     }
     checkpoint = model.checkpoint(Provenance(guides, config, "abc", 2, {"Toy_test": {"EN": 7.0}}))
-    save_weights(path, checkpoint | {"optimizer": {"state": {}}})
-    return checkpoint
-
-
-def test_round_trip_in_half_precision(tmp_path):
-    model = build_model("film_blend", **SMALL).eval()
-    checkpoint = save(tmp_path / "w.safetensors", model)
+    save_weights(tmp_path / "w.safetensors", checkpoint | {"optimizer": {"state": {}}})
     loaded = load_model(tmp_path / "w.safetensors")
     assert loaded.config == model.config | {"token_grid": [8, 8]}
     for name, tensor in model.state_dict().items():
@@ -61,7 +55,7 @@ def test_round_trip_in_half_precision(tmp_path):
     assert load_model(tmp_path / "new.safetensors").provenance.guides == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", (1 << 60).to_bytes(8, "little") + b"{}", None])
+@pytest.mark.parametrize("content", [(1 << 60).to_bytes(8, "little") + b"{}", None])
 def test_damaged_weights_are_one_sentence(tmp_path, content):
     path = tmp_path / "w.safetensors"
     if content is None:  # a header that is no JSON
@@ -70,16 +64,6 @@ def test_damaged_weights_are_one_sentence(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"w\.safetensors is not a checkpoint"):
         load_model(path)
-
-
-def test_export_measures_what_it_writes(prepared, tmp_path):
-    script("train.py", *prepared, "train.epochs=1")
-    last = only_run(tmp_path) / "model" / "last.pth"
-    script("utils.export", tmp_path / "w.safetensors", *prepared, f"ckpt={last}")
-    measured = read_checkpoint(tmp_path / "w.safetensors")["metrics"]["Toy_test"]
-    script("test.py", *prepared, f"ckpt={tmp_path}/w.safetensors")
-    summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
-    assert summary["mean"]["FILM"] == measured
 
 
 def test_default_text_for_all(prepared, tmp_path):
