@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.toy import make_pairs, process, script
+from tests.toy import make_pairs, script
 from utils.data import make
 from utils.data.images import colorize, list_images, merge_chroma, read_image, to_8bit
 from utils.data.pairs import PairDataset, collate
@@ -24,6 +23,8 @@ from utils.guides.text import default_text
 from utils.targets import warm_map
 
 PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
+WARM = ["loss={contrast_weight: 0.1}"]
+IMAGES = Path("Image", "IVF", "Toy")
 
 
 def gray_of(path) -> np.ndarray:
@@ -34,11 +35,9 @@ def gray_of(path) -> np.ndarray:
 def test_h5_holds_the_images_text_and_colour(toy, tmp_path):
     output = script(*PROCESS, *toy)
     assert "Toy_train.h5: 4 pairs" in output and "Toy_test.h5: 2 pairs" in output
-    assert sorted(p.name for p in (tmp_path / "h5").iterdir()) == ["Toy_test.h5", "Toy_train.h5"]
     source = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         assert file.attrs["dataset"] == "Toy"
-        assert file.attrs["text_encoder"] == "given"  # as files, without a note of what made them
         assert file["imageA/b1"].dtype == np.uint8 and file["imageA/b1"].fletcher32
     sample = PairDataset([tmp_path / "h5" / "Toy_test.h5"], chroma=True)[0]
     assert sample["name"] == "b1" and sample["image_a"].shape == (1, 45, 53)
@@ -67,7 +66,6 @@ def test_bit_depths(tmp_path):
         "gray16.png": rng.integers(0, 65536, (20, 30), dtype=np.uint16),
         "color16.png": rng.integers(0, 65536, (20, 30, 3), dtype=np.uint16),
         "float.tiff": rng.random((20, 30), dtype=np.float32),
-        "gray.pgm": rng.integers(0, 256, (20, 30), dtype=np.uint8),
     }.items():
         cv2.imwrite(str(tmp_path / name), image)
         gray, chroma = read_image(tmp_path / name)
@@ -78,50 +76,38 @@ def test_bit_depths(tmp_path):
 def test_kinds_of_images(tmp_path):
     """What a file of any kind shows is what an 8-bit colour PNG of the same pixels shows."""
     colour = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), (30, 20))
-    picture, turned = Image.fromarray(colour), Image.Exif()
+    picture, turned = Image.fromarray(colour).quantize(200).convert("RGB"), Image.Exif()
     turned[0x0112] = 6  # the camera was held upright: shown turned by 90 degrees
     picture.save(tmp_path / "plain.png")
-    picture.quantize(200).convert("RGB").save(tmp_path / "plain_palette.png")
     picture.quantize(200).save(tmp_path / "palette.png", transparency=3)
     picture.convert("RGBA").save(tmp_path / "alpha.png")
     picture.convert("CMYK").save(tmp_path / "cmyk.tiff")
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
     picture.save(tmp_path / "several.tiff", save_all=True, append_images=[picture.rotate(180)])
-    picture.save(tmp_path / "turned.png", exif=turned)
     picture.save(tmp_path / "turned.jpg", quality=100, subsampling=0, exif=turned)
     gray, chroma = read_image(tmp_path / "plain.png")
-    kinds = {"alpha.png": 0, "cmyk.tiff": 0, "several.tiff": 0, "palette.png": 0, "cmyk.jpg": 4}
-    for name, off in kinds.items():
-        expected = read_image(tmp_path / "plain_palette.png") if name == "palette.png" else (gray, chroma)
-        for found, right in zip(read_image(tmp_path / name), expected):
+    for name, off in {"alpha.png": 0, "cmyk.tiff": 0, "several.tiff": 0, "palette.png": 0, "cmyk.jpg": 4}.items():
+        for found, right in zip(read_image(tmp_path / name), (gray, chroma)):
             assert np.abs(found.astype(int) - right).max() <= off, name
-    for name, off in {"turned.png": 0, "turned.jpg": 4}.items():
-        assert np.abs(read_image(tmp_path / name)[0].astype(int) - np.rot90(gray, -1)).max() <= off, name
+    assert np.abs(read_image(tmp_path / "turned.jpg")[0].astype(int) - np.rot90(gray, -1)).max() <= 4
     picture.convert("1").save(tmp_path / "bits.png")
     assert set(np.unique(read_image(tmp_path / "bits.png")[0])) == {0, 255}
 
 
-@pytest.mark.parametrize(
-    ("pixels", "words"),
-    [
-        (np.full((4, 5), np.nan, np.float32), "floats outside .0, 1. or NaN"),
-        (np.full((4, 5), -0.1, np.float32), "floats outside .0, 1. or NaN"),
-        (np.full((4, 5), 0.5, np.float64), "pixels of type float64"),
-    ],
-    ids=["NaN", "negative", "float64"],
-)
-def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path, pixels, words):
-    cv2.imwrite(str(tmp_path / "x.tiff"), pixels)
-    with pytest.raises(InputError, match=rf"x\.tiff (holds|has) {words}"):
-        read_image(tmp_path / "x.tiff")
+def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path):
+    outside = "floats outside .0, 1. or NaN"
+    for value, kind, words in (
+        (np.nan, np.float32, outside),
+        (-0.1, np.float32, outside),
+        (0.5, np.float64, "pixels of type float64"),
+    ):
+        cv2.imwrite(str(tmp_path / "x.tiff"), np.full((4, 5), value, kind))
+        with pytest.raises(InputError, match=rf"x\.tiff (holds|has) {words}"):
+            read_image(tmp_path / "x.tiff")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "size",
-    [(1, 1), (9, 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1, 20000), (20000, 3)))],
-    ids=str,
-)
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 3)], ids=str)
 def test_images_of_odd_sizes_are_fused(tmp_path, size):
     gray = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), gray)
@@ -163,13 +149,7 @@ def test_published_h5_opens(tmp_path):
     assert (batch["chroma"] == 128).all()
 
 
-IMAGES = Path("Image", "IVF", "Toy")
 FEATURE = Path("TextFeature", "IVF", "Toy", "a4.npy")
-
-
-def write(name: str, content: bytes) -> Callable[[Path], int]:
-    """What writes a file of the toy set's Image/ folder."""
-    return lambda base: (base / IMAGES / name).write_bytes(content)
 
 
 DAMAGE = {  # how the toy training set is broken, and what the message must say
@@ -178,31 +158,23 @@ DAMAGE = {  # how the toy training set is broken, and what the message must say
         lambda base: cv2.imwrite(str(base / IMAGES / "VI" / "a2.png"), np.zeros((40, 50), np.uint8)),
         "'a2' has sources of unequal sizes: 40 x 48 and 40 x 50",
     ),
-    "unreadable": (write("IR/a3.png", b"no image"), "a3.png is not an image"),
+    "unreadable": (lambda base: (base / IMAGES / "IR/a3.png").write_bytes(b"no image"), "a3.png is not an image"),
     "truncated": (lambda base: os.truncate(base / IMAGES / "IR" / "a3.png", 2000), "a3.png is truncated"),
-    "listed twice": (write("train.txt", b"a1\na2\na1\n"), "'a1' is listed 2 times"),
+    "listed twice": (lambda base: (base / IMAGES / "train.txt").write_text("a1\na2\na1\n"), "'a1' is listed 2 times"),
     "missing text": (lambda base: (base / FEATURE).unlink(), "'a4' has no text"),
-    "other width": (lambda base: np.save(base / FEATURE, np.zeros((3, 13))), "'a4' is 13 wide, the rest 12"),
     "NaN": (lambda base: np.save(base / FEATURE, np.full((3, 12), np.nan)), "a4.npy cannot be used .it holds NaN"),
-    "not an array": (lambda base: (base / FEATURE).write_bytes(b"nothing"), "a4.npy cannot be used"),
     "note": (lambda base: (base / FEATURE).with_suffix(".json").write_text('{"maker": 1}'), "unknown key 'maker'"),
-    "empty split": (write("train.txt", b"\n\n"), "train.txt is empty"),
+    "empty split": (lambda base: (base / IMAGES / "train.txt").write_text("\n\n"), "train.txt is empty"),
     "no split": (lambda base: (base / IMAGES / "train.txt").unlink(), "cannot read the split file"),
 }
-
-
-def damage(kind: str, base: Path) -> str:
-    """Break the toy training set in one way; what the message must say."""
-    break_it, words = DAMAGE[kind]
-    break_it(base)
-    return words
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_bad_input_is_one_sentence(kind, toy, tmp_path):
     (tmp_path / "h5").mkdir()
     (tmp_path / "h5" / "Toy_train.h5").write_bytes(b"what was there before")
-    expected = damage(kind, tmp_path / "VLF")
+    break_it, expected = DAMAGE[kind]
+    break_it(tmp_path / "VLF")
     output = script(*PROCESS, *toy, "Toy_train", code=1)
     assert re.search(expected, output) and "Traceback" not in output
     assert [p.name for p in (tmp_path / "h5").iterdir()] == ["Toy_train.h5"]  # and nothing half done
@@ -230,21 +202,21 @@ def test_any_number_of_workers_writes_the_same_bytes(toy, tmp_path, eager):
         assert max(eager) == count and not multiprocessing.active_children()
         found[count] = {path.name: path.read_bytes() for path in (tmp_path / "h5").iterdir()}
     assert len(found[0]) == 2 and found[0] == found[3]
-    with h5py.File(tmp_path / "h5" / "Toy_train.h5") as file:
-        assert {"imageA", "imageB", "text", "warm", "chroma"} == set(file)
 
 
 def test_everything_wrong_is_listed_at_once(toy, tmp_path, eager):
     """In the order of the set, whatever the number of workers; and the good set is made."""
     (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text("a2\na1\na4\na3\n")
-    expected = [damage(kind, tmp_path / "VLF") for kind in ("missing text", "missing partner", "truncated")]
+    broken = [DAMAGE[kind] for kind in ("missing text", "missing partner", "truncated")]
+    for break_it, _ in broken:
+        break_it(tmp_path / "VLF")
     listed = []
     for count in (0, 2):
         output = script(*PROCESS, *toy, f"data.num_workers={count}", code=1)
         listed.append(output.partition("was not made:\n")[2].splitlines())
         assert "Traceback" not in output and "Toy_test.h5: 2 pairs" in output
-    assert listed[0] == listed[1] and len(listed[0]) == len(expected)
-    assert all(re.search(words, line) for words, line in zip(expected, listed[0])), listed[0]
+    assert listed[0] == listed[1] and len(listed[0]) == len(broken)
+    assert all(re.search(words, line) for (_, words), line in zip(broken, listed[0])), listed[0]
     assert [path.name for path in (tmp_path / "h5").iterdir()] == ["Toy_test.h5"]
 
 
@@ -257,27 +229,11 @@ def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
     assert not list((tmp_path / "h5").iterdir()) and not multiprocessing.active_children()
 
 
-def test_no_space_is_one_sentence_and_loses_nothing(toy, tmp_path):
-    """A limit on the size of files takes the place of a full disk."""
-    script(*PROCESS, *toy, "Toy_train")
-    before = (tmp_path / "h5" / "Toy_train.h5").read_bytes()
-    limited = (
-        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    output = process("-c", limited, *PROCESS, *toy, "Toy_train", code=1)
-    assert "cannot write" in output and "is there space" in output and "Traceback" not in output
-    assert (tmp_path / "h5" / "Toy_train.h5").read_bytes() == before
-    assert len(list((tmp_path / "h5").iterdir())) == 1
-
-
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ("{task: IVF, a: [5], b: VI, color: [VI]}", "a in the row Toy of .* must be str"),
         ("{task: IVF, a: IR, b: VI, color: [IX]}", "must list none, one or both of IR and VI"),
-        ("{task: IVF, a: IR, b: VI}", "the row Toy of .* needs the key 'color'"),
         ("{task: IVF, a: IR, b: IR, color: []}", "must name different folders"),
         ("{task: IVF, a: IR, b: VI, color: [], maps: {text: T}}", "cannot name a map 'text'"),
     ],
@@ -309,10 +265,6 @@ def test_an_h5_that_is_cut_short_is_named(prepared, tmp_path):
             PairDataset([path])
 
 
-def test_unknown_sets_are_named(toy):
-    assert "did you mean 'Toy'" in script(*PROCESS, *toy, "Tyo_train", code=1)
-
-
 def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
     script(*PROCESS, *toy, "Toy_train")
     path = tmp_path / "h5" / "Toy_train.h5"
@@ -332,9 +284,6 @@ def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
             seen.add(sample["image_a"].numpy().tobytes())
     assert len(seen) == 24  # every epoch and sample another draw
     assert not torch.equal(make(seed=3)[0]["image_a"], make(seed=4)[0]["image_a"])
-
-
-WARM = ["loss={contrast_weight: 0.1}"]
 
 
 def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
@@ -366,7 +315,6 @@ def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
 def test_a_map_that_is_not_there_is_one_sentence(toy, prepared, tmp_path):
     path = tmp_path / "h5" / "Toy_train.h5"
     for options, words in (
-        ({"crop": 64}, "smaller than train.crop"),
         ({"maps": ["warm"]}, "holds no 'warm', which the loss or train.crop_on takes; make the H5 again with this"),
         ({"crop": 16, "crop_on": "worm"}, "holds no 'worm', .* name its folder under maps in the table"),
         ({"crop_on": "warm"}, "train.crop_on=warm places crops, and train.crop is not set"),
@@ -420,12 +368,3 @@ def test_one_coloured_source_keeps_its_chroma():
     np.testing.assert_array_equal(merge_chroma([one, None]), one)
     np.testing.assert_array_equal(merge_chroma([one, np.full_like(one, 128)]), one)
     assert merge_chroma([None, None]) is None
-
-
-def test_a_transform_sees_the_crop_and_adds_to_the_sample(prepared, tmp_path):
-    def negative(maps, rng):
-        assert maps["image_a"].shape == (1, 16, 16)
-        return maps | {"image_b": 1 - maps["image_a"]}, {"drawn": torch.tensor(rng.random())}
-
-    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"], crop=16, augment=True, transform=negative)
-    assert torch.equal(dataset[0]["image_b"], 1 - dataset[0]["image_a"]) and dataset[0]["drawn"] == dataset[0]["drawn"]

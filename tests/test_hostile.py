@@ -1,10 +1,8 @@
 """Files made to do harm: nothing in them runs, and no name in them reads or writes outside the config's folders."""
 
-import io
 import json
 import os
 import pickle
-import struct
 from pathlib import Path
 
 import cv2
@@ -16,15 +14,14 @@ import torch
 from net import build_model, load_model
 from test import find_checkpoint
 from tests.test_text import save_bert
-from tests.toy import CONFIG, make_pairs, script
-from utils.config import Config, load_config
+from tests.toy import CONFIG, script
+from utils.config import load_config
 from utils.data.h5 import h5_path
 from utils.data.images import MAX_PIXELS, read_image
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
-from utils.guides.text import TextEncoder, open_text_encoder
-from utils.provenance import GuideRecord
+from utils.guides.text import TextEncoder
 
 
 class Mark:
@@ -35,11 +32,6 @@ class Mark:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-def test_the_mark_works(tmp_path):
-    pickle.loads(pickle.dumps(Mark(tmp_path / "mark")))
-    assert (tmp_path / "mark").is_dir()
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
@@ -59,7 +51,7 @@ def test_a_run_to_resume_that_runs_code_is_refused(prepared, tmp_path):
     assert "can be read safely" in output and not (tmp_path / "mark").exists()
 
 
-def test_a_text_encoder_that_runs_code_is_refused(toy, tmp_path):
+def test_a_text_encoder_that_runs_code_is_refused(tmp_path):
     folder = save_bert(tmp_path / "bert")
     os.remove(f"{folder}/model.safetensors")
     torch.save({"embeddings": Mark(tmp_path / "mark")}, f"{folder}/pytorch_model.bin")
@@ -90,10 +82,9 @@ def test_a_feature_that_runs_code_is_refused(toy, tmp_path):
 
 
 def test_yaml_that_runs_code_is_refused(tmp_path):
-    for text in ("seed: !!python/object/apply:os.mkdir [{}]", "!!python/object/new:os.mkdir [{}]"):
-        (tmp_path / "c.yaml").write_text(text.format(tmp_path / "mark"))
-        with pytest.raises(InputError, match=r"c\.yaml.* is not valid YAML"):
-            load_config(tmp_path / "c.yaml", [])
+    (tmp_path / "c.yaml").write_text(f"seed: !!python/object/apply:os.mkdir [{tmp_path / 'mark'}]")
+    with pytest.raises(InputError, match=r"c\.yaml.* is not valid YAML"):
+        load_config(tmp_path / "c.yaml", [])
     assert not (tmp_path / "mark").exists()
 
 
@@ -151,7 +142,6 @@ def test_a_task_that_climbs_is_refused():
         ("text/b1", None),
         ("text/b1", np.full((5, 12), np.nan, np.float32)),
     ],
-    ids=["group", "four dimensions", "no pixel", "text", "negative", "NaN", "size", "chroma", "no text", "NaN in text"],
 )
 def test_what_is_no_sample_is_one_sentence(prepared, tmp_path, key, value):
     path = tmp_path / "h5" / "Toy_test.h5"
@@ -207,25 +197,11 @@ def test_an_h5_that_reads_other_files_is_refused(prepared, tmp_path, way):
         PairDataset([path], ())[0]
 
 
-def declaring(kind: str, width: int, height: int) -> bytes:
-    """A small file that says it is a large image."""
-    if kind == "pgm":
-        return b"P5 %d %d 255\n" % (width, height) + bytes(100)
-    data = bytearray(cv2.imencode(f".{kind}", np.zeros((128, 128), np.uint8))[1])
-    if kind == "jpg":
-        place = data.index(b"\xff\xc0") + 5
-        data[place : place + 4] = struct.pack(">HH", height, width)
-    else:
-        data[18:26] = struct.pack("<ii", width, height)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", ["jpg", "bmp", "pgm"])
-def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, kind, monkeypatch):
+def test_an_image_that_declares_a_billion_pixels_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
-    path = tmp_path / f"large.{kind}"
-    path.write_bytes(declaring(kind, 40000, 30000))
-    with pytest.raises(InputError, match=rf"large\.{kind} is 40000 x 30000 pixels, and {MAX_PIXELS // 10**6} million"):
+    path = tmp_path / "large.pgm"
+    path.write_bytes(b"P5 40000 30000 255\n" + bytes(100))
+    with pytest.raises(InputError, match=rf"large\.pgm is 40000 x 30000 pixels, and {MAX_PIXELS // 10**6} million"):
         read_image(path)
 
 
@@ -243,15 +219,12 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
 def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
     """Found by tools/fuzz.py: NumPy's reader of headers raises tokenize.TokenError."""
     feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "a1.npy"
-    stored = io.BytesIO()
-    np.save(stored, np.zeros((3, 12), np.float32))
-    feature.write_bytes(stored.getvalue().replace(b"}", b"("))
+    np.save(feature, np.zeros((3, 12), np.float32))
+    feature.write_bytes(feature.read_bytes().replace(b"}", b"("))
     assert "a1.npy cannot be used" in script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan", "train: {lr: 1e39}"]
-)
+@pytest.mark.parametrize("text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan"])
 def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
     """Found by tools/fuzz.py: PyYAML raises ValueError and RecursionError."""
     (tmp_path / "c.yaml").write_text(text)
@@ -262,9 +235,6 @@ def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
 def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    (tmp_path / "c.yaml").write_text("\n".join(lines))
-    with pytest.raises(InputError, match="unknown key 'a0'"):
-        load_config(tmp_path / "c.yaml", [])
     (tmp_path / "c.yaml").write_text("net:\n" + "\n".join("  " + line for line in lines) + "\nseed: *a8\n")
     with pytest.raises(InputError, match=r"c\.yaml") as caught:
         load_config(tmp_path / "c.yaml", [])
@@ -278,7 +248,6 @@ def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):
         ("guides", {"clip": {"revision": "1"}}),
         ("net", {"name": "film_blend", "channels": 2**70}),
         ("net", {"name": "film_blend", "channels": "wide"}),
-        ("net", {"name": ["film"]}),
         ("model", {"weight": torch.zeros(2).to_sparse()}),
         ("model", {"weight": torch.zeros(2, device="meta")}),
     ],
@@ -293,11 +262,6 @@ def test_what_no_training_records_is_one_sentence(tmp_path, key, value):
     torch.save(whole | {key: value}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w\.pth"):
         load_model(tmp_path / "w.pth")
-
-
-def test_a_text_encoder_that_is_not_known_is_one_sentence():
-    with pytest.raises(InputError, match="names a text encoder 'odd', which is none of blip2, auto"):
-        open_text_encoder(Config(ckpt="w.pth"), GuideRecord("x", options={"encoder": "odd"}), 12, "cpu")
 
 
 def test_a_damaged_run_is_not_resumed(prepared, tmp_path):
@@ -348,8 +312,7 @@ def test_a_flipped_bit_of_weights_is_noticed(prepared, tmp_path):
         load_model(path)
 
 
-def test_networks_too_large_to_build_are_one_sentence(tmp_path):
-    make_pairs(tmp_path / "VLF", ["a1"], "train")
+def test_networks_too_large_to_build_are_one_sentence():
     output = script("train.py", *CONFIG, "net.channels=1000000000", "device=cpu", code=1)
     assert "not enough memory to build the network 'film'" in output
     assert "at most 100" in script("train.py", *CONFIG, "net.blocks=1000000000", "device=cpu", code=1)

@@ -11,7 +11,9 @@ from PIL import Image
 
 from net import build_model, load_model
 from tests import literal
+from tests.test_scripts import only_run
 from tests.toy import process, script
+from train import learning_rate
 from utils.config import Config, Train
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
@@ -55,27 +57,9 @@ def sets(toy, tmp_path, clip_folder) -> list[str]:
     return [*words, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
 
 
-def only_run(tmp_path):
-    (folder,) = (tmp_path / "exp").iterdir()
-    return folder
-
-
-def example(n: int = 2, size: tuple[int, int] = (24, 20)) -> list[torch.Tensor]:
-    """A and B, and their CLIP vectors."""
-    return [*torch.rand(2, n, 1, *size), torch.randn(n, 2, 12)]
-
-
-# --- the network ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("without", [(), ("cii",), ("cff",), ("cii", "cff")])
-def test_gradients_reach_every_parameter(without):
-    model = build_model("mgfusion", **SMALL, without=without)
-    assert model.inputs == (() if len(without) == 2 else ("clip",))
-    a, b, clip = example()
-    model(a, b, *([clip] if model.inputs else [])).square().mean().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+def example(size: tuple[int, int] = (24, 20)) -> list[torch.Tensor]:
+    """A and B of two pairs, and their CLIP vectors."""
+    return [*torch.rand(2, 2, 1, *size), torch.randn(2, 2, 12)]
 
 
 def test_ablations_take_out_their_part_alone():
@@ -108,14 +92,11 @@ def test_equations_of_the_paper():
     for value in model.state_dict().values():  # nothing at its neutral start
         if value.is_floating_point():
             value.add_(torch.rand_like(value) * 0.1)
-    batch = [x.double() for x in example(2, (13, 31))]
+    batch = [x.double() for x in example((13, 31))]
     with torch.no_grad():
         expected = literal.mgfusion(model.state_dict(), *batch, lambda name, x: model.get_submodule(name)(x))
         torch.testing.assert_close(model(*batch), expected, atol=1e-10, rtol=0)
     assert expected.std() > 1e-3  # not saturated
-
-
-# --- CLIP -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(60, 97), (20, 11)])
@@ -171,24 +152,13 @@ def test_vectors_of_an_unknown_clip_are_refused(sets, tmp_path):
     assert "does not say which CLIP" in script("train.py", *sets, code=1)
 
 
-def test_one_vector_is_not_enough(sets, tmp_path):
-    with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
-        del file["clip/b1"]
-        file["clip/b1"] = np.ones((1, 12), np.float32)
-    with pytest.raises(InputError, match="'b1' of .* clip has 1 rows and not 2"):
-        PairDataset([tmp_path / "h5" / "Toy_test.h5"], ["clip"])
-
-
-def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_had(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="hf download .* clip=models/clip"):
         ClipEncoder(str(tmp_path / "empty"))
+    path = save_clip(tmp_path / "narrow", 0, width=7)
     with pytest.raises(InputError, match="vectors 7 wide and the network takes 12"):
-        path = save_clip(tmp_path / "narrow", 0, width=7)
         open_guides(Config(clip=path), build_model("mgfusion", **SMALL), [], torch.device("cpu"))
-
-
-# --- the scripts ------------------------------------------------------------------------------------
 
 
 def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_folder):
@@ -208,7 +178,6 @@ def test_h5_vectors_equal_those_computed_on_the_fly(sets, toy, tmp_path, clip_fo
     script("data_process.py", *MGFUSION, *toy, "net={name: mean}", f"data.h5={tmp_path / 'bare'}")
     script("test.py", *sets, checkpoint, f"data.h5={tmp_path / 'bare'}", f"test.output={tmp_path / 'out2'}")
     with_h5, on_the_fly = (json.loads((tmp_path / f / "Toy" / "metrics.json").read_text()) for f in ("out", "out2"))
-    assert with_h5["mean"]["MGFusion"] == pytest.approx(on_the_fly["mean"]["MGFusion"], rel=1e-3)
     expected = {"name": record.name, "revision": record.revision}
     assert with_h5["guides"]["clip"] == on_the_fly["guides"]["clip"] == expected
     for image in ("b1", "b2"):
@@ -273,15 +242,12 @@ def test_a_random_clip_is_said_everywhere(sets, toy, tmp_path, monkeypatch):
     assert "MGFusion (random CLIP)" in output and "CLIP random (random weights)" in output
     summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
     assert summary["guides"]["clip"]["name"] == "random" and summary["network"] == "MGFusion (random CLIP)"
-    assert "MGFusion (random CLIP)" in (tmp_path / "out" / "Toy" / "metrics.csv").read_text()
 
 
 def test_a_set_without_vectors_needs_crops_or_clip(sets, toy, tmp_path):
     script("data_process.py", *MGFUSION, *toy, "net={name: mean}")
     assert "clip_input=image needs CLIP vectors in the H5" in script("train.py", *sets, code=1)
     script("train.py", *sets, "clip_input=crop")
-    output = script("train.py", "--config", "configs/film_ivf.yaml", *toy, code=1)
-    assert "Toy_train.h5 holds no text" in output
 
 
 def test_without_both_parts_no_clip_is_loaded(sets, tmp_path):
@@ -289,12 +255,7 @@ def test_without_both_parts_no_clip_is_loaded(sets, tmp_path):
     assert torch.load(only_run(tmp_path) / "model" / "last.pth", weights_only=True)["guides"] == {}
 
 
-# --- recipe -----------------------------------------------------------------------------------------
-
-
 def test_learning_rate_of_the_paper():
-    from train import learning_rate
-
     rate = learning_rate(Train(epochs=100, lr=1e-3, schedule="warmup", warmup=20, lr_low=1e-4))
     assert [1e-3 * rate(epoch) for epoch in (0, 10, 20, 99)] == pytest.approx([1e-4, 5.5e-4, 1e-3, 1e-4])
     film = learning_rate(Train())

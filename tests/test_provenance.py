@@ -12,10 +12,11 @@ import torch
 
 from net import load_model
 from net.checkpoint import read_checkpoint
+from tests.test_faults import files
 from tests.test_mgfusion import save_clip
 from tests.test_scripts import only_run
 from tests.test_text import save_bert
-from tests.toy import CONFIG, FAST, ROOT, make_pairs, script
+from tests.toy import CONFIG, FAST, ROOT, script
 from utils.config import load_config
 from utils.data.h5 import open_h5
 from utils.files import write_file
@@ -112,10 +113,6 @@ def test_what_decides_the_best_checkpoint_does_not_change(prepared, tmp_path):
         assert f"{word.partition('=')[0]} is " in output and "in the run to resume" in output
 
 
-def files(folder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_a_run_resumed_from_an_earlier_epoch_gets_a_folder_of_its_own(prepared, tmp_path):
     """What the run made after that epoch stays, damaged or not, and best.pth is of the run that is in the folder."""
     words = [*prepared, "data.val=[Toy_test]", "train.val_every=1", "train.save_every=1"]
@@ -157,7 +154,6 @@ def test_another_network_beside_a_checkpoint_is_refused(prepared, tmp_path):
 def test_missing_sets_are_made_for_the_network_and_not_for_the_config(prepared, tmp_path):
     """The config names a network with text; the checkpoint's takes the vectors of a CLIP that it records."""
     clip = save_clip(tmp_path / "tiny-clip", seed=0)
-    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3", "a4"], "train")
     net = ["--config", "configs/mgfusion_ivf.yaml", "net={name: mgfusion, clip_dim: 12, channels: 8, heads: 2}"]
     words = [*net, *prepared[2:9], f"data.h5={tmp_path / 'h5_clip'}", f"clip={clip}"]
     script("data_process.py", *words, "Toy_train")
@@ -165,24 +161,18 @@ def test_missing_sets_are_made_for_the_network_and_not_for_the_config(prepared, 
     script("train.py", *words, *more, "train.epochs=1")
     shutil.rmtree(tmp_path / "h5_clip")
     places = [word for word in prepared if word.startswith(("data.", "test.", "device"))]
-    output = script(
-        "test.py", *CONFIG, *places, f"data.h5={tmp_path / 'h5_clip'}", f"ckpt={only_run(tmp_path)}/model/last.pth"
-    )
+    places += [f"data.h5={tmp_path / 'h5_clip'}", f"ckpt={only_run(tmp_path)}/model/last.pth"]
+    output = script("test.py", *CONFIG, *places)
     assert f"vectors by CLIP {clip}" in output and "guided by CLIP" in output
     assert set(h5py.File(tmp_path / "h5_clip" / "Toy_test.h5")) == {"imageA", "imageB", "chroma", "clip"}
-
-
-def write_texts(root) -> None:
-    """A paragraph on each image of the toy set, in place of the features."""
-    shutil.rmtree(root / "TextFeature")
-    for image in (root / "Image" / "IVF" / "Toy").glob("*/*.png"):
-        write_file(root / "Text" / "IVF" / "Toy" / image.parent.name / f"{image.stem}.txt", "a warm car")
 
 
 def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
     bert = save_bert(tmp_path / "tiny-bert")
     words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
-    write_texts(tmp_path / "VLF")
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    for image in (tmp_path / "VLF" / "Image" / "IVF" / "Toy").glob("*/*.png"):
+        write_file(tmp_path / "VLF" / "Text" / "IVF" / "Toy" / image.parent.name / f"{image.stem}.txt", "a warm car")
     encoder = ["text.encoder=auto", f"text.path={bert}"]
     script("data_process.py", *words, *encoder, "Toy_train")
     script("train.py", *words, *encoder, "train.epochs=1")
@@ -190,34 +180,18 @@ def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
     assert attributes(tmp_path / "h5" / "Toy_test.h5")["text_encoder"] == "auto:tiny-bert"
 
 
-def test_a_note_without_its_feature_makes_the_feature_again(toy, tmp_path):
-    """What a kill between the two leaves."""
-    bert = save_bert(tmp_path / "tiny-bert")
-    write_texts(tmp_path / "VLF")
-    feature = tmp_path / "VLF" / "TextFeature" / "IVF" / "Toy" / "b1.npy"
-    words = [*CONFIG, *toy, "text.encoder=auto", f"text.path={bert}", "Toy_test"]
-    script("data_process.py", "encode", *words)
-    feature.unlink()
-    script("data_process.py", "encode", *words)
-    assert feature.is_file()
-
-
 def test_a_network_trained_without_text_is_not_given_any(toy, tmp_path):
     words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
-    shutil.copytree(tmp_path / "VLF" / "TextFeature", tmp_path / "features")
-    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    shutil.move(tmp_path / "VLF" / "TextFeature", tmp_path / "features")
     script("data_process.py", *words, "text.use=default", "Toy_train")
     script("train.py", *words, "text.use=default", "train.epochs=1")
-    shutil.copytree(tmp_path / "features", tmp_path / "VLF" / "TextFeature")
+    shutil.move(tmp_path / "features", tmp_path / "VLF" / "TextFeature")
     ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
     images = []
     for use in ("own", "default"):
         assert "guided by no text" in script("test.py", *words, ckpt, f"text.use={use}")
         images.append(files(tmp_path / "out" / "Toy" / "Gray"))
     assert images[0] == images[1]
-    image = tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "IR" / "b1.png"
-    output = script("fuse.py", image, image, "-o", tmp_path / "f.png", "--text", "a car", ckpt, code=1)
-    assert "reads no text" in output
 
 
 def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
@@ -229,11 +203,6 @@ def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
     ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
     assert "has text 20 wide" in script("test.py", *prepared, ckpt, code=1)
     script("test.py", *prepared, ckpt, "text.use=default")
-
-
-def test_a_row_of_simulated_sets_that_nobody_asks_for_is_left_alone(toy):
-    simulate = "data.simulate={Nowhere: {of: Neither, image: VI}}"
-    assert "Toy_test.h5: 2 pairs" in script("data_process.py", *CONFIG, *toy, simulate, "Toy_test")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.toy import CONFIG, make_pairs, script
+from tests.toy import CONFIG, script
 from utils.data.pairs import PairDataset
 from utils.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
 
@@ -16,15 +16,14 @@ ToyMedical: {task: MIF, a: MRI, b: T, color: [T]}
 """
 
 
-def photograph(seed: int = 0, height: int = 96, width: int = 128) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def photograph() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_everything_is_sharp_in_one_focus(seed):
+def test_everything_is_sharp_in_one_focus():
     """The sharper of both at each pixel is the photograph, but along a hard edge; and each has a blurred part."""
     image = photograph()
-    pair = focus_pair(image, np.random.default_rng(seed))
+    pair = focus_pair(image, np.random.default_rng(0))
     detail = [cv2.blur(cv2.Laplacian(x.astype(np.float32), cv2.CV_32F).var(axis=2), (7, 7)) for x in (image, *pair)]
     kept = np.maximum(detail[1], detail[2]) / detail[0]
     assert np.median(kept) > 0.8 and np.mean(kept > 0.3) > 0.7
@@ -55,28 +54,26 @@ def test_blur_of_one_sigma_is_gaussian():
 
 
 @pytest.fixture
-def photographs(tmp_path) -> list[str]:
-    """A toy set with paragraphs for its visible images, and a table with sets to simulate."""
-    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3"], "train", size=(60, 72))
+def photographs(toy, tmp_path) -> list[str]:
+    """The toy set with paragraphs for its visible images, and a table with sets to simulate."""
     folder = tmp_path / "VLF" / "Text" / "IVF" / "Toy" / "VI"
     folder.mkdir(parents=True)
-    for name in ("a1", "a2", "a3"):
+    for name in ("a1", "a2", "a3", "a4"):
         (folder / f"{name}.txt").write_text(f"A photograph, {name}.")
     (tmp_path / "datasets.yaml").write_text(TABLE)
-    places = [f"data.root={tmp_path}/VLF", f"data.h5={tmp_path}/h5", f"data.datasets={tmp_path}/datasets.yaml"]
-    return [*CONFIG, *places, "net={name: mean}", "data.resize=null", "data.test=[]"]
+    return [*CONFIG, *toy, "net={name: mean}", "data.test=[]"]
 
 
 def test_sets_are_simulated_once(photographs, tmp_path):
     words = [*photographs, "data.train=[ToyFocus_train, ToyExposure_train]"]
     words.append("data.simulate={ToyFocus: {of: Toy, image: VI}, ToyExposure: {of: Toy, image: VI}}")
     output = script("data_process.py", *words)
-    assert "3 pairs simulated from Toy_train, seed 0" in output
+    assert "4 pairs simulated from Toy_train, seed 0" in output
     base = tmp_path / "VLF" / "Image" / "MFF" / "ToyFocus"
-    assert (base / "train.txt").read_text().split() == ["a1", "a2", "a3"]
+    assert (base / "train.txt").read_text().split() == ["a1", "a2", "a3", "a4"]
     text = (tmp_path / "VLF" / "Text" / "MFF" / "ToyFocus" / "NEAR" / "a2.txt").read_text()
     assert text == "A photograph, a2. What is near is in sharp focus, what is far is soft and blurred.\n"
-    assert len(PairDataset([tmp_path / "h5" / "ToyFocus_train.h5", tmp_path / "h5" / "ToyExposure_train.h5"], ())) == 6
+    assert len(PairDataset([tmp_path / "h5" / "ToyFocus_train.h5", tmp_path / "h5" / "ToyExposure_train.h5"], ())) == 8
 
     before = (base / "NEAR" / "a1.png").read_bytes()
     assert "pairs simulated" not in script("data_process.py", *words)  # it is there
@@ -91,15 +88,13 @@ def test_sets_are_simulated_once(photographs, tmp_path):
 @pytest.mark.parametrize(
     "simulate, message",
     [
-        ("{ToyFocus: Toy}", "data.simulate.ToyFocus must hold keys of its own"),
         ("{ToyFocus: {of: Toi, image: VI}}", "has no dataset 'Toi'; did you mean 'Toy'"),
-        ("{ToyFocus: {of: Toy, image: XX}}", "'a1' has no image in"),
         ("{ToyMedical: {of: Toy, image: VI}}", "MIF cannot be simulated"),
         ("{ToyFocus: {of: Toy, image: IR}}", "'a1' has no text"),
     ],
 )
 def test_what_cannot_be_simulated_is_one_sentence(photographs, tmp_path, simulate, message):
-    train = "ToyMedical_train" if "Medical" in simulate else "ToyFocus_train"
-    output = script("data_process.py", *photographs, f"data.train=[{train}]", f"data.simulate={simulate}", code=1)
+    train = "data.train=[ToyFocus_train,ToyMedical_train]"
+    output = script("data_process.py", *photographs, train, f"data.simulate={simulate}", code=1)
     assert message in output and "Traceback" not in output
     assert not (tmp_path / "VLF" / "Image" / "MFF" / "ToyFocus" / "train.txt").exists()

@@ -1,6 +1,5 @@
 """Text encoders through the real loading code: tiny random models of the same classes, saved to a folder."""
 
-import importlib.util
 import json
 import shutil
 
@@ -12,7 +11,7 @@ import torch
 from tests.toy import script
 from utils.data.features import check_feature
 from utils.errors import InputError
-from utils.guides.text import MINILM, TextEncoder, encoder_name
+from utils.guides.text import TextEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "warm", "car", "stands", "at", "the", "dark", "road", "trees", "and", "sky"]
@@ -53,8 +52,7 @@ def blip2(tmp_path_factory) -> str:
     torch.manual_seed(0)
     words = dict(vocab_size=len(WORDS), max_position_embeddings=16, use_qformer_text_input=True)
     qformer, vision = SIZES | words | {"encoder_hidden_size": 12}, SIZES | dict(image_size=8, patch_size=4)
-    sizes = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2)
-    text = sizes | dict(model_type="opt", ffn_dim=16, vocab_size=20, word_embed_proj_dim=12)
+    text = SIZES | dict(model_type="opt", ffn_dim=16, vocab_size=20, word_embed_proj_dim=12)
     config = Blip2Config(vision_config=vision, qformer_config=qformer, text_config=text)
     Blip2TextModelWithProjection(config).save_pretrained(folder)
     return str(folder)
@@ -74,7 +72,6 @@ def test_tokens_of_both_paragraphs_in_order(kind, request):
     many = encoder.encode_pairs([(a, b), (b, a), (b, b)], batch_size=2)
     np.testing.assert_allclose(many[0], feature, atol=1e-5)
     np.testing.assert_allclose(many[1], np.concatenate(alone[::-1]), atol=1e-5)
-    assert not any(p.requires_grad for p in encoder.model.parameters())
 
 
 def test_long_paragraphs_are_cut_and_counted(bert):
@@ -83,10 +80,8 @@ def test_long_paragraphs_are_cut_and_counted(bert):
     assert len(features[0]) == 16 and encoder.truncated == 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec(MINILM) is None, reason="needs the MiniLM package")
 def test_minilm_knows_what_texts_mean():
     encoder = TextEncoder("auto")
-    assert encoder.dim == 384 and encoder.name == encoder_name("auto", None)
     near, like, far = (f.mean(0) for f in encoder.encode(["a warm car", "a hot vehicle", "theorems of algebra"]))
     cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
     assert cosine(near, like) > cosine(near, far) + 0.2
@@ -144,9 +139,8 @@ def test_encoded_features_are_made_again_where_the_text_changes(paragraphs, tmp_
     assert note["encoder"] == "auto:tiny-bert" and not (folder / "b2.json").exists()
     np.save(folder / "b1.npy", np.load(folder / "b1.npy") + 1)  # it is read, and not encoded again
     assert "0 features written, 2 were up to date" in script(*encode)
-    script("data_process.py", *paragraphs)
-    with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
-        np.testing.assert_array_equal(file["text/b1"][()], np.load(folder / "b1.npy"))
+    (folder / "b1.npy").unlink()  # a kill between the two leaves a note alone
+    assert "1 features written, 1 were up to date" in script(*encode)
     (tmp_path / "VLF" / "Text" / "IVF" / "Toy" / "IR" / "b1.txt").write_text("dark trees")
     script("data_process.py", *paragraphs)
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
