@@ -8,7 +8,7 @@ import pytest
 
 from tests.toy import CONFIG, make_pairs, script
 from tools.alignment import distance, random_warp
-from utils.data.align import align, edges, refine, warp
+from utils.data.align import align, edges, warp
 from utils.data.images import as_unit, read_image
 from utils.opencv import cv2
 
@@ -76,15 +76,6 @@ def test_what_cannot_be_improved_is_kept(motion):
         assert found.after == found.before and np.isfinite(found.before)
 
 
-def test_corners_do_not_go_far():
-    image = scene()
-    a, b = edges(image), edges(np.roll(image, 60, axis=1))
-    start = np.array([[1, 0, 57], [0, 1, 0], [0, 0, 1.0]])
-    assert np.array_equal(refine(a, b, start, ["translation"])[1], start)  # not 60, a quarter of the height
-    near = np.array([[1, 0, 27], [0, 1, 0], [0, 0, 1.0]])
-    assert refine(a, edges(np.roll(image, 30, axis=1)), near, ["translation"])[1][0, 2] == pytest.approx(30, abs=0.1)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_a_warp_keeps_shape_type_and_range(dtype):
     top = 1 if dtype == np.float32 else np.iinfo(dtype).max
@@ -100,20 +91,15 @@ def test_a_warp_keeps_shape_type_and_range(dtype):
     assert (warp(image[:, 30:], whole)[20, :13] == top).all()  # three columns of border, and those that were there
 
 
-@pytest.fixture
-def moved(toy, tmp_path) -> list[str]:
-    """Three colour pairs: B is 5 pixels to the right of A, as A, and of another scene."""
-    names = ["right", "same", "other"]
+def test_an_h5_records_how_pairs_were_registered(toy, tmp_path):
+    """Of three colour pairs: B is 5 pixels to the right of A, as A, and of another scene."""
+    names, moved = ["right", "same", "other"], [*CONFIG, *toy, "Toy_moved"]
     make_pairs(tmp_path / "VLF", names, "moved")
     folder = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     for name, b in zip(names, (np.roll(scene(), 5, axis=1), scene(), scene(seed=9))):
         gray = (255 * b).round().astype(np.uint8)
         cv2.imwrite(str(folder / "IR" / f"{name}.png"), (255 * other_camera(scene())).round().astype(np.uint8))
         cv2.imwrite(str(folder / "VI" / f"{name}.png"), np.dstack([gray, gray // 2, gray // 3]))
-    return [*CONFIG, *toy, "Toy_moved"]
-
-
-def test_an_h5_records_how_pairs_were_registered(moved, tmp_path):
     path = tmp_path / "h5" / "Toy_moved.h5"
     script("data_process.py", *moved)
     plain = path.read_bytes()
@@ -124,12 +110,9 @@ def test_an_h5_records_how_pairs_were_registered(moved, tmp_path):
         matrix = file["imageB/right"].attrs["align"]
         np.testing.assert_allclose(matrix, [[1, 0, 5], [0, 1, 0], [0, 0, 1]], atol=0.2)
         assert all(np.array_equal(file["imageB"][name].attrs["align"], np.eye(3)) for name in ("same", "other"))
-        straight, found = (
-            {group: file[group][name][:, 8:-8, 8:-8].astype(int) for group in ("imageA", "imageB", "chroma")}
-            for name in ("same", "right")
-        )
-        for group in straight:
-            assert np.abs(straight[group] - found[group]).mean() < 0.2, group
+        for group in ("imageA", "imageB", "chroma"):
+            straight, found = (file[group][name][:, 8:-8, 8:-8].astype(int) for name in ("same", "right"))
+            assert np.abs(straight - found).mean() < 0.2, group
     script("data_process.py", *moved)
     assert path.read_bytes() == plain
     with h5py.File(path) as file:

@@ -38,6 +38,11 @@ def make_pairs(root: Path, names: list[str], split: str, size=(40, 48), dataset=
     (base / f"{split}.txt").write_text("\n".join(names) + "\n")
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def script(name: str, *words, code: int = 0) -> str:
     """Run a script of the repository in this process; what it prints. Fails on another exit code."""
     printed = io.StringIO()
