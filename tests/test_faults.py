@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import pytest
 
 from tests.test_scripts import only_run
@@ -110,19 +109,6 @@ def test_runs_of_the_same_second_have_folders_of_their_own(prepared, tmp_path, m
     assert names == ["20260101-000000-2_film_ivf", "20260101-000000_film_ivf"]
 
 
-def test_a_test_that_fails_leaves_the_last_one_whole(prepared, tmp_path):
-    script("test.py", *prepared, "ckpt=null", "net={name: mean}", "--report")
-    before = files(tmp_path / "out")
-    path = tmp_path / "h5" / "Toy_test.h5"
-    with h5py.File(path) as file:
-        chunk = file["imageA/b2"].id.get_chunk_info(0)
-    damaged = bytearray(path.read_bytes())
-    damaged[chunk.byte_offset + chunk.size // 2] ^= 1
-    path.write_bytes(damaged)
-    assert "'b2'" in script("test.py", *prepared, *MAX, "--report", code=1)
-    assert files(tmp_path / "out") == before
-
-
 def test_what_another_run_drew_does_not_stay_beside_a_table(prepared, tmp_path):
     script("test.py", *prepared, *MAX, "--compare")
     assert (tmp_path / "out" / "Toy" / "comparison.png").is_file()
@@ -143,7 +129,7 @@ def test_a_run_is_resumed_from_within_its_folder(prepared, tmp_path, monkeypatch
     monkeypatch.chdir(only_run(tmp_path))
     words = ["--config", ROOT / "configs" / "film_ivf.yaml", *prepared[2:]]
     script("train.py", *words, "train.epochs=2", "train.resume=model/last.pth")
-    assert only_run(tmp_path).is_dir()
+    only_run(tmp_path)
 
 
 def test_a_damaged_set_is_made_again(prepared, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from net import build_model, configure_compute, load_model
+from net import build_model, load_model
 from net.film_blend import FILMBlend
 from net.film_instructed import Editor
 from tests.test_scripts import losses
@@ -31,16 +31,13 @@ def images(count: int = 1, size: tuple[int, int] = (24, 30)) -> list[torch.Tenso
     return [*torch.rand(2, count, 1, *size), torch.randn(count, 5, 12)]
 
 
-def obeying_network(**options) -> torch.nn.Module:
+def obeying_network() -> torch.nn.Module:
     """A network that edits its sources, as after a training."""
-    model = build_model("film_instructed", **SMALL, instruction_dim=12, editor_channels=8, editor_blocks=2, **options)
+    model = build_model("film_instructed", **SMALL, instruction_dim=12, editor_channels=8, editor_blocks=2)
     for editor in model.editors:
         for parameter in (editor.mix.weight, editor.conv_out.weight):
             torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
-
-
-# --- the file of sentences ----------------------------------------------------------------------------
 
 
 def test_sentences_that_ship():
@@ -58,11 +55,8 @@ SAID = {"train": ["x"], "test": ["w"]}
 @pytest.mark.parametrize(
     ("name", "entry", "message"),
     [
-        ("a", {"want": "visible"}, "needs the key 'a.train'"),
         ("a", SAID | {"want": "visible", "test": []}, "a.test in .* must have sentences"),
-        ("a", SAID | {"want": "visibel"}, "a.want in .* must be one of restored, targets, infrared, visible"),
         ("a", SAID | {"want": "restored"}, "'a' in .* needs `want: restored` with `degrade`, or another `want` alone"),
-        ("a", SAID, "or another `want` alone"),
         (UNRELATED, None, f"{UNRELATED} in .* must hold keys"),
     ],
 )
@@ -81,9 +75,6 @@ def test_texts_are_cut_and_sentences_are_joined():
     assert join_two("Remove the noise.", "IR only", random.Random(0)).endswith(" IR only")
     sentences = sentences_to_train(ENTRIES, 0)
     assert len(sentences) == len(ENTRIES) + 7 * 6 and sentences == sentences_to_train(ENTRIES, 0)
-
-
-# --- what is wanted -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -169,22 +160,9 @@ def test_draws(draw, clean, monkeypatch):
         if not names:
             assert all(np.array_equal(found[f"wanted_{x}"], found[f"image_{x}"]) for x in "ab")
             assert not beside["instruction"].any()
-        if "denoise_infrared" in names and not {"follow_visible", "highlight_targets"} & names:
-            noisy = not np.array_equal(found["image_a"], maps["image_a"])
-            assert np.array_equal(found["wanted_a"], maps["image_a"]) or noisy
         assert beside["practice"].shape == (16, draw.length, 4) and beside["asked"].shape == (16, 7)
         assert beside["weight"] == max([ENTRIES[name].weight for name in names], default=1)
     assert counts[0] > 1 and counts[1:].min() > 20
-
-
-def test_an_image_that_is_dark_by_itself_is_no_example_of_an_absent_darkness(draw, clean):
-    for gain, told in ((0.3, False), (1, True)):
-        scene = clean | {"image_b": gain * clean["image_b"]}
-        drawn = [draw.draw_names(scene, {}, np.random.default_rng(seed)) for seed in range(300)]
-        assert any("brighten_visible" in names for names in drawn) == told
-
-
-# --- the network --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -207,18 +185,6 @@ def test_each_pair_of_a_batch_has_its_instruction_and_padding_changes_nothing():
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
     plain = model(*given)
     assert [levels(together[i].numpy(), plain[i].numpy()) > 0.5 for i in range(3)] == [False, True, True]
-    # it is what FILM blend makes of the edited sources
-    edited = model.edit(*given[:2], torch.tensor([1.0] * 3 + [0.0] * 4).expand(3, 7)).clamp(0, 1)
-    torch.testing.assert_close(model(edited[:, :1], edited[:, 1:], given[2])[1:], together[1:])
-
-
-@torch.no_grad()
-def test_strengths_that_are_known_beforehand_are_obeyed_as_those_that_are_read():
-    model, given, text = obeying_network(), images(2), torch.randn(4, 12)
-    model.reader.output.bias.copy_(torch.tensor([9.0, -9, 0.1, -9, -9, -9, -9]))
-    expected, strengths = model(*given, None, text.expand(2, -1, -1)), model.strengths(text[None])[0].tolist()
-    assert [strength > 0 for strength in strengths] == [True, False, True, *[False] * 4]
-    torch.testing.assert_close(model.obey(*given, strengths), expected, rtol=0, atol=1e-6)
 
 
 def test_a_source_that_is_chosen_is_the_result():
@@ -251,16 +217,6 @@ def test_what_an_editor_can_do():
     torch.testing.assert_close(edited.mean(dim=(2, 3)), pair.mean(dim=(2, 3)))
 
 
-def test_a_tile_and_bf16_change_little():
-    model, given, text = obeying_network(), images(size=(51, 31)), torch.randn(1, 4, 12)
-    with torch.no_grad():
-        whole = model(*given, None, text)
-        configure_compute(tile=7)
-        torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=1e-5)
-        configure_compute("bf16")
-        torch.testing.assert_close(model(*given, None, text), whole, rtol=0, atol=0.03)
-
-
 def test_reader_and_editors_learn_and_the_fusion_stays():
     model, criterion = obeying_network(), build_loss({"name": "instructed", "reading_weight": 0.5})
     a, b, text = images(2)
@@ -289,9 +245,6 @@ def test_reader_and_editors_learn_and_the_fusion_stays():
     assert (off["total"] - perfect["total"]).item() == pytest.approx(3 * 2 * 0.1 / 2, rel=1e-3)
     more = (1 + 3 * 5 / a.shape[2]) * 3 * 2 * 0.1 / 2
     assert (off_there["total"] - perfect["total"]).item() == pytest.approx(more, rel=1e-3)
-
-
-# --- from training to a user --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -368,14 +321,13 @@ def test_two_processes_learn_to_obey_as_one(trained):
 
 def test_the_study_of_instructions(trained):
     folder, words, _, second = trained
-    output = script("utils.instruct.study", *words, f"ckpt={second}")
+    script("utils.instruct.study", *words, f"ckpt={second}")
     found = json.loads((folder / "out" / "Toy_test_instruction_study" / "instructions.json").read_text())
     assert {"visible", "clean", "bright", "people"} <= set(found["measured"]) and 0 <= found["accuracy"] <= 1
     assert len(found["all"]["clean"]) == 2 * 3 and found["all"]["clean"][0][1] == "the car"
     assert {"clean, absent", "bright, absent", UNRELATED} <= set(found["measured"])
     row, values = found["measured"]["clean"], np.array([each[2:] for each in found["all"]["clean"]])
     assert [row["without"], row["with"]] == pytest.approx(values.mean(axis=0).tolist())
-    assert f"{100 * found['accuracy']:.1f} %" in output
 
 
 @torch.inference_mode()
