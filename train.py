@@ -93,6 +93,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         collate_fn=collate,
         drop_last=True,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # for the seeds of workers, which a resumed run draws once more
     )
     guidances = open_guides(config, model, [dataset, *([val_set] if val_set else [])], device, training=True)
 
