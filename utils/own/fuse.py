@@ -1,7 +1,5 @@
 """Fuse a user's own files: pairs of images, and videos."""
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 
@@ -16,7 +14,6 @@ from utils.data.align import Alignment, align
 from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
-from utils.files import write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import NOTHING, encode_instructions
@@ -25,7 +22,7 @@ from utils.own.job import Job
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
 from utils.results.evaluate import Evaluator, average_all, fuse_batch
-from utils.results.table import format_table, left_out_lines
+from utils.results.table import format_table, left_out_lines, write_csv
 
 
 class Fuser:
@@ -161,12 +158,7 @@ def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
     """Print the means of {label: {image: {metric: value}}}, and write all values to `job.table`."""
     means, left_out = average_all(per_image)
     print("\n".join([format_table(str(job.out), job.metrics, means), *left_out_lines(left_out)]))
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["network", "image", *job.metrics, "stretch"])
-    for label, images in per_image.items():
-        rows.writerows([label, name, *row.values(), job.stretch] for name, row in images.items())
-    write_file(job.table, text.getvalue())
+    write_csv(job.table, per_image, job.metrics, job.stretch)
     print(f"of each image: {job.table}")
 
 

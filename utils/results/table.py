@@ -127,6 +127,16 @@ def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, 
     ]
 
 
+def write_csv(path: Path, per_image: dict[str, dict[str, dict[str, float]]], metrics: list[str], stretch: str) -> None:
+    """Write {label: {image: {metric: value}}} as a row for each image of each network."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["network", "image", *metrics, "stretch"])
+    for label, images in per_image.items():
+        table.writerows([label, name, *(row[metric] for metric in metrics), stretch] for name, row in images.items())
+    write_file(path, text.getvalue())
+
+
 def write_results(
     folder: Path,
     summary: dict,
@@ -142,12 +152,7 @@ def write_results(
         per_image: {label: {image: {metric: value}}}.
         pictures: of some pairs, (H, W, 3) BGR uint8; comparison.png has them under each other.
     """
-    text, metrics, stretch = io.StringIO(), summary["metrics"], summary["stretch"]
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["network", "image", *metrics, "stretch"])
-    for label, images in per_image.items():
-        table.writerows([label, name, *(row[metric] for metric in metrics), stretch] for name, row in images.items())
-    write_file(folder / "metrics.csv", text.getvalue())
+    write_csv(folder / "metrics.csv", per_image, summary["metrics"], summary["stretch"])
     write_file(folder / "table.tex", to_paste(summary, latex=True))
     write_file(folder / "table.md", to_paste(summary, latex=False))
     write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))
