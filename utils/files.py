@@ -55,15 +55,15 @@ def os_error_as_input_error(path: str | Path) -> Iterator[None]:
         raise InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?") from error
 
 
-def write_file(path: str | Path, content: bytes | str) -> None:
+def write_file(path: str | Path, content: bytes | str, sync: bool = True) -> None:
     """Write a file, text as UTF-8: whole or not at all, see `whole_file`."""
-    with whole_file(path) as temporary:
+    with whole_file(path, sync) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Write a file so that `path` is the old or the new one, whole, also after a kill or a power cut.
+def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Write a file so that `path` is the old or the new one, whole, also after a kill and, with `sync`, a power cut.
 
     Yields:
         A path beside `path` to write to; the file there is renamed at the end of the block. Missing folders are made.
@@ -77,8 +77,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

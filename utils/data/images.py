@@ -160,7 +160,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W) gray or (H, W, 3) BGR uint8; InputError for an extension not in WRITABLE, or if it cannot be."""
     path = Path(path)
     check_writable(path)
-    write_file(path, cv2.imencode(path.suffix, image)[1].tobytes())
+    write_file(path, cv2.imencode(path.suffix, image)[1].tobytes(), sync=False)  # an image can be made again
 
 
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
