@@ -123,7 +123,7 @@ class Test:
 
 @dataclass
 class Video:
-    """How videos of a user are read and written; python fuse.py ir.mp4 vis.mp4 fused.mp4."""
+    """How videos of a user are read and written; python fuse.py ir.mp4 vis.mp4 -o fused.mp4."""
 
     fps: PositiveFloat = 25.0  # frames a second of a folder of frames, which does not say
     codec: str | None = None  # four letters, e.g. FFV1 (lossless); None: by the extension

@@ -174,8 +174,9 @@ def fuse_set(
 
     Args:
         networks: by label, the network that is tested, and others to compare it with.
-        dataset: whole pairs with chroma; guidances are those of `open_guides` for it.
-
+        dataset: whole pairs with chroma.
+        guidances: of `open_guides` for it.
+        folder: where to.
         show: called for each pair with its place in the set and A, B, fused, in colour, and what the others give.
 
     Returns:
