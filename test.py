@@ -117,7 +117,10 @@ def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:
             raise InputError(f"say which weights: ckpt={given} for infrared and visible; the task is not known")
         ckpt = ckpt.replace("{task}", task)
     if ckpt and "*" in ckpt:
-        newest = find_newest(ckpt)
+        try:
+            newest = find_newest(ckpt)
+        except ValueError as error:
+            raise InputError(f"ckpt={ckpt} is no pattern ({error}); a * is for a part of a name") from error
         if newest is None:
             raise InputError(f"there is no checkpoint {ckpt}; train first, or give one with ckpt=...")
         ckpt = str(newest)

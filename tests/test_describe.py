@@ -302,7 +302,7 @@ def test_a_text_written_by_hand_is_left_alone(pairs, texts, server):
 
 def test_a_damaged_json_is_made_again(pairs, texts, server):
     describe(*pairs, *server.words)
-    for name, content in (("a1", "{"), ("a2", ""), ("a3", "{}")):
+    for name, content in (("a1", "{"), ("a2", "[1]"), ("a3", "{}")):
         (texts / "IR" / f"{name}.json").write_text(content)
         (texts / "IR" / f"{name}.txt").unlink()
     assert "3 paragraphs written, 3 were up to date, 0 failed" in describe(*pairs, *server.words)

@@ -313,3 +313,8 @@ def test_a_terminal_without_arrows_loses_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     run_script(lambda: print("Qcv↓", flush=True))
     assert sys.stdout.buffer.getvalue() == b"Qcv?\n"
+
+
+def test_an_impossible_pattern_is_one_sentence(prepared):
+    output = script("test.py", *prepared, "ckpt=exp/**x/last.pth", code=1)
+    assert "ckpt=exp/**x/last.pth is no pattern" in output or "there is no checkpoint" in output

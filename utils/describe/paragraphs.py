@@ -44,8 +44,8 @@ class Item:
 
     def load_record(self) -> None:
         """Read the JSON, and measure the image; an image that cannot be read is a problem."""
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
-            self.record = json.loads(self.text.with_suffix(".json").read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
+            self.record = dict(json.loads(self.text.with_suffix(".json").read_text(encoding="utf-8")))
         try:
             image = read_rgb(self.image)
         except InputError as error:
