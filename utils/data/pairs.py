@@ -192,7 +192,7 @@ class PairDataset(Dataset):
 
 def is_over_half(image: np.ndarray) -> np.ndarray:
     """as_unit(image) > 0.5, in the image's own numbers: a whole map of floats would take longer than the crop."""
-    return image > (np.iinfo(image.dtype).max / 2 if image.dtype.kind in "ui" else 0.5)
+    return image > (np.iinfo(image.dtype).max // 2 if image.dtype.kind in "ui" else 0.5)
 
 
 def check_images(stored: dict[str, h5py.Dataset]) -> tuple[int, int]:
