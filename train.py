@@ -103,9 +103,10 @@ def train_network(config: Config, closing: ExitStack) -> None:
     configure_compute(config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
+    padded = f" ({dataset.padded} smaller than train.crop, padded)" if dataset.padded else ""
     log.info(
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
-        f"guided by {describe_guidance(guidances)}; {len(dataset)} pairs, {train.batch_size} a step "
+        f"guided by {describe_guidance(guidances)}; {len(dataset)} pairs{padded}, {train.batch_size} a step "
         f"({world} processes x {train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
         f"{len(loader)} steps an epoch, {train.epochs} epochs{note and f'; note: {note}'}"
     )
@@ -214,7 +215,8 @@ def open_sets(
     Every random draw depends on seed, epoch and sample alone, not on the process or worker.
 
     Raises:
-        InputError: no set, one that was made with another config, or fewer pairs than a step takes.
+        InputError: no set, one that was made with another config, pairs smaller than the crop, or fewer pairs than a
+            step takes.
     """
     train = config.train
     if not config.data.train:
@@ -222,12 +224,19 @@ def open_sets(
     paths, val_paths = (
         [h5_path(config.data.h5, name) for name in names] for names in (config.data.train, config.data.val)
     )
-    dataset = PairDataset(
-        paths, model.inputs, train.crop, train.augment, config.seed, maps=criterion.maps, crop_on=train.crop_on
-    )
     for path, training in [(path, True) for path in paths] + [(path, False) for path in val_paths]:
         check_shape(path, config.data, training)
-    dataset.leave_out(config.data.leave_out)
+    dataset = PairDataset(
+        paths,
+        model.inputs,
+        crop=train.crop,
+        pad=train.pad,
+        augment=train.augment,
+        seed=config.seed,
+        maps=criterion.maps,
+        leave_out=config.data.leave_out,
+        crop_on=train.crop_on,
+    )
     if train.batch_size % (world * train.accumulate) or len(dataset) < train.batch_size:
         raise InputError(
             f"train.batch_size={train.batch_size} must be a multiple of the {world} processes times "

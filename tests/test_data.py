@@ -286,6 +286,31 @@ def test_augmentation_draws_once_per_pair_and_again_the_same(toy, tmp_path):
     assert not torch.equal(make(seed=3)[0]["image_a"], make(seed=4)[0]["image_a"])
 
 
+def test_pairs_smaller_than_the_crop_are_continued_as_by_mirrors(toy, tmp_path):
+    """All maps alike; larger pairs give the crops that they give without padding."""
+    for name, size in (("a1", (40, 90)), ("a2", (20, 30)), ("a3", (90, 64))):
+        make_pairs(tmp_path / "VLF", [name], "train", size)
+    (tmp_path / "VLF" / "Image" / "IVF" / "Toy" / "train.txt").write_text("a1\na2\na3\n")
+    script(*PROCESS, *toy, *WARM, "Toy_train")
+    path = tmp_path / "h5" / "Toy_train.h5"
+    with pytest.raises(
+        InputError, match="2 of 3 pairs are smaller than train.crop .64., e.g. 'a1', 40 x 90; set train.pad=r"
+    ):
+        PairDataset([path], crop=64)
+    assert len(PairDataset([path], crop=64, leave_out=["a1", "a2"])) == 1
+    dataset = PairDataset([path], crop=64, pad="reflect", maps=["warm"], crop_on="warm")
+    assert dataset.padded == 2
+    whole, (wide, small, tall) = PairDataset([path], maps=["warm"]), (dataset[i] for i in range(3))
+    for key in ("image_a", "image_b", "warm"):
+        assert all(sample[key].shape == (1, 64, 64) for sample in (wide, small, tall))
+        assert torch.equal(wide[key][:, 40:], wide[key][:, 15:39].flip(1))  # the edge itself is not repeated
+        assert torch.equal(small[key][:, :20, :30], whole[1][key])
+        assert torch.equal(small[key][:, 20:39], small[key][:, :19].flip(1))
+        assert torch.equal(small[key][:, 38:57], small[key][:, :19])  # a second mirror where one is not enough
+    padded, plain = (PairDataset([path], crop=16, pad=pad) for pad in ("reflect", None))
+    assert all(torch.equal(padded[i]["image_a"], plain[i]["image_a"]) for i in range(3))
+
+
 def test_the_map_of_warm_targets_is_that_of_the_whole_image(toy, tmp_path):
     y, x = np.mgrid[:80, :100]
     infrared = (60 + x / 2 + 120 * ((y - 30) ** 2 + (x - 70) ** 2 < 40)).astype(np.uint8)

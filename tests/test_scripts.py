@@ -198,19 +198,23 @@ def test_nan_in_an_image_names_the_sample(prepared, tmp_path):
     assert "sample 'b2'" in output and "NaN" in output and "Traceback" not in output
 
 
-def test_wrong_training_settings_are_one_sentence(prepared):
+def test_wrong_training_settings_are_one_sentence(prepared, tmp_path):
     for words, message in (
         (["train.batch_size=9"], "at most the 4 training pairs"),
         (["net.text_dim=13"], "has text 12 wide and the network takes 13"),
         (["net={name: mean}"], "net.name 'mean' has no weights to train"),
         (["data.train=[]"], "data.train names no set"),
-        (["train.crop=64", "train.num_workers=1"], "smaller than train.crop"),
-        (["loss.vif_weight=1"], "loss.vif_weight needs images of 41 pixels a side or more; raise train.crop"),
+        (
+            ["train.crop=64"],
+            "4 of 4 pairs are smaller than train.crop (64), e.g. 'a1', 40 x 48; set train.pad=reflect",
+        ),
         (["train.best=Quality"], "no metric 'Quality'"),
         (["device=cuda:9"], "device 'cuda:9' is not there"),
+        (["loss.vif_weight=1"], "loss.vif_weight needs images of 41 pixels a side or more; raise train.crop"),
     ):
         output = script("train.py", *prepared, *words, code=1)
         assert message in output and "Traceback" not in output and "Caught" not in output
+        assert not (tmp_path / "exp").exists() or "vif" in message  # which the first step alone knows
 
 
 def test_published_weights_fuse_a_set(shared, prepared, tmp_path):

@@ -81,7 +81,7 @@ class Describe:
 
 @dataclass
 class Train:
-    """Recipe. The defaults are the paper's (section 4.1)."""
+    """Recipe. The defaults are those of FILM's released train.py."""
 
     epochs: PositiveInt = 150
     batch_size: PositiveInt = 2  # pairs per step, over all processes
@@ -95,6 +95,8 @@ class Train:
     lr_low: PositiveFloat = 1e-4  # warmup: where the learning rate starts and ends
     clip_grad: PositiveFloat | None = None  # largest norm of the gradient
     crop: PositiveInt | None = None  # side of a random square crop, pixels; None: whole images
+    # reflect continues pairs smaller than the crop as mirrors on the right and below would; None refuses them
+    pad: Literal["reflect"] | None = None
     crop_on: str | None = None  # a further map, e.g. warm: half of the crops are placed where it is over 0.5
     augment: bool = False  # flips and 90-degree rotations (of crops or square images)
     num_workers: NonNegativeInt = 2

@@ -42,7 +42,7 @@ SAME_TO_RESUME = (
     *("net", "loss", "seed", "precision", "clip_input", "text.use"),
     *("data.train", "data.leave_out", "data.val", "test.stretch"),
     *("train.batch_size", "train.lr", "train.lr_step", "train.lr_gamma", "train.schedule", "train.warmup"),
-    *("train.lr_low", "train.clip_grad", "train.crop", "train.crop_on", "train.augment"),
+    *("train.lr_low", "train.clip_grad", "train.crop", "train.pad", "train.crop_on", "train.augment"),
     *("train.best", "train.val_every"),
 )
 

@@ -44,10 +44,13 @@ class PairDataset(Dataset):
         paths: H5 files.
         inputs: what a network takes beside the images, its `inputs`.
         crop: side in pixels of a random square; None keeps whole images.
+        pad: "reflect" continues a pair that is smaller than the crop to the right and below, as mirrors would; None
+            refuses it.
         augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
         chroma: return chroma too; for whole images.
         maps: further maps to return, by their names in the table of datasets.
+        leave_out: names of samples to leave out.
         crop_on: a further map, returned as `maps` are; half of the crops are placed so that they hold a pixel where it
             is over 0.5, if there is one.
         transform: called with the cropped image_a, image_b and maps (1, H, W), and a random generator; it returns such
@@ -57,9 +60,11 @@ class PairDataset(Dataset):
         path: the first file.
         features: by kind of `inputs` its `StoredFeature`.
         samples: (path, name) of each.
+        padded: how many of them are padded.
 
     Raises:
-        InputError: missing or damaged file, features that do not go together, image smaller than the crop.
+        InputError: missing or damaged file, features that do not go together, `leave_out` names what is not there, a
+            pair is smaller than the crop.
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class PairDataset(Dataset):
         paths: Sequence[str | Path],
         inputs: Sequence[str] = ("text", "text_mask"),
         crop: int | None = None,
+        pad: str | None = None,
         augment: bool = False,
         seed: int = 0,
         chroma: bool = False,
         maps: Sequence[str] = (),
+        leave_out: Sequence[str] = (),
         crop_on: str | None = None,
         transform: Transform | None = None,
     ):
@@ -81,8 +88,23 @@ class PairDataset(Dataset):
         self.maps = sorted({*maps, crop_on} - {None})
         self.features = {feature.name: StoredFeature() for feature in features_of(inputs)}
         self.samples: list[tuple[str, str]] = []
+        small: dict[tuple[str, str], tuple[int, int]] = {}
         for path in map(str, paths):
-            self._add(path, PairFile(path))
+            pairs = PairFile(path)
+            self._add(path, pairs)
+            small |= smaller_pairs(path, pairs, crop) if crop else {}
+        unknown = {*leave_out} - {name for _, name in self.samples}
+        if unknown:
+            raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
+        self.samples = [sample for sample in self.samples if sample[1] not in leave_out]
+        small = {sample: small[sample] for sample in self.samples if sample in small}
+        if small and not pad:
+            (_, name), (h, w) = next(iter(small.items()))
+            raise InputError(
+                f"{len(small)} of {len(self)} pairs are smaller than train.crop ({crop}), e.g. '{name}', {h} x {w}; "
+                "set train.pad=reflect, or lower train.crop"
+            )
+        self.padded = len(small)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self._files: dict[tuple[str, int], PairFile] = {}
 
@@ -120,13 +142,6 @@ class PairDataset(Dataset):
         """New random draws; call it between two passes of a DataLoader."""
         self._epoch.fill_(epoch)
 
-    def leave_out(self, names: Sequence[str]) -> None:
-        """Take samples out; InputError for a name that is not there."""
-        unknown = set(names) - {name for _, name in self.samples}
-        if unknown:
-            raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
-        self.samples = [sample for sample in self.samples if sample[1] not in names]
-
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}  # open files stay with their process
 
@@ -154,8 +169,8 @@ class PairDataset(Dataset):
         size = check_images(stored)
         drawn = self.crop or self.augment or self.transform
         rng = np.random.default_rng((self.seed, int(self._epoch), index)) if drawn else None
-        window = self._draw_window(name, stored, rng) if self.crop else np.s_[...]
-        maps = {kind: as_unit(array[window]) for kind, array in stored.items()}
+        window = self._draw_window(stored, rng) if self.crop else np.s_[...]
+        maps = {kind: reflected(as_unit(array[window]), self.crop or 0) for kind, array in stored.items()}
         unsure = [maps[kind] for kind, array in stored.items() if array.dtype.kind != "u"]  # no range of its own
         if not all(m.min() > -1e-3 and m.max() < 1.001 for m in unsure):  # false for NaN, too; rounding may pass 1
             raise ValueError("an image holds NaN or floats outside [0, 1]")
@@ -176,18 +191,35 @@ class PairDataset(Dataset):
             sample["chroma"] = torch.from_numpy(chroma)
         return sample | further
 
-    def _draw_window(self, name: str, stored: dict[str, h5py.Dataset], rng: np.random.Generator) -> tuple:
-        """Where a crop is, as an index."""
+    def _draw_window(self, stored: dict[str, h5py.Dataset], rng: np.random.Generator) -> tuple:
+        """Where a crop is, as an index; of a smaller side all of it."""
         h, w = stored["image_a"].shape[-2:]
-        if min(h, w) < self.crop:
-            raise InputError(f"'{name}' is {h} x {w}, smaller than train.crop ({self.crop}); lower it")
-        top, left = rng.integers(h - self.crop + 1), rng.integers(w - self.crop + 1)
+        most = max(h - self.crop, 0), max(w - self.crop, 0)
+        top, left = rng.integers(most[0] + 1), rng.integers(most[1] + 1)
         if self.crop_on and rng.integers(2):
             places = np.flatnonzero(is_over_half(stored[self.crop_on][()]))
             if len(places):
                 y, x = divmod(int(rng.choice(places)), w)
-                top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, (h - self.crop, w - self.crop))
+                top, left = np.clip((y, x) - rng.integers(self.crop, size=2), 0, most)
         return np.s_[..., top : top + self.crop, left : left + self.crop]
+
+
+def smaller_pairs(path: str, pairs: PairFile, side: int) -> dict[tuple[str, str], tuple[int, int]]:
+    """Height and width of the pairs with a side under `side` pixels, by path and name; reads no images."""
+    small = {}
+    for name in pairs.groups["imageA"]:
+        with sample_errors_named(path, name):
+            size = pairs.size(name)
+        if min(size) < side:
+            small[path, name] = size
+    return small
+
+
+def reflected(image: np.ndarray, side: int) -> np.ndarray:
+    """A map (1, H, W), continued to the right and below as mirrors would where it has less than `side` pixels."""
+    h, w = image.shape[-2:]
+    missing = max(side - h, 0), max(side - w, 0)
+    return np.pad(image, [(0, 0), (0, missing[0]), (0, missing[1])], "reflect") if any(missing) else image
 
 
 def is_over_half(image: np.ndarray) -> np.ndarray:
