@@ -44,7 +44,7 @@ def test_published_values(reference, k):
         assert torch.linalg.vector_norm(fused - source).item() == pytest.approx(expected[f"lp_{key}"], rel=1e-5)
         dissimilarity = expected["ssim_weight"] * (1 - ssim(fused, source).item())
         assert dissimilarity == pytest.approx(expected[f"one_minus_ssim_{key}_times_weight"], rel=1e-5)
-    all_terms = FusionLoss(fidelity_weight=0.5)(fused, a, b)
+    all_terms = FusionLoss(fidelity_weight=0.5)(fused, a, b)  # ssim_weight is int(sqrt(H W)) by itself
     fidelity = sum(expected[f"lp_{key}"] + expected[f"one_minus_ssim_{key}_times_weight"] for key in "AB")
     assert all_terms["total"].item() == pytest.approx(expected["fusion_total"] + 0.5 * fidelity, rel=1e-5)
 
@@ -74,6 +74,16 @@ def test_targets():
     assert (INTENSITIES["exposed"](burnt, good) - 0.5).abs().max() < 0.03
     torch.testing.assert_close(INTENSITIES["exposed"](good, good), good)
     torch.testing.assert_close(INTENSITIES["exposed"](burnt, 1 - burnt), torch.full_like(burnt, 0.5))  # both are bad
+    halfway = build_loss({"intensity": "mean"})(torch.full_like(burnt, 0.5), burnt, 1 - burnt)
+    assert halfway["intensity"] == 0 and build_loss({})(burnt, burnt, 1 - burnt)["intensity"] == 0
+
+
+def test_ssim_counts_by_the_size_of_the_image_or_as_given():
+    """The released train.py weighs it by int(sqrt(H W)), 332 at its 288 x 384."""
+    fused, a, b = torch.rand(3, 1, 1, 288, 384)
+    by_size, given = (FusionLoss(fidelity_weight=1, ssim_weight=w)(fused, a, b)["total"] for w in (None, 332))
+    none = FusionLoss(fidelity_weight=1, ssim_weight=0)(fused, a, b)
+    assert by_size == given and (by_size - none["total"]).item() == pytest.approx(332 * none["dissimilarity"].item())
 
 
 def test_visual_information_is_the_metric():
@@ -234,7 +244,7 @@ def test_visual_information_of_equal_images():
         ({"targets_from": 30.0}, "loss.targets_from in 'fusion' must be a share, 0 or more and under 1, not 30.0"),
         ({"contrast_weight": -1}, "loss.contrast_weight in 'fusion' must be 0 or more, not -1"),
         ({"target_edges": 1}, "loss.edge_gain and loss.target_edges need loss.gradient=vector"),
-        ({"intensity": "dark"}, "loss.intensity in 'fusion' must be one of max, sharper, exposed, not 'dark'"),
+        ({"intensity": "dark"}, "loss.intensity in 'fusion' must be one of max, mean, sharper, exposed, not 'dark'"),
     ],
 )
 def test_wrong_options_of_a_loss_are_named(options, message):

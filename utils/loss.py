@@ -4,6 +4,7 @@ Adding a loss takes one class here: a subclass of `Loss` with `@register_loss("m
 `loss: {name: mine, ...}` chooses it and sets the arguments of its constructor.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -85,6 +86,11 @@ def sobel_gradient(x: Tensor) -> Tensor:
 def brighter(image_a: Tensor, image_b: Tensor) -> Tensor:
     """max(A, B): both papers' target."""
     return torch.maximum(image_a, image_b)
+
+
+def mean(image_a: Tensor, image_b: Tensor) -> Tensor:
+    """(A + B) / 2: what FILM's released loss follows with in_max=False; it trains with the maximum."""
+    return (image_a + image_b) / 2
 
 
 def sharper(image_a: Tensor, image_b: Tensor, window: int = 9) -> Tensor:
@@ -186,7 +192,7 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
     return (weight * missing).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) + tiny)
 
 
-INTENSITIES = {"max": brighter, "sharper": sharper, "exposed": exposed}
+INTENSITIES = {"max": brighter, "mean": mean, "sharper": sharper, "exposed": exposed}
 GRADIENTS = ("magnitude", "vector")
 Weight = Annotated[float, Constraint(lambda number: number >= 0, "must be 0 or more")]
 Share = Annotated[float, Constraint(lambda share: 0 <= share < 1, "must be a share, 0 or more and under 1")]
@@ -199,18 +205,18 @@ class FusionLoss(Loss):
     FILM's loss is the default: T = max, gradient mean|G(F) - max(G(A), G(B))| with G of `sobel_gradient`.
     MGFusion has these two terms and a balance lambda = 0.2; the copy of the paper at hand does not show
     which of them it multiplies. The L2 and SSIM terms, sum over S in A, B of ||F - S||_2 + ssim_weight *
-    (1 - SSIM(F, S)), are off by default as published; the norm runs over the whole batch, so its scale
+    (1 - SSIM(F, S)), are off in FILM's released train.py, as here; the norm runs over the whole batch, so its scale
     grows with it. All other terms are means over the images. A term of weight 0 costs nothing.
 
     Args:
         grad_weight: of the gradient term; FILM 20.
         fidelity_weight: of the L2 and SSIM terms; FILM 0.
-        ssim_weight: of SSIM against L2; FILM 71.
+        ssim_weight: of SSIM against L2; None: int(sqrt(H W)), as FILM, 332 at 288 x 384.
         intensity_weight: of the intensity term; FILM 1.
         vif_weight: of the mean over the images of -log V(F, A) - log V(F, B), V the `visual_information`. The
             logarithm makes the source count more of which F keeps less: a plain sum would be lowest if F just copied
             one of them.
-        intensity: T, one of INTENSITIES: max, sharper (multi-focus), exposed (multi-exposure).
+        intensity: T, one of INTENSITIES: max, mean, sharper (multi-focus), exposed (multi-exposure).
         gradient: magnitude, as FILM; vector: mean |dF - dS| of the derivatives themselves, S the source
             with the longer ones at each pixel, so that an edge keeps its direction and sign.
         edge_gain: with gradient=vector, mean |dF - edge_gain dS|: over 1, F is somewhat sharper than its sources.
@@ -230,7 +236,7 @@ class FusionLoss(Loss):
         self,
         grad_weight: Weight = 20.0,
         fidelity_weight: Weight = 0.0,
-        ssim_weight: Weight = 71.0,
+        ssim_weight: Weight | None = None,
         intensity_weight: Weight = 1.0,
         vif_weight: Weight = 0.0,
         intensity: Literal[tuple(INTENSITIES)] = "max",
@@ -277,7 +283,8 @@ class FusionLoss(Loss):
         if self.fidelity_weight:
             terms["l2"] = sum(torch.linalg.vector_norm(fused - source) for source in sources)
             terms["dissimilarity"] = sum(1 - ssim(fused, source) for source in sources)
-            total = total + self.fidelity_weight * (terms["l2"] + self.ssim_weight * terms["dissimilarity"])
+            weight = math.isqrt(math.prod(fused.shape[-2:])) if self.ssim_weight is None else self.ssim_weight
+            total = total + self.fidelity_weight * (terms["l2"] + weight * terms["dissimilarity"])
         if self.vif_weight:
             kept = visual_information(fused, *sources)
             terms["vif"] = kept.sum(dim=1).mean()
