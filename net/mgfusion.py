@@ -5,11 +5,19 @@ the decoder (FD). CLIP itself is frozen and no part of the network: the network 
 (utils/guides/clip.py). Sizes are written as N (batch), H x W (image), C (channels), E (width of a CLIP vector). A is
 the infrared image, B the visible one.
 
-The paper leaves open, and the options of MGFusion or this file decide: C, N (here `blocks`), the heads and expansion of
-the Restormer blocks (FILM's), the variant of CLIP and so E, the slope of the LeakyReLU (PyTorch's), the hidden widths
-(those of the output), how the Sobel responses in x and y become one gradient (the sum of their magnitudes, as in the
-loss), and how Tanh's range becomes that of an image ((x + 1) / 2). It names no activation inside the adapters, so there
-is none.
+The paper leaves open, and here are
+
+    C, N (`blocks`), the variant of CLIP   options; 32, 2, ViT-B/32 and so E = 512
+    Restormer blocks                       FILM's: 8 `heads`, expansion 4
+    LeakyReLU                              PyTorch's slope, 0.01
+    Wi                                     a weight for each of the E values, 1/2 at first; A and B have own ones
+    adapters, IRA, VIA                     C wide between their two layers, which have no activation between them
+    SEP, SAWP                              C wide between their two convolutions, and one channel at the end: one weight
+                                           a pixel for all channels
+    Sobel                                  |x| + |y|, as in the loss
+    Tanh to the range of an image          (x + 1) / 2
+    what CLIP sees in training             the whole image, not the augmented crop; clip_input=crop: the crop
+    pairs smaller than the crops of 256    continued as by mirrors, train.pad=reflect
 """
 
 import torch

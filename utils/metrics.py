@@ -71,7 +71,10 @@ def spatial_frequency(fused: Tensor, image_a: Tensor | None = None, image_b: Ten
 
 
 def average_gradient(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
-    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border; NaN for a line of pixels."""
+    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border; NaN for a line of pixels.
+
+    VIFB, whose AG MGFusion's paper cites, divides the sum by (H - 1)(W - 1), FILM by HW.
+    """
     if min(fused.shape[2:]) < 2:
         return fused.new_full((len(fused),), math.nan)
     gy, gx = torch.gradient(fused, dim=(2, 3))
