@@ -134,6 +134,6 @@ def test_defaults_are_accepted(tmp_path):
     assert set(get_args(get_type_hints(Text)["encoder"])) == set(ENCODERS)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_films_released_recipe():
     train = Config().train
     assert (train.epochs, train.batch_size, train.lr, train.lr_step, train.lr_gamma) == (150, 2, 1e-5, 50, 0.6)

@@ -184,7 +184,7 @@ def read_all(pairs: SourcePairs, num_workers: int) -> Iterator[SourcePair | Inpu
 
 
 def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The paper's training resize, bilinear: (..., H, W) -> (..., height, width), a portrait image transposed."""
+    """FILM's training resize, bilinear: (..., H, W) -> (..., height, width), a portrait image transposed."""
     if image.shape[-2] > image.shape[-1]:
         image = np.swapaxes(image, -2, -1)
     planes = [cv2.resize(plane, (width, height)) for plane in image.reshape(-1, *image.shape[-2:])]
