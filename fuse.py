@@ -12,7 +12,7 @@
 
 Source A comes first: infrared, MRI, over-exposed or near. The result has colour where a source has it. With --compare,
 or several --instruct, the result is a picture with a column for each.
-Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its own range, as published tables do.
+Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its own range, as FILM's test.py does.
 """
 
 from test import BASELINES, RULES, find_checkpoint, open_model

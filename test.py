@@ -10,7 +10,7 @@ A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, me
 metrics.json, and table.tex and table.md (the means) to paste. With --compare (or test.compare=true) weight-free
 rules and published results are beside it, and comparison.png shows some pairs; --report adds a page for the
 browser, <test.output>/report. Results appear when the whole set is finished. test.stretch says how the network's
-output becomes 8 bit: minmax, the published stretch of every image to its own range, or clamp.
+output becomes 8 bit: minmax, FILM's stretch of every image to its own range, or clamp.
 All keys, with a comment each, are in utils/config.py. Images of your own: fuse.py.
 """
 

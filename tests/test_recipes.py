@@ -85,6 +85,12 @@ def test_a_narrow_network_takes_a_step_of_the_papers_recipe(name, tmp_path, monk
     one_step(name, tmp_path, monkeypatch, *NARROW[config.net["name"]])
 
 
+def test_medical_images_take_the_infrared_weights_and_train_nothing():
+    config = load_config("configs/film_mif.yaml")
+    assert config.ckpt == load_config("configs/film_ivf.yaml").ckpt and config.data.resize is None
+    assert "data.train names no set" in script("train.py", "--config", "configs/film_mif.yaml", code=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_papers_network_takes_a_step_of_its_recipe(name, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ class Train:
 class Test:
     """How fused images become 8 bit, and where they go."""
 
-    # minmax: the published per-image stretch, truncated; clamp: clamp and round
+    # minmax: each image to its own range, truncated, as FILM's released test.py; clamp: clamp and round
     stretch: Literal["minmax", "clamp"] = "minmax"
     metrics: Metrics = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare

@@ -127,8 +127,8 @@ def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
 
     Args:
         fused: (H, W) float.
-        stretch: "minmax", the published way: the image's own range is stretched to 0..255 and truncated, which moves
-            EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round, also for a constant image.
+        stretch: "minmax", as FILM's released test.py: the image's own range is stretched to 0..255 and truncated, which
+            moves EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round, also for a constant image.
     """
     low, high = fused.min(), fused.max()
     if stretch == "minmax" and high > low:
