@@ -20,6 +20,7 @@ the published figure, and this file follows the code, whose weights it opens:
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +67,7 @@ class TextGuidance(nn.Module):
 
     def mean_weights(self, q: Tensor, k: Tensor, text_mask: Tensor | None) -> Tensor:
         """softmax(q k / sqrt(d)) of q (N, heads, L, d), k (N, heads, d, T), mean over the L tokens -> (N, heads, T)."""
-        # over the text tokens that are there, so padding changes nothing
-        mask = torch.ones_like(q[:, 0, :, 0]) if text_mask is None else text_mask.to(q.dtype)
-        share = (mask / mask.sum(dim=1, keepdim=True))[:, None, None]  # (N, 1, 1, L)
+        share = token_share(q[:, 0], text_mask)[:, None]  # (N, 1, 1, L)
         step = 1 if q.device.type == "cpu" and not torch.compiler.is_exporting() else self.heads  # heads at a time
         parts = zip((q * q.shape[-1] ** -0.5).split(step, dim=1), k.split(step, dim=1))
 
@@ -76,6 +75,26 @@ class TextGuidance(nn.Module):
             return share @ (q @ k).softmax(dim=-1)  # (N, step, 1, T)
 
         return torch.cat([recomputed(of_some_heads, *part) for part in parts], dim=1).squeeze(2)
+
+
+class MeanText(nn.Module):
+    """An ablation of TextGuidance: O(mean of the text tokens), so that the vector knows the text and no image token."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, text: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """As TextGuidance: text (N, L, D), tokens (N, T, D), mask (N, L) -> (N, 1, D) with L1 norm 1."""
+        mean = token_share(text, text_mask) @ text  # (N, 1, D)
+        return F.normalize(self.out_proj(mean).to(text.dtype), p=1, dim=-1)
+
+
+def token_share(text: Tensor, text_mask: Tensor | None) -> Tensor:
+    """Weights (N, 1, L) of a mean over the tokens of `text` (N, L, D) that are there: padding changes nothing."""
+    mask = torch.ones_like(text[:, :, 0]) if text_mask is None else text_mask.to(text.dtype)
+    return (mask / mask.sum(dim=1, keepdim=True))[:, None]
 
 
 class Branch(nn.Module):
@@ -179,6 +198,27 @@ class TextGuidedBranch(Branch):
         return self.act_out(out)
 
 
+class MeanTextBranch(TextGuidedBranch):
+    """FILM's branch with the mean of the text in place of the cross-attention."""
+
+    guidance_class = MeanText
+
+
+class UnguidedBranch(Branch):
+    """FILM's branch without a gate, and so without text: act(conv(f)), as `merge` gives where the gate adds nothing."""
+
+    def __init__(self, in_channels: int, channels: int, **sizes):
+        super().__init__(in_channels, channels, **sizes)
+        self.conv_out = nn.Conv2d(channels, channels, 1)
+        self.act_out = nn.PReLU()
+
+    def guide(self, feature: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
+        return self.act_out(pointwise(feature, self.conv_out.weight, self.conv_out.bias))
+
+
+ABLATIONS = {"mean": (MeanTextBranch, "mean text"), "none": (UnguidedBranch, "no gate")}  # in place of FILM's branch
+
+
 class Stage(nn.Module):
     """One stage of both sources: two branches of the same kind with weights of their own."""
 
@@ -238,6 +278,8 @@ class FILM(FusionNetwork):
         blocks: Restormer blocks wherever the figure has one Restormer.
         stages: text-guided stages.
         token_grid: (H, W) of the map that tokens are cut from, see TextGuidedBranch.
+        guidance: "attention", by `branch_class`; in its place the ablations "mean", MeanTextBranch, and "none",
+            UnguidedBranch, with which the network takes no text.
 
     Raises:
         InputError: sizes that do not divide: D and C by the heads, C*H*W of the token grid by D.
@@ -260,6 +302,7 @@ class FILM(FusionNetwork):
         blocks: int = 1,
         stages: int = 3,
         token_grid: tuple[int, int] = (288, 384),
+        guidance: Literal["attention", "mean", "none"] = "attention",
     ):
         super().__init__()
         if min(text_dim, hidden_dim, channels, heads, blocks, stages, *token_grid) < 1 or max(blocks, stages) > 100:
@@ -275,24 +318,33 @@ class FILM(FusionNetwork):
             )
         sizes = dict(channels=channels, heads=heads, blocks=blocks, block_class=self.block_class)
         guidance_sizes = dict(hidden_dim=hidden_dim, token_grid=tuple(token_grid))
-        self.text_projection = nn.Linear(text_dim, hidden_dim)
+        branch_class = self.branch_class
+        if guidance != "attention":
+            branch_class, words = ABLATIONS[guidance]
+            self.label += f", {words}"
+        if guidance == "none":
+            self.inputs = ()
+        self.text_projection = nn.Linear(text_dim, hidden_dim) if self.inputs else None
         self.stages = nn.ModuleList(
-            Stage(self.branch_class, channels if i else self.image_channels, **sizes, **guidance_sizes)
+            Stage(branch_class, channels if i else self.image_channels, **sizes, **guidance_sizes)
             for i in range(stages)
         )
         self.decoder = self.decoder_class(outputs=self.outputs, **sizes)
 
-    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim).
+    def forward(
+        self, image_a: Tensor, image_b: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Fuse image_a and image_b, (N, 1, H, W) in [0, 1], guided by text (N, L, text_dim); None without a gate.
 
         `text_mask` (N, L) is True where there is a token; None means everywhere. Returns the fused
         image (N, 1, H, W) in [0, 1]. Any H and W.
         """
         return torch.sigmoid(self.logits(image_a, image_b, text, text_mask))
 
-    def logits(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+    def logits(self, a: Tensor, b: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
         """All of `forward` before the sigmoid, (N, outputs, H, W), so that a variant can end in another way."""
-        text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
+        if self.text_projection is not None:
+            text = self.text_projection(text)  # (N, L, text_dim) -> (N, L, D)
         for stage in self.stages:  # step by step: so each map is freed as soon as the next one is there
             a = stage.a.embed(a)  # (N, C, H, W)
             a = stage.a.restormer(a)  # (N, C, H, W)

@@ -17,7 +17,9 @@ class FILMBlend(FILM):
     label = "FILM blend"
     outputs = 2
 
-    def forward(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image_a: Tensor, image_b: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         share, detail = self.logits(image_a, image_b, text, text_mask).chunk(2, dim=1)  # (N, 1, H, W) each
         blend = torch.lerp(image_b, image_a, share.sigmoid()).clamp(1 / 512, 1 - 1 / 512)  # finite logits
         return torch.sigmoid(torch.logit(blend) + detail)

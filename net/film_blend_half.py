@@ -20,7 +20,7 @@ class FILMBlendHalf(FILMBlend):
     image_channels = 4
     outputs = 2 * 4
 
-    def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+    def logits(self, image_a: Tensor, image_b: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
         height, width = image_a.shape[-2:]
         squares = (F.pixel_unshuffle(even(image), 2) for image in (image_a, image_b))  # (N, 4, H/2, W/2) each
         return with_size(F.pixel_shuffle(super().logits(*squares, text, text_mask), 2), height, width)

@@ -138,7 +138,7 @@ class FILMInstructed(FILMBlend):
         sizes: of FILM.
 
     Raises:
-        InputError: as FILM; one of the other sizes below 1.
+        InputError: as FILM; one of the other sizes below 1; guidance none.
     """
 
     label = "FILM instructed"
@@ -153,6 +153,8 @@ class FILMInstructed(FILMBlend):
         **sizes,
     ):
         super().__init__(**sizes)
+        if not self.inputs:
+            raise InputError("net.guidance=none is for networks that read no instructions")
         if min(instructions, instruction_dim, editor_channels, editor_blocks) < 1:
             raise InputError("the sizes under net must all be at least 1")
         self.requires_grad_(False)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from net import NETWORKS, FusionNetwork, build_model, compute, configure_compute, load_model, restormer
-from net.film import TextGuidance
+from net.film import MeanText, TextGuidance
 from net.published import our_name, translate
 from tests.examples import VARIANTS, in_place
 from tests.literal import LiteralFILM
@@ -29,7 +29,8 @@ FEATURES = {
     "clip": [(2, 12)] * 3,
     "instruction": [(4, 12), (1, 12), (6, 12)],
 }  # shapes by guide, for three pairs
-NAMES = sorted({*NETWORKS, *VARIANTS})
+ABLATED = {f"film_blend, {kind}": ("film_blend", {"guidance": kind}) for kind in ("mean", "none")}
+NAMES = sorted({*NETWORKS, *VARIANTS, *ABLATED})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,8 +42,9 @@ def variants(tmp_path_factory):
 
 def small(name: str) -> FusionNetwork:
     """A network of small sizes, in eval mode; weights that start at 0 are drawn, as they would hide what is before."""
+    name, options = ABLATED.get(name, (name, {}))
     known = NETWORKS.defaults(name)
-    model = build_model(name, **{key: size for key, size in SIZES.items() if key in known}).eval()
+    model = build_model(name, **{key: size for key, size in SIZES.items() if key in known}, **options).eval()
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -263,6 +265,34 @@ def test_gradients_reach_every_parameter(name):
         if parameter.requires_grad:  # the fusion of film_instructed is trained before
             assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
             assert parameter.grad.any(), parameter_name
+
+
+def test_mean_text_is_a_vector_of_the_text_alone():
+    guidance, text, mask = MeanText(12, heads=2), torch.randn(2, 5, 12), torch.arange(5) < torch.tensor([[5], [3]])
+    found = guidance(text, torch.randn(2, 7, 12), mask)
+    for i, length in enumerate((5, 3)):
+        vector = guidance.out_proj.weight @ text[i, :length].mean(dim=0)
+        torch.testing.assert_close(found[i, 0], vector / vector.abs().sum())
+
+
+def test_without_a_gate_a_stage_is_that_of_a_gate_that_adds_nothing():
+    """Text-guided weights whose gate is 0 everywhere, in a network that takes no text."""
+    whole = small("film")
+    plain = build_model("film", **SMALL, guidance="none").eval()
+    state = whole.state_dict()
+    for stage in whole.stages:
+        for branch in (stage.a, stage.b):
+            torch.nn.init.zeros_(branch.conv_gate.weight)
+            torch.nn.init.zeros_(branch.conv_gate.bias)
+    for name, tensor in plain.state_dict().items():
+        halves = state[name].chunk(2, dim=1) if name.endswith("conv_out.weight") else [state[name]]
+        tensor.copy_(sum(halves))
+    a, b = torch.rand(2, 1, 1, 20, 26)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(a, b), whole(a, b, torch.randn(1, 4, 12)), atol=1e-6, rtol=0)
+    assert plain.inputs == () and plain.label == "FILM, no gate"
+    with pytest.raises(InputError, match="net.guidance=none is for networks that read no instructions"):
+        build_model("film_instructed", **SMALL, guidance="none")
 
 
 def test_blend_starts_from_the_mean():
