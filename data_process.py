@@ -71,7 +71,8 @@ def encode_sets(config: Config, words: list[str]) -> list[str]:
         names = read_names(source.names, problems)
         found = read_features(source, names, config, config.text.encoder, config.text.path, problems, go_on=True)
         count = write_features(source, found)
-        print(f"{source.folder('TextFeature')}: {count} features written, {len(found.of) - count} were up to date")
+        folder = source.folder(f"{source.texts}Feature")
+        print(f"{folder}: {count} features written, {len(found.of) - count} were up to date")
     return problems
 
 

@@ -33,6 +33,7 @@ from utils.data.sources import find_sources
 from utils.errors import InputError, run_script
 from utils.files import find_newest, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
+from utils.guides.text import text_use
 from utils.process import set_up_process
 from utils.results.evaluate import applicable, average_all, check_metrics, fuse_set, shared_folder
 from utils.results.report import Report, open_report
@@ -201,7 +202,7 @@ def test_set(
             "network": label,
             "ckpt": config.ckpt,
             "guides": {kind: {"name": r.name, "revision": r.revision} for kind, r in records.items()},
-            "text": config.text.use,
+            "text": text_use(config, records.get("text")),
             "stretch": config.test.stretch,
             "precision": config.precision,
             "metrics": config.test.metrics,

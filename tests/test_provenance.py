@@ -60,7 +60,8 @@ def test_given_features_are_recorded_as_given(prepared, tmp_path):
     assert attributes(tmp_path / "h5" / "Toy_train.h5")["text_encoder"] == "given"
     script("train.py", *prepared, "train.epochs=1")
     record = load_model(only_run(tmp_path) / "model" / "last.pth").provenance.guides["text"]
-    assert record.name == "given" and record.options == {"encoder": "blip2", "path": None}
+    options = {"encoder": "blip2", "path": None, "use": "own", "folder": "Text"}
+    assert record.name == "given" and record.options == options
     script("test.py", *prepared, f"ckpt={only_run(tmp_path)}/model/last.pth")
     for path in (tmp_path / "VLF" / "TextFeature").rglob("a*.npy"):  # now a note says what made them
         path.with_suffix(".json").write_text('{"encoder": "auto:mine"}')

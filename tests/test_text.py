@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy import script
+from net import load_model
+from net.film import FILM
+from tests.test_scripts import only_run
+from tests.toy import CONFIG, FAST, script
 from utils.data.features import check_feature
 from utils.errors import InputError
+from utils.files import write_file
 from utils.guides.text import TextEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -123,9 +127,81 @@ def test_data_process_encodes_where_there_is_no_feature(paragraphs, tmp_path, be
     with h5py.File(tmp_path / "h5" / "Toy_test.h5") as file:
         np.testing.assert_allclose(file["text/b1"][()], expected, atol=1e-5)
         np.testing.assert_array_equal(file["text/b2"][()], np.load(given))
-        assert file.attrs["text_encoder"] == "auto:tiny-bert"
+        assert file.attrs["text_encoder"] == "auto:tiny-bert" and file["text/b1"].attrs["rows_of_a"] == 5
     np.save(given, np.zeros((3, 13), np.float32))
     assert "'b2' is 13 wide, the rest 12" in script("data_process.py", *paragraphs, code=1)
+
+
+@pytest.fixture
+def words(toy, tmp_path, bert) -> list[str]:
+    """The toy sets, with paragraphs and no features: what makes their H5, trains and tests quickly."""
+    for image in (tmp_path / "VLF" / "Image" / "IVF" / "Toy").glob("*/*.png"):
+        text = (
+            "a warm car" if image.parent.name == "IR" else f"the dark road {'and trees' if '1' in image.stem else ''}"
+        )
+        write_file(tmp_path / "VLF" / "Text" / "IVF" / "Toy" / image.parent.name / f"{image.stem}.txt", text)
+    shutil.rmtree(tmp_path / "VLF" / "TextFeature")
+    words = [*CONFIG, *toy, *FAST, "train.epochs=1", f"text.path={bert}", "text.encoder=auto"]
+    return [*words, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+
+
+@pytest.mark.parametrize(("use", "lengths"), [("a", [5, 5]), ("b", [7, 5]), ("none", [1, 1])])
+def test_a_training_with_a_part_of_the_text_is_tested_with_it(use, lengths, words, tmp_path, monkeypatch):
+    """From one H5 for all uses, whatever the config says; and a user's own pair is fused with that part."""
+    script("data_process.py", *words, "Toy_train")
+    script("train.py", *words, f"text.use={use}")
+    ckpt, seen = f"{only_run(tmp_path)}/model/last.pth", []
+    assert load_model(ckpt).provenance.guides["text"].options["use"] == use
+
+    plain = FILM.forward
+    monkeypatch.setattr(
+        FILM, "forward", lambda self, a, b, text, mask: seen.append(text) or plain(self, a, b, text, mask)
+    )
+    output = script("test.py", *words, f"ckpt={ckpt}")
+    assert ("guided by no text" if use == "none" else f"guided by {use.upper()}'s text of auto:tiny-bert") in output
+    assert [text.shape[1] for text in seen] == lengths and seen[0].any() == (use != "none")
+    assert json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["text"] == use
+    output = script("train.py", *words, "train.epochs=2", f"train.resume={ckpt}", code=1)
+    assert f"text.use is own and was {use} in the run to resume" in output
+
+    images = [tmp_path / "VLF" / "Image" / "IVF" / "Toy" / side / "b1.png" for side in ("IR", "VI")]
+    texts = ["--text-a", "a warm car", "--text-b", "the dark road and trees"]
+    output = script("fuse.py", *images, *texts, "-o", tmp_path / "f.png", f"ckpt={ckpt}", code=int(use == "none"))
+    if use == "none":
+        assert "reads no text, or text.use is default or none; leave out the text" in output
+    else:
+        torch.testing.assert_close(seen[-1], seen[0])
+
+
+def test_parts_of_a_text_that_nobody_knows_are_one_sentence(prepared, tmp_path):
+    """A published H5 does not say where the text of B begins, nor does a feature that somebody gave."""
+    said = "Toy_train.h5 does not say which part of the text of 'a1' is A's, and text.use=a takes one part"
+    assert said in script("train.py", *prepared, "text.use=a", code=1)
+    with h5py.File(tmp_path / "h5" / "Toy_train.h5", "r+") as file:
+        file["text/a1"].attrs["rows_of_a"] = 5  # all of them
+    output = script("train.py", *prepared, "text.use=b", code=1)
+    assert "sample 'a1'" in output and "of its 5 rows of text, 5 are said to be of A" in output
+
+
+def test_texts_of_another_folder(words, tmp_path):
+    """One set of texts for each folder and H5; the network records which, and no other is taken for it."""
+    shutil.copytree(tmp_path / "VLF" / "Text", tmp_path / "VLF" / "Short")
+    for text in (tmp_path / "VLF" / "Short").rglob("*.txt"):
+        text.write_text("a car")
+    short = ["text.folder=Short", f"data.h5={tmp_path / 'short'}"]
+    script("data_process.py", *words, "Toy_train")
+    output = script("train.py", *words, short[0], code=1)
+    assert "Toy_train.h5 has the texts in Text/, and those in Short/ are wanted; keep a data.h5 for each" in output
+    assert "2 features written" in script("data_process.py", "encode", *words, *short, "Toy_test")
+    assert len(list((tmp_path / "VLF" / "ShortFeature").rglob("*.npy"))) == 2
+    script("data_process.py", *words, *short, "Toy_train")
+    script("train.py", *words, *short)
+    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
+    script("test.py", *words, short[1], ckpt)  # makes the H5 from the texts that it was trained with
+    with h5py.File(tmp_path / "short" / "Toy_test.h5") as file:
+        assert file["text/b1"].shape == (4 + 4, 12) and file.attrs["text_folder"] == "Short"
+    script("data_process.py", *words, "Toy_test")
+    assert "has the texts in Text/, and those in Short/ are wanted" in script("test.py", *words, ckpt, code=1)
 
 
 def test_encoded_features_are_made_again_where_the_text_changes(paragraphs, tmp_path):

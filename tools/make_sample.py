@@ -234,8 +234,10 @@ def main() -> None:
                 cv2.imwrite(str(folders["Image"] / folder / f"{name}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
                 (folders["Text"] / folder / f"{name}.txt").write_text(text + "\n")
             folders["TextFeature"].mkdir(parents=True, exist_ok=True)
-            write_file(folders["TextFeature"] / f"{name}.json", to_json({"encoder": encoder.name}))
-            np.save(folders["TextFeature"] / f"{name}.npy", encoder.encode_pairs([tuple(texts)])[0].astype(np.float16))
+            features = encoder.encode_all(texts)
+            note = {"encoder": encoder.name, "rows_of_a": len(features[0])}
+            write_file(folders["TextFeature"] / f"{name}.json", to_json(note))
+            np.save(folders["TextFeature"] / f"{name}.npy", np.concatenate(features).astype(np.float16))
 
 
 if __name__ == "__main__":

@@ -46,11 +46,13 @@ class Data:
 
 @dataclass
 class Text:
-    """Which frozen encoder turns paragraphs into features where TextFeature/ has none."""
+    """Which texts guide, and which frozen encoder turns them into features where TextFeature/ has none."""
 
     encoder: Literal["blip2", "auto"] = "blip2"  # blip2 (Q-Former, 768) or auto (any transformers AutoModel)
     path: str | None = None  # hub name or local folder; None: the encoder's default
-    use: Literal["own", "default"] = "own"  # own: of each pair; default: one text for all pairs, no text is needed then
+    # own: of each pair, or as trained; a, b: of one source alone; default: one text for all pairs; none: no text
+    use: Literal["own", "a", "b", "default", "none"] = "own"
+    folder: str | None = None  # of the paragraphs, under data.root; None: as trained, else Text
     recompute: bool = False  # encode Text/ even where TextFeature/ has features
     batch_size: PositiveInt = 32  # paragraphs at a time
     instructions: str = "configs/instructions.yaml"  # what a network that reads instructions is trained with
@@ -60,8 +62,9 @@ class Text:
 class Describe:
     """Who writes a paragraph on each image (FILM, section 3.1). A model is a hub name or a local folder."""
 
-    # parts: caption, dense captions and segments, for a chat model; image: a chat model that sees the image
-    way: Literal["parts", "image"] = "parts"
+    # parts: caption, dense captions and segments, for a chat model; image: a chat model that sees the image; caption:
+    # the caption is the paragraph
+    way: Literal["parts", "image", "caption"] = "parts"
     caption: str = "Salesforce/blip2-opt-2.7b"  # a BLIP-2
     dense: str = "florence-community/Florence-2-base"  # a Florence-2
     segments: str = "facebook/sam-vit-base"  # a Segment Anything

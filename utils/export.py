@@ -164,12 +164,14 @@ def text_feature(model: FusionNetwork, config: Config, text: str | None) -> Tens
     """The feature (1, L, dim) of a text, or the default text; None for a network that reads no text."""
     guidance = open_guides(config, model, [], CPU)["text"] if "text" in model.inputs else None
     if text and (guidance is None or guidance.instead is not None):
-        raise InputError(f"{config.ckpt} reads no text, or text.use is default; leave out --text")
+        raise InputError(f"{config.ckpt} reads no text, or text.use is default or none; leave out --text")
     if guidance is None:
         return None
     if text:
         encoder = open_text_encoder(config, guidance.record, model.options["text_dim"], CPU)
         return torch.from_numpy(encoder.encode_all([text])[0])[None]
+    if guidance.instead is not None:
+        return guidance.instead[None]
     if guidance.record is None or guidance.record.default is None:
         raise InputError(f"{config.ckpt} has no default text; give one with --text")
     return guidance.record.default[None]

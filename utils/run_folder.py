@@ -39,7 +39,7 @@ from utils.provenance import Provenance
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
 SAME_TO_RESUME = (
-    *("net", "loss", "seed", "precision", "clip_input", "text.use"),
+    *("net", "loss", "seed", "precision", "clip_input", "text.use", "text.folder"),
     *("data.train", "data.leave_out", "data.val", "test.stretch"),
     *("train.batch_size", "train.lr", "train.lr_step", "train.lr_gamma", "train.schedule", "train.warmup"),
     *("train.lr_low", "train.clip_grad", "train.crop", "train.pad", "train.crop_on", "train.augment"),

@@ -157,7 +157,8 @@ def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
         gray, chroma = read_image(images[name][0])
         rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
         pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
-        has_text = config.text.use == "own" or real.text_file(side, name).is_file()  # else none is needed
+        needs_text = config.text.use not in ("default", "none")
+        has_text = needs_text or real.text_file(side, name).is_file()
         paragraph = real.read_text(side, name) if has_text else ""
         for made_side, image, sentence in zip((made.a, made.b), pair, sentences):
             write_image(made.image_file(made_side, name), image)

@@ -3,7 +3,8 @@
 A superset of the published layout: groups imageA and imageB (1, H, W), text (L, dim), clip (2, E), chroma (2, H, W)
 and further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the
 features that a network takes, and chroma where a source has colour, in chunks with checksums. Attributes say of which
-dataset and task it is, its resize, and the encoder of each kind of features. Where B was registered to A, `align` is
+dataset and task it is, its resize, and the encoder of each kind of features and the folder of the texts; one of each
+dataset of text, how many of its tokens are A's, where that is known. Where B was registered to A, `align` is
 the motion, and that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file
 (floats in [0, 1], text (1, L, dim), no attributes) opens as well.
 """
@@ -28,6 +29,7 @@ from utils.provenance import GuideRecord
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)  # what h5py raises
 MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
+ROWS_OF_A = "rows_of_a"  # attribute of a feature: how many rows are of A, before those of B
 BAND = 64  # rows of an image in one chunk
 NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
@@ -62,15 +64,16 @@ def write_sample(
 
 
 def write_record(file: h5py.File, kind: str, record: GuideRecord) -> None:
-    """Say which encoder the features of a file are of."""
-    words = zip(FEATURES[kind].attributes, (record.name, record.revision))
-    file.attrs.update({key: word for key, word in words if word})
+    """Say which encoder the features of a file are of, and the texts of which folder."""
+    words = dict(zip(FEATURES[kind].attributes, (record.name, record.revision)))
+    words[f"{kind}_folder"] = record.options.get("folder")
+    file.attrs.update({key: word for key, word in words.items() if word})
 
 
 def read_record(file: h5py.File, kind: str) -> GuideRecord | None:
-    """The encoder of the features of a file; None if it does not say."""
-    name, revision = (attribute(file, key) for key in FEATURES[kind].attributes)
-    return GuideRecord(name, revision or None) if name else None
+    """The encoder of the features of a file, perhaps with the folder of its texts; None if it does not say."""
+    name, revision, folder = (attribute(file, key) for key in (*FEATURES[kind].attributes, f"{kind}_folder"))
+    return GuideRecord(name, revision or None, {"folder": folder} if folder else {}) if name else None
 
 
 def open_h5(path: str | Path) -> h5py.File:
@@ -154,9 +157,22 @@ class PairFile:
         h, w = h5py.h5d.open(self.groups["imageA"].id, name.encode()).shape[-2:]
         return h, w
 
-    def feature(self, kind: str, name: str) -> Tensor:
-        """The feature (L, dim) float32 of a sample."""
-        return torch.from_numpy(check_feature(kind, self.open(kind, name)[()])).float()
+    def feature(self, kind: str, name: str, side: str = "") -> Tensor:
+        """The feature (L, dim) float32 of a sample; with side "a" or "b" the rows of that source alone."""
+        stored = self.open(kind, name)
+        feature = torch.from_numpy(check_feature(kind, stored[()])).float()
+        if not side:
+            return feature
+        count = stored.attrs.get(ROWS_OF_A)
+        if count is None:
+            raise InputError(
+                f"{self.file.filename} does not say which part of the {kind} of '{name}' is A's, and {kind}.use={side} "
+                "takes one part; make it again from the paragraphs: data_process.py with text.recompute=true"
+            )
+        part = feature[:count] if side == "a" else feature[count:]
+        if not 0 < len(part) < len(feature):
+            raise ValueError(f"of its {len(feature)} rows of {kind}, {count} are said to be of A")
+        return part
 
     def _beside(self, file: bytes) -> bool:
         """True for this file and those in its folder, which it may link to."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.data.align import Alignment, align
-from utils.data.h5 import create_h5, h5_path, write_record, write_sample
+from utils.data.h5 import ROWS_OF_A, create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_names
 from utils.errors import InputError, shortened
@@ -27,6 +27,7 @@ class FeatureMaker(NamedTuple):
 
     record: GuideRecord  # their encoder
     of: Callable[[str, np.ndarray, np.ndarray], np.ndarray]  # name of a pair, A and B (H, W) in [0, 1] -> (L, dim)
+    rows_of_a: Mapping[str, int] = {}  # by name, where it is known: how many of the L are of A alone, those of B follow
 
 
 Makers = Mapping[str, Callable[[Source, list[str], list[str]], FeatureMaker | None]]  # of utils.guides.makers_of
@@ -84,6 +85,9 @@ def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int
             elif not problems:
                 features = {kind: maker.of(name, *map(as_unit, pair.images)) for kind, maker in opened.items()}
                 write_sample(file, name, pair.maps, features)
+                for kind, maker in opened.items():
+                    if name in maker.rows_of_a:
+                        file[kind][name].attrs[ROWS_OF_A] = maker.rows_of_a[name]
                 if pair.alignment:
                     alignments[name] = pair.alignment
                     file["imageB"][name].attrs["align"] = pair.alignment.matrix

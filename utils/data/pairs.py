@@ -31,6 +31,7 @@ class StoredFeature:
     width: int | None = None  # in the files that hold it
     records: dict[str, GuideRecord | None] = field(default_factory=dict)  # by file: its encoder, if it says
     instead: Tensor | None = None  # what every sample gets in place of its own, (L, dim)
+    side: str = ""  # "a" or "b": every sample gets the rows of that source alone
 
 
 class PairDataset(Dataset):
@@ -156,7 +157,7 @@ class PairDataset(Dataset):
         """The stored feature of a sample alone, e.g. its text (L, dim)."""
         path, name = self.samples[index]
         with sample_errors_named(path, name):
-            return self._open(path).feature(kind, name)
+            return self._open(path).feature(kind, name, self.features[kind].side)
 
     def __getitem__(self, index: int) -> dict:
         path, name = self.samples[index]
@@ -182,7 +183,7 @@ class PairDataset(Dataset):
             if feature.instead is not None:
                 sample[kind] = feature.instead
             elif not feature.lacking:
-                sample[kind] = pairs.feature(kind, name)
+                sample[kind] = pairs.feature(kind, name, feature.side)
         if self.chroma:
             colored = name in pairs.groups.get("chroma", ())
             chroma = pairs.open("chroma", name)[()] if colored else np.full((2, *size), NEUTRAL, np.uint8)

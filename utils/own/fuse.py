@@ -15,7 +15,7 @@ from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, wri
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.guides import describe_guidance, label_with_remarks, open_guides
-from utils.guides.text import open_text_encoder
+from utils.guides.text import open_text_encoder, text_use
 from utils.instruct.guide import NOTHING, encode_instructions
 from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job
@@ -51,10 +51,11 @@ class Fuser:
         if described:
             text = self.guidances.get("text")
             if text is None or text.instead is not None:
-                raise InputError(f"{source} reads no text, or text.use is default; leave out the text")
+                raise InputError(f"{source} reads no text, or text.use is default or none; leave out the text")
             encoder = open_text_encoder(config, text.record, self.model.options["text_dim"], self.device)
+            use = text_use(config, text.record)
             texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
-            for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size)):
+            for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size, use)):
                 features[i]["text"] = torch.from_numpy(feature)
         for kind, guidance in self.guidances.items():
             without = [] if guidance.encoder else [own for own in features if kind not in own]

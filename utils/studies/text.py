@@ -30,7 +30,7 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, run_script
 from utils.files import atomic_folder
 from utils.guides import open_guides
-from utils.guides.text import open_text_encoder
+from utils.guides.text import open_text_encoder, text_use
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
 from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
@@ -79,7 +79,8 @@ def text_study(
         raise InputError(f"{path} holds no text, or one pair; the study gives each pair the text of another")
     record = guidances["text"].record
     encoder = open_text_encoder(config, record, model.options["text_dim"], device)
-    empty, said = map(torch.from_numpy, encoder.encode_pairs([("", ""), (sentence, sentence)]))
+    texts = encoder.encode_pairs([("", ""), (sentence, sentence)], use=text_use(config, record))
+    empty, said = map(torch.from_numpy, texts)
     default = {"default text": record.default} if record and record.default is not None else {}
     for_all = {"empty text": empty, **default, "the sentence": said}
 
