@@ -214,6 +214,20 @@ def test_every_part_by_local_models(pairs, texts, tiny, monkeypatch):
                 assert f"{100 * segment['share']:.0f} % of the image" in record["prompt"]
 
 
+def test_captions_alone_in_a_folder_of_their_own(pairs, texts, tiny, tmp_path, loaded, monkeypatch):
+    """The ablation of whole paragraphs: a caption is the paragraph, and no other model is loaded."""
+    monkeypatch.setattr(models.Captioner, "__call__", lambda self, images: ["a {warm} car"] * len(images))
+    folder = tmp_path / "VLF" / "Captions" / "IVF" / "Toy"
+    assert "6 paragraphs written, 0" in describe(*pairs, "describe.way=caption", "text.folder=Captions")
+    assert loaded == ["Captioner"] and (folder / "IR" / "a1.txt").read_text() == "a {warm} car\n"
+    made_by = json.loads((folder / "VI" / "a3.json").read_text())["made_by"]
+    assert {part: made["model"] for part, made in made_by.items()} == dict.fromkeys(
+        ("caption", "paragraph"), tiny["caption"]
+    )
+    assert "0 paragraphs written, 6" in describe(*pairs, "describe.way=caption", "text.folder=Captions")
+    assert loaded == ["Captioner"] and not texts.exists()
+
+
 def test_a_repetition_makes_only_what_has_changed(pairs, tmp_path, texts, loaded):
     describe(*pairs)
     loaded.clear()

@@ -26,6 +26,7 @@ from utils.errors import InputError
 from utils.files import short_digest, to_json, write_file
 
 PARTS = ("caption", "dense", "segments", "paragraph")  # keys of the JSON, in the order in which they are made
+MADE = {"parts": PARTS, "image": ("paragraph",), "caption": ("caption", "paragraph")}  # by describe.way
 
 
 @dataclass
@@ -72,10 +73,12 @@ class ParagraphWriter:
 
     def __init__(self, config: Describe, device: torch.device):
         self.config, self.device = config, device
-        self.model_names = dict(zip(PARTS, (config.caption, config.dense, config.segments, config.chat)))
-        self.template = read_template(config.template, config.way)
+        alone = config.way == "caption"  # then the caption is all of the prompt, and the prompt is the paragraph
+        writer = config.caption if alone else config.chat
+        self.model_names = dict(zip(PARTS, (config.caption, config.dense, config.segments, writer)))
+        self.template = "{caption}" if alone else read_template(config.template, config.way)
         # a missing key ends the run here, before the other models run for hours
-        self.endpoint = Endpoint(config) if config.url else None
+        self.endpoint = Endpoint(config) if config.url and not alone else None
 
     def write(self, items: list[Item]) -> list[str]:
         """Write the paragraph of every image. Each model goes over all images before the next one is loaded.
@@ -93,7 +96,7 @@ class ParagraphWriter:
         if len(ours) < len(items):
             print(f"{len(items) - len(ours)} texts were written or changed by somebody and are left as they are")
         todo: list[Item] = []
-        for part in PARTS if self.config.way == "parts" else ["paragraph"]:
+        for part in MADE[self.config.way]:
             todo = [item for item in ours if not item.problem]
             todo = [item for item in todo if item.record["made_by"].get(part, {}).get("key") != self.key(part, item)]
             if todo:
@@ -141,6 +144,8 @@ class ParagraphWriter:
             return DenseCaptioner(path, self.device)
         if part == "segments":
             return Segmenter(path, self.device, self.config.points)
+        if self.config.way == "caption":
+            return lambda images, prompts: prompts
         return self.endpoint or LocalChat(path, self.device, self.config.max_tokens, self.config.way == "image")
 
     def make_batch(self, part: str, model: Callable, batch: list[Item]) -> None:
