@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError, enough_memory
+from utils.errors import enough_memory
 from utils.provenance import Provenance
 from utils.registry import Registry, options_of
 
 NETWORKS = Registry("net")
 register = NETWORKS.register
-BROKEN: dict[str, str] = {}  # files of this folder that cannot be imported, and why
 
 
 class FusionNetwork(nn.Module):
@@ -94,7 +93,5 @@ def build_model(name: str, **options) -> FusionNetwork:
     Raises:
         InputError: unknown name or option, or a value that the network rejects.
     """
-    if name not in NETWORKS and BROKEN:
-        raise InputError(f"net.name '{name}' is not known; {'; '.join(BROKEN.values())}")
     with enough_memory(f"build the network '{name}'", "lower its sizes, the options under net"):
         return NETWORKS.build(name, **options).to(memory_format=torch.channels_last)  # the faster layout on a CPU

@@ -12,6 +12,7 @@ from tests.toy import ROOT
 from utils.data.features import FEATURES
 from utils.guides import GUIDES
 from utils.loss import LOSSES
+from utils.metrics import METRICS
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = {  # a block is of the file that was named last before it
@@ -29,7 +30,7 @@ def in_place(folder: Path, *names: str) -> Iterator[None]:
         folder: where to write them.
         names: of files in net/, e.g. "film_conv".
     """
-    tables = (NETWORKS, LOSSES, GUIDES, FEATURES)
+    tables = (NETWORKS, LOSSES, METRICS, GUIDES, FEATURES)
     before, modules = [dict(table) for table in tables], []
     try:
         for name in names:

@@ -14,7 +14,6 @@ from scipy.signal import convolve2d
 from torch import Tensor, nn
 
 # metrics of utils/metrics.py that have no form in METRICS below; a metric must be here or there
-WITHOUT_LITERAL_FORM: set[str] = set()
 
 # --- FILM ---------------------------------------------------------------------------------------
 

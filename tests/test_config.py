@@ -15,6 +15,7 @@ from utils.check import checked
 from utils.config import Config, Text, all_keys, load_config, parse_args, read_yaml
 from utils.errors import InputError
 from utils.guides.text import ENCODERS
+from utils.loss import build_loss
 
 TABLES = ("datasets", "originals", "paper_tables", "instructions")
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in TABLES)
@@ -124,8 +125,14 @@ def test_broken_files_are_named(tmp_path, content):
 
 def test_a_network_does_not_take_the_options_of_another():
     config = load_config("configs/film_ivf.yaml", ["net.name=mean", "net.text_dim=12"])
-    with pytest.raises(InputError, match=re.escape("'net={name: mean}' takes none of another's options")):
+    with pytest.raises(InputError, match=re.escape('leave out its options by "net={name: mean}"')):
         build_model(**config.net)
+    config = load_config(
+        "configs/film_ivf.yaml", ["net.name=mean", "net={name: mean}", "loss.ssim_weight=1", "loss.name=instructed"]
+    )
+    assert build_model(**config.net).options == {}
+    with pytest.raises(InputError, match=re.escape('leave out its options by "loss={name: instructed}"')):
+        build_loss(config.loss)
 
 
 def test_defaults_are_accepted(tmp_path):

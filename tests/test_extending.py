@@ -10,6 +10,7 @@ import sys
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -17,16 +18,19 @@ import yaml
 from net import NETWORKS, FusionNetwork, build_model, load_model
 from net.base import register
 from net.film import FILM
-from tests import literal, test_metrics
+from tests import test_metrics
 from tests.examples import FILES, PAGE, VARIANTS, in_place
+from tests.test_export import untold  # noqa: F401
 from tests.test_net import SMALL
 from tests.test_scripts import only_run
-from tests.toy import CONFIG, ROOT, script
+from tests.toy import CONFIG, ROOT, TINY_NET, script
 from utils import metrics
 from utils.config import load_config
 from utils.data.pairs import PairDataset
+from utils.errors import InputError
+from utils.export import export_program
+from utils.guides.guidance import GUIDES, Guidance, Guide, register_guide
 from utils.loss import Loss, register_loss
-from utils.metrics import METRICS
 from utils.provenance import GuideRecord
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
@@ -38,7 +42,7 @@ MEAN = ["ckpt=null", "net={name: mean}"]
 @pytest.fixture(autouse=True)
 def examples(tmp_path):
     """The files of the page."""
-    with in_place(tmp_path / "page", *VARIANTS, "exposed_mean"):
+    with in_place(tmp_path / "page", *VARIANTS, "contrast", "exposed_mean"):
         yield
 
 
@@ -50,7 +54,7 @@ def records(folder) -> list[dict]:
 def test_what_the_page_says_of_its_commands_exists():
     assert len(FILES) == 5
     commands = re.findall(r"(?:^|`)python (\w+\.py) ([^`\n]+)", PAGE, re.M)
-    assert len(commands) == 4
+    assert len(commands) == 7
     for _, words in commands:
         config = re.search(r"--config (\S+)", words)
         overrides = [word for word in shlex.split(words) if re.match(r"[\w.]+=", word)]
@@ -100,18 +104,26 @@ def test_a_broken_file_leaves_the_other_networks(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / "repo" / folder, ignore=shutil.ignore_patterns("__pycache__"))
     film_blend = (tmp_path / "repo" / "net" / "film_blend.py").read_text()
     (tmp_path / "repo" / "net" / "broken.py").write_text(film_blend.replace("film_blend", "mine") + "import nowhere\n")
+    (tmp_path / "repo" / "net" / "unread.py").write_text("import torch\nclass = 3\n")
     shutil.copy(tmp_path / "repo" / "net" / "film_instructed.py", tmp_path / "repo" / "net" / "copied.py")
 
     say = "import net; net.build_model('film_blend'); print(sorted(net.NETWORKS)); net.build_model('mine')"
     called = subprocess.run([sys.executable, "-c", say], cwd=tmp_path / "repo", capture_output=True, text=True)
-    broken = "net/broken.py cannot be imported (ModuleNotFoundError: No module named 'nowhere')"
-    taken = "net/film_instructed.py cannot be imported (ValueError: net.name 'film_instructed' is taken by "
-    taken += "net.copied.FILMInstructed)"
-    notes = [f"note: {reason}; its networks are not there" for reason in (broken, taken)]
-    assert called.stderr.splitlines()[:2] == notes
+    lines = film_blend.count("\n")
+    broken = f"net/broken.py, line {lines + 1}, cannot be imported (ModuleNotFoundError: No module named 'nowhere')"
+    unread = "net/unread.py, line 2, cannot be imported (SyntaxError: invalid syntax)"
+    taken = (
+        r"net/film_instructed.py, line \d+, cannot be imported \(ValueError: net.name 'film_instructed' is taken by "
+    )
+    taken += r"net.copied.FILMInstructed\)"
+    notes = [
+        f"note: {reason}; what it registers is not there" for reason in (re.escape(broken), taken, re.escape(unread))
+    ]
+    for line, note in zip(called.stderr.splitlines(), notes):
+        assert re.fullmatch(note, line)
     assert {"film", "mgfusion", "max"} < set(yaml.safe_load(called.stdout)), called.stdout
     assert "mine" not in called.stdout  # although it was registered before the mistake
-    assert f"net.name 'mine' is not known; {broken}" in called.stderr
+    assert f"net.name 'mine' is not known; {broken}; " in called.stderr and f"; {unread}; did you" in called.stderr
 
 
 def test_a_loss_gets_further_maps(toy, prepared, tmp_path):
@@ -137,9 +149,7 @@ def test_a_loss_gets_further_maps(toy, prepared, tmp_path):
         assert record["all"] > 0 and record["total"] == pytest.approx(record["all"] / 5, rel=1e-5)
 
 
-def test_a_metric_is_a_column(prepared, tmp_path, monkeypatch):
-    monkeypatch.setitem(METRICS, "MC", None)  # taken out again at the end
-    exec(FILES["utils/metrics.py"], dict(vars(metrics)))
+def test_a_metric_is_a_column(prepared, tmp_path):
     output = script("test.py", *prepared, *MEAN, "test.metrics=[EN,MC]", "test.stretch=clamp", "--compare", "--report")
     assert re.search(r"\n +EN +MC\n", output)
     folder = tmp_path / "out" / "Toy"
@@ -150,13 +160,19 @@ def test_a_metric_is_a_column(prepared, tmp_path, monkeypatch):
         assert float(rows[name]["MC"]) == pytest.approx(expected)
     script("train.py", *prepared, "train.epochs=1", "data.val=[Toy_test]", "train.val_every=1", "train.best=MC")
     assert "MC" in torch.load(only_run(tmp_path) / "model" / "best.pth", weights_only=True)["scores"]
-
-    with pytest.raises(AssertionError, match="WITHOUT_LITERAL_FORM"):
-        test_metrics.test_every_metric_has_a_literal_form()
-    (names,) = re.findall(r'`WITHOUT_LITERAL_FORM: set\[str\] = \{"(\w+)"\}`', PAGE)
-    monkeypatch.setattr(literal, "WITHOUT_LITERAL_FORM", {names})
-    test_metrics.test_every_metric_has_a_literal_form()
+    test_metrics.test_every_metric_has_a_literal_form()  # of ours alone
     test_metrics.test_batch_of_n_is_n_singles("MC", torch.float32, 1e-3)
+
+
+def test_a_metric_that_says_more_of_itself(monkeypatch):
+    for name in ("METRICS", "LOWER_IS_BETTER", "INFRARED_ONLY"):
+        monkeypatch.setattr(metrics, name, getattr(metrics, name).copy())
+    metrics.register_metric("Haze", lower_is_better=True, infrared_only=True)(metrics.entropy)
+    assert "Haze" in metrics.METRICS and "Haze" in metrics.LOWER_IS_BETTER and "Haze" in metrics.INFRARED_ONLY
+    with pytest.raises(ValueError, match="the metric 'EN' is taken by utils.metrics.entropy"):
+        metrics.register_metric("EN")(metrics.edge_intensity)
+    with pytest.raises(ValueError, match="the guide 'clip' is taken"):
+        register_guide("clip")(torch.add)
 
 
 def place_pair(tmp_path, dataset: str) -> None:
@@ -248,3 +264,51 @@ def test_a_network_names_an_input_that_no_guide_gives(toy):
     output = script("data_process.py", *CONFIG, *toy, "net={name: guided_by_nothing}", code=1)
     assert "takes the input 'exposur', which no guide gives; did you mean 'exposure'?" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.usefixtures("untold")
+def test_an_export_computes_a_guide_itself(tmp_path):
+    """A guide that is a function of the images is built in; of one that is not, a sentence says what is missing."""
+    model = build_model("exposed_mean").eval()
+    export_program(tmp_path / "m.onnx", model, load_config(None))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [each.name for each in session.get_inputs()] == ["image_a", "image_b"]
+    a, b = torch.rand(2, 2, 1, 21, 34)
+    with torch.inference_mode():
+        expected = model(a, b, GUIDES["exposure"].open().encoder(a, b)).numpy()
+    found = session.run(None, {"image_a": a.numpy(), "image_b": b.numpy()})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    GUIDES["exposure"] = Guide(lambda *_: Guidance(GuideRecord("given")), make=None)
+    with pytest.raises(InputError, match="takes the guide 'exposure': an .onnx needs fixed rows of it, and the option"):
+        export_program(tmp_path / "m.onnx", model, load_config(None))
+
+
+LINES = re.findall(r"`((?:text|net)\.\w+=[\w\[\]]+)`", PAGE[PAGE.index("## 6. Ablations") :])
+SAMPLE = ["--config", "configs/demo.yaml", "data.train=[SampleIVF_train]", "data.test=[SampleIVF_test]", "data.val=[]"]
+
+
+def test_the_page_has_the_ablations_of_both_papers():
+    assert len(LINES) == 9
+    for line in LINES[-2:]:
+        network = build_model(**load_config(ROOT / "configs" / "mgfusion_ivf_small.yaml", [line]).net)
+        assert len(network.options["without"]) == 1
+
+
+def test_ablations_train_and_test_by_their_line_alone(tmp_path):
+    """On the sample; captions and texts of another folder have tests in test_describe.py and test_text.py."""
+    words = [*SAMPLE, *TINY_NET, "net.text_dim=384", f"data.h5={tmp_path / 'h5'}", "train.batch_size=2"]
+    words += ["train.epochs=1", "train.lr=1e-2", "test.num_workers=0", "test.metrics=[EN]"]
+    script("data_process.py", *words, "SampleIVF_train", "SampleIVF_test")
+    results = {}
+    for line in ["text.use=own", *(line for line in LINES[:-2] if not line.startswith("text.folder"))]:
+        places = [f"train.exp={tmp_path / line}", f"test.output={tmp_path / line / 'out'}"]
+        script("train.py", *words, line, *places)
+        (last,) = (tmp_path / line).glob("*/model/last.pth")
+        output = script("test.py", *[word for word in words if not word.startswith("net.")], *places, f"ckpt={last}")
+        results[line] = next((tmp_path / line / "out").rglob("Gray/*.png")).read_bytes()
+        assert ("FILM, " in output) == line.startswith("net.")
+        if line != "text.use=own":
+            output = script("train.py", *words, *places, "train.epochs=2", f"train.resume={last}", code=1)
+            assert re.search(r"(text.use|net) is .* and was .* in the run to resume", output)
+    assert len(results) == len(set(results.values())) == 7  # each is another network

@@ -15,6 +15,7 @@ import copy
 import importlib.util
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from utils.config import Config, parse_args
 from utils.data.features import features_of
 from utils.errors import InputError, run_script
 from utils.files import to_json, write_file
-from utils.guides import open_guides
+from utils.guides import GUIDES, open_guides
+from utils.guides.guidance import Encoder
 from utils.guides.text import open_text_encoder
 from utils.instruct.guide import encode_instructions
 from utils.process import pick_device, set_up_process
@@ -86,16 +88,33 @@ class Program(nn.Module):
     Args:
         model: a network on the CPU; it is copied.
         text, instruction: (1, L, dim) each; None: the network reads no text, it is asked for nothing.
+        encoders: by name, what computes further features from the images; they are built in.
 
     Attributes:
         vectors: the features that remain its inputs, after both images: (N, rows, width), e.g. those of CLIP.
+
+    Raises:
+        InputError: the rows or the width of such a feature are not known.
     """
 
-    def __init__(self, model: FusionNetwork, text: Tensor | None = None, instruction: Tensor | None = None):
+    def __init__(
+        self,
+        model: FusionNetwork,
+        text: Tensor | None = None,
+        instruction: Tensor | None = None,
+        encoders: Mapping[str, Encoder] = {},
+    ):
         super().__init__()
-        self.network, self.text = copy.deepcopy(model).requires_grad_(False), text
+        self.network, self.text, self.encoders = copy.deepcopy(model).requires_grad_(False), text, encoders
         self.strengths = None if instruction is None else model.strengths(instruction)[0].tolist()
-        self.vectors = [each for each in features_of(model.inputs) if each.name not in ("text", "instruction")]
+        inside = {"text", "instruction", *encoders}
+        self.vectors = [each for each in features_of(model.inputs) if each.name not in inside]
+        for each in self.vectors:
+            if not (each.rows and f"{each.name}_dim" in model.options):
+                raise InputError(
+                    f"{model.label} takes the guide '{each.name}': an .onnx needs fixed rows of it, and the option "
+                    f"{each.name}_dim for its width; a guide of register_guide is built in"
+                )
         self.names = ["image_a", "image_b", *(feature.name for feature in self.vectors)]
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
@@ -106,6 +125,7 @@ class Program(nn.Module):
         if self.strengths:
             return self.network.obey(*inputs, self.text, self.strengths)
         given = {"text": self.text} | dict(zip(self.names, inputs))
+        given |= {name: encoder(*inputs[:2]) for name, encoder in self.encoders.items()}
         return self.network(*inputs[:2], *(given.get(key) for key in self.network.inputs))
 
     def example(self, n: int, height: int, width: int) -> list[Tensor]:
@@ -130,7 +150,10 @@ def export_program(
     built_in = {"text": text_feature(model, config, text)}
     built_in["instruction"] = encode_instructions([instruct], config, model, CPU)[0][None] if instruct else None
     built_in = {key: feature for key, feature in built_in.items() if feature is not None}
-    program = Program(model, **built_in).eval()
+    guides = [feature.name for feature in features_of(model.inputs) if GUIDES[feature.name].make is None]
+    opened = {name: GUIDES[name].open(config, None, None, [], CPU, False) for name in guides}
+    encoders = {name: guidance.encoder for name, guidance in opened.items() if guidance.encoder}
+    program = Program(model, **built_in, encoders=encoders).eval()
     if program.strengths and not any(program.strengths):
         raise InputError(f"the instruction asks for nothing that {model.label} knows; say it in other words")
     metadata = {
@@ -148,6 +171,7 @@ def export_program(
     for n, height, width in SIZES:
         inputs = dict(zip(program.names, program.example(n, height, width)))
         given = inputs | {key: feature.expand(n, -1, -1) for key, feature in built_in.items()}
+        given |= {name: encoder(given["image_a"], given["image_b"]) for name, encoder in encoders.items()}
         with torch.inference_mode():
             expected = model(*(given.get(key) for key in ("image_a", "image_b", *model.inputs))).numpy()
         found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0]
@@ -156,7 +180,7 @@ def export_program(
     if not all(difference <= TOLERANCE for difference in differences.values()):  # NaN, too
         raise InputError(f"{path} is not written: it differs from PyTorch by {said}; {TOLERANCE:.0e} is the most")
     write_file(path, content)
-    print(f"inputs: {', '.join(program.names)}; built in: {' and '.join(built_in) or 'nothing'}")
+    print(f"inputs: {', '.join(program.names)}; built in: {' and '.join([*built_in, *encoders]) or 'nothing'}")
     print(f"largest difference from PyTorch: {said}\nwritten: {path}, {len(content) / 2**20:.1f} MiB")
 
 

@@ -8,10 +8,9 @@ any device, and computes in the dtype it is given: float64 equals the published 
 float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources. `METRICS` has them
 by name; higher is better but for those in `LOWER_IS_BETTER`.
 
-Adding a metric takes one function here and one entry in `METRICS`, its name in `LOWER_IS_BETTER` if
-lower is better, and in `INFRARED_ONLY` if it says nothing of other tasks. The tests take every entry:
-image i of a batch must give the value that it gives alone, and the dtype must stay. They also compare it
-with a slow literal form, `f(fused, image_a, image_b) -> float` on NumPy arrays (H, W), in tests/literal.py.
+Adding a metric takes one function with `@register_metric`, here or in a file of net/. The tests take each:
+image i of a batch must give the value that it gives alone, and the dtype must stay. They also compare those
+here with a slow literal form, `f(fused, image_a, image_b) -> float` on NumPy arrays (H, W), in tests/literal.py.
 
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
@@ -31,9 +30,30 @@ from torch import Tensor
 from utils.filters import count_levels, filter_windows, gaussian_window, local_moments, rank_levels, sobel
 from utils.targets import kept_contrast
 
+Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
+METRICS: dict[str, Metric] = {}
+LOWER_IS_BETTER: set[str] = set()
+INFRARED_ONLY: set[str] = set()  # for an infrared source A, the task IVF
+
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
 MEFSSIM_MASS = 1 - 3.7886e-8  # sum of the authors' window of 11 x 11, in single precision; it moves MEFSSIM by 1e-6
+
+
+def register_metric(
+    name: str, lower_is_better: bool = False, infrared_only: bool = False
+) -> Callable[[Metric], Metric]:
+    """Function decorator: add a metric under `name`, here or in a file of net/; ValueError if the name is taken."""
+
+    def add(metric: Metric) -> Metric:
+        if name in METRICS:
+            raise ValueError(f"the metric '{name}' is taken by {METRICS[name].__module__}.{METRICS[name].__qualname__}")
+        METRICS[name] = metric
+        LOWER_IS_BETTER.update([name] if lower_is_better else [])
+        INFRARED_ONLY.update([name] if infrared_only else [])
+        return metric
+
+    return add
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -47,11 +67,13 @@ def _histogram(x: Tensor) -> Tensor:
     return count_levels(levels, 256).to(x.dtype) / levels.shape[1]
 
 
+@register_metric("EN")
 def entropy(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """EN: entropy in bits of the histogram of F rounded half to even and cast to 8 bit."""
     return torch.special.entr(_histogram(fused)).sum(dim=1) / math.log(2)
 
 
+@register_metric("CE", lower_is_better=True)
 def cross_entropy(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """CE, lower is better: mean over the sources of sum p log2(p / q), p theirs, q of F, where both are not 0."""
     q, terms = _histogram(fused), []
@@ -60,16 +82,19 @@ def cross_entropy(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     return sum(terms) / 2
 
 
+@register_metric("SD")
 def standard_deviation(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """SD: standard deviation of F, divisor HW."""
     return fused.flatten(1).std(dim=1, correction=0)
 
 
+@register_metric("SF")
 def spatial_frequency(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """SF: root of the mean squared horizontal plus the mean squared vertical difference."""
     return (_mean(fused.diff(dim=3) ** 2) + _mean(fused.diff(dim=2) ** 2)).sqrt()
 
 
+@register_metric("AG")
 def average_gradient(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the border; NaN for a line of pixels.
 
@@ -81,6 +106,7 @@ def average_gradient(fused: Tensor, image_a: Tensor | None = None, image_b: Tens
     return _mean(((gx**2 + gy**2) / 2).sqrt())
 
 
+@register_metric("MI")
 def mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """MI: I(F; A) + I(F; B) in nats, every distinct value a level of its own.
 
@@ -98,11 +124,13 @@ def mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     return torch.stack([information(*images) for images in zip(fused, image_a, image_b)]).to(fused.dtype)
 
 
+@register_metric("MSE", lower_is_better=True)
 def mean_squared_error(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """MSE: mean over both sources of the mean squared difference to F."""
     return (_mean((image_a - fused) ** 2) + _mean((image_b - fused) ** 2)) / 2
 
 
+@register_metric("PSNR")
 def peak_signal_to_noise(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """PSNR in dB: 10 log10(max(F)^2 / MSE). The peak is the fused image's own maximum, as published."""
     return 10 * (fused.amax(dim=(1, 2, 3)) ** 2 / mean_squared_error(fused, image_a, image_b)).log10()
@@ -116,11 +144,13 @@ def _pearson(x: Tensor, y: Tensor) -> Tensor:
     return correlation.masked_fill(constant[0] | constant[1], math.nan)
 
 
+@register_metric("CC")
 def correlation_coefficient(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """CC: mean of the Pearson correlations of F with A and with B."""
     return (_pearson(image_a, fused) + _pearson(image_b, fused)) / 2
 
 
+@register_metric("SCD")
 def sum_of_correlations_of_differences(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """SCD (Aslantas and Bendes 2015): corr(A, F - B) + corr(B, F - A)."""
     return _pearson(image_a, fused - image_b) + _pearson(image_b, fused - image_a)
@@ -140,6 +170,7 @@ def _centred(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tuple[Tensor, T
     return torch.cat([image_a - offset, image_b - offset, fused - offset]), offset
 
 
+@register_metric("VIFF")
 def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """VIFF: vifp(A, F) + vifp(B, F), pixel-domain visual information fidelity (Sheikh and Bovik 2006).
 
@@ -170,6 +201,7 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     return vifp[:n] + vifp[n:]
 
 
+@register_metric("Qabf")
 def edge_preservation(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """Qabf (Xydeas and Petrovic 2000): how much of the sources' edge strength and angle F keeps, in [0, 1].
 
@@ -190,6 +222,7 @@ def edge_preservation(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor
     return kept / source.sum(dim=(1, 2, 3)).view(2, n).sum(dim=0)
 
 
+@register_metric("SSIM")
 def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """SSIM: ssim(F, A) + ssim(F, B), scikit-image's defaults: 7 x 7 uniform window, sample covariance.
 
@@ -209,6 +242,7 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
     return _mean(similarity).view(2, n).sum(dim=0)
 
 
+@register_metric("EI")
 def edge_intensity(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor | None = None) -> Tensor:
     """EI: mean Sobel magnitude of F, replicated border."""
     return _mean(torch.hypot(*sobel(fused, border="replicate")))
@@ -228,6 +262,7 @@ def _in_frequency(x: Tensor, sensitivity: Callable[[Tensor], Tensor], scale: flo
     return torch.fft.irfft2(torch.fft.rfft2(x) * sensitivity(torch.hypot(u, v)), s=(h, w))
 
 
+@register_metric("Qcv", lower_is_better=True)
 def chen_varshney(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """Qcv (Chen and Varshney 2007), lower is better: squared differences that the eye sees, where a source is salient.
 
@@ -248,6 +283,7 @@ def chen_varshney(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     return weighted / strength.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
 
 
+@register_metric("Qcb")
 def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """Qcb (Chen and Blum 2009): how much of the sources' local contrast, as the eye sees it, F keeps, in [0, 1].
 
@@ -296,6 +332,7 @@ def _exposure_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tup
     return structure, luminance
 
 
+@register_metric("MEFSSIM")
 def exposure_fusion_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """MEFSSIM (Ma, Zeng and Wang 2015), as MEF-Net's authors train with it: how much structure F keeps, in [-1, 1].
 
@@ -307,6 +344,7 @@ def exposure_fusion_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) 
     return _mean(_exposure_similarity(fused, image_a, image_b)[0])
 
 
+@register_metric("MEFSSIMl")
 def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     """MEFSSIMl: MEFSSIM with the local luminance, in [-1, 1].
 
@@ -318,6 +356,7 @@ def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, im
     return _mean(structure * luminance)
 
 
+@register_metric("TC", infrared_only=True)
 def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) -> Tensor:
     """TC, for an infrared source A: how much of what is warm survives in F, in [-1, 1.5].
 
@@ -330,6 +369,7 @@ def target_contrast(fused: Tensor, image_a: Tensor, image_b: Tensor | None = Non
     return torch.stack([kept.mean() for kept in kept_contrast(fused, image_a)]).to(fused.dtype)
 
 
+@register_metric("TClost", lower_is_better=True, infrared_only=True)
 def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) -> Tensor:
     """TClost, lower is better: the share of A's targets whose contrast F keeps to less than 0.3, in [0, 1].
 
@@ -338,29 +378,3 @@ def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) 
     """
     lost = [(kept < 0.3 - 1e-9).double().mean() for kept in kept_contrast(fused, image_a)]
     return torch.stack(lost).to(fused.dtype)
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "EN": entropy,
-    "SD": standard_deviation,
-    "SF": spatial_frequency,
-    "AG": average_gradient,
-    "VIFF": visual_information_fidelity,
-    "Qabf": edge_preservation,
-    "MI": mutual_information,
-    "MSE": mean_squared_error,
-    "CC": correlation_coefficient,
-    "PSNR": peak_signal_to_noise,
-    "SCD": sum_of_correlations_of_differences,
-    "SSIM": structural_similarity,
-    "Qcv": chen_varshney,
-    "Qcb": chen_blum,
-    "CE": cross_entropy,
-    "EI": edge_intensity,
-    "MEFSSIM": exposure_fusion_similarity,
-    "MEFSSIMl": exposure_fusion_similarity_with_luminance,
-    "TC": target_contrast,
-    "TClost": lost_targets,
-}
-LOWER_IS_BETTER = {"MSE", "Qcv", "CE", "TClost"}
-INFRARED_ONLY = {"TC", "TClost"}  # for an infrared source A, the task IVF

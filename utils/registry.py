@@ -1,7 +1,7 @@
 """Classes that a config names: networks under `net`, losses under `loss`."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from utils.check import checked
 from utils.errors import InputError, nearest, short_repr
 
 T = TypeVar("T", bound=type)
+BROKEN: dict[str, str] = {}  # files of net/ that cannot be imported, and why
 
 
 class Registry(dict[str, type]):
@@ -57,15 +58,20 @@ class Registry(dict[str, type]):
             InputError: unknown name or option, a value of the wrong kind.
         """
         if not isinstance(name, str) or name not in self:
-            raise InputError(f"{self.key}.name {short_repr(name)} is not known; {nearest(name, self)}")
+            raise InputError(f"{self.key}.name {short_repr(name)} is not known; {nearest_or_broken(name, self)}")
         known = options_of(self[name])
         for key, value in options.items():
             if key not in known:
-                alone = f"'{self.key}={{name: {name}}}' takes none of another's options"  # as a config may have them
+                alone = f'if it is of the config, leave out its options by "{self.key}={{name: {name}}}"'
                 raise InputError(f"{self.key}.{key} is not an option of '{name}'; {nearest(key, known)}; {alone}")
             kind = known[key].annotation
             options[key] = checked(Any if kind is Parameter.empty else kind, value, f"'{name}'", f"{self.key}.{key}")
         return self[name](**options)
+
+
+def nearest_or_broken(name: object, known: Iterable[str]) -> str:
+    """What to look at where a name is not known: files of net/ that cannot be imported, and the nearest known name."""
+    return "; ".join([*BROKEN.values(), nearest(name, known)])
 
 
 def options_of(cls: type) -> dict[str, Parameter]:

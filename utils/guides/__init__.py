@@ -1,6 +1,6 @@
 """What guides a fusion beside the two images: how the features of each kind are made for a set, and opened.
 
-A further guide is one row of FEATURES in utils/data/features.py, and one row of GUIDES.
+A further guide is a function with `register_guide`, or one row of FEATURES in utils/data/features.py and one of GUIDES.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from utils.data.features import FEATURES, Feature
 from utils.data.pairs import Transform
 from utils.provenance import GuideRecord
 
 GIVEN = "given"  # the name in a record of features that came as files without a note of their encoder
 NO_TEXT = "none"  # the name in a record of a training without any text
+
+Encoder = Callable[[Tensor, Tensor], Tensor]  # of a batch, from A and B (N, 1, H, W) in [0, 1] -> (N, rows, width)
 
 
 @dataclass
@@ -18,9 +21,7 @@ class Guidance:
     """A guide, opened."""
 
     record: GuideRecord | None  # which encoder the features are of, for a checkpoint; None where nobody knows
-    encoder: Callable[[Tensor, Tensor], Tensor] | None = (
-        None  # of a batch, from A and B (N, 1, H, W), if a set lacks it
-    )
+    encoder: Encoder | None = None  # if a set lacks it
     instead: Tensor | None = None  # a feature (L, dim) that every pair gets in place of its own
     ignore: bool = False  # the first set does not return its stored features
     transform: Transform | None = None  # of the samples of the first set, see `PairDataset`
@@ -39,6 +40,23 @@ class Guide(NamedTuple):
 
     open: Callable[..., Guidance]
     make: Callable | None
+
+
+def register_guide(name: str, rows: int = 1) -> Callable[[Encoder], Encoder]:
+    """Function decorator: a guide that is computed from the images of each batch, for networks that take `name`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(encoder: Encoder) -> Encoder:
+        if name in FEATURES:
+            raise ValueError(f"the guide '{name}' is taken")
+        FEATURES[name] = Feature(name, (name,), rows, (f"{name}_name", f"{name}_revision"))
+        GUIDES[name] = Guide(lambda *_: Guidance(GuideRecord("both images"), encoder), make=None)
+        return encoder
+
+    return add
 
 
 GUIDES: dict[str, Guide] = {}  # by name of the feature; utils/guides/__init__.py has the rows

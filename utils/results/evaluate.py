@@ -16,10 +16,11 @@ from utils import distributed
 from utils.config import Test
 from utils.data.images import colorize, side_by_side, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
-from utils.errors import InputError, enough_memory, nearest
+from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, METRICS
+from utils.registry import nearest_or_broken
 from utils.results.table import PICTURE_PAIRS
 
 
@@ -27,7 +28,7 @@ def check_metrics(names: Iterable[str]) -> None:
     """InputError if a name is not in METRICS."""
     for name in names:
         if name not in METRICS:
-            raise InputError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
+            raise InputError(f"there is no metric '{name}'; {nearest_or_broken(name, METRICS)}")
 
 
 def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str], str]:
