@@ -25,8 +25,7 @@ for _module in pkgutil.iter_modules(__path__):
         _frames = traceback.extract_tb(error.__traceback__)
         _lines = [frame.lineno for frame in _frames if Path(frame.filename) == Path(__path__[0], f"{_module.name}.py")]
         _line = _lines[-1] if _lines else getattr(error, "lineno", None)  # a file that cannot be parsed has no frame
-        _where = f"net/{_module.name}.py{f', line {_line},' if _line else ''}"
-        BROKEN[_module.name] = f"{_where} cannot be imported ({_reason})"
+        BROKEN[_module.name] = f"net/{_module.name}.py, line {_line or '?'}, cannot be imported ({_reason})"
         print(f"note: {BROKEN[_module.name]}; what it registers is not there", file=sys.stderr)
         for _table in (NETWORKS, LOSSES, METRICS):  # what was registered before the mistake
             for _name in [name for name, known in _table.items() if known.__module__ not in sys.modules]:
