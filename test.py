@@ -34,8 +34,9 @@ from utils.errors import InputError, run_script
 from utils.files import find_newest, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
 from utils.guides.text import text_use
+from utils.metrics import check_metrics
 from utils.process import set_up_process
-from utils.results.evaluate import applicable, average_all, check_metrics, fuse_set, shared_folder
+from utils.results.evaluate import applicable, average_all, fuse_set, shared_folder
 from utils.results.report import Report, open_report
 from utils.results.table import format_table, left_out_lines, published_rows, write_results
 

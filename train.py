@@ -37,14 +37,13 @@ from utils.files import commit
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
-from utils.metrics import LOWER_IS_BETTER
+from utils.metrics import LOWER_IS_BETTER, check_metrics
 from utils.process import set_up_process
 from utils.provenance import Provenance
 from utils.results.evaluate import (
     Evaluator,
     applicable,
     average,
-    check_metrics,
     fuse_dataset,
     sources_8bit,
     split_batch,

@@ -11,7 +11,7 @@ from tests.examples import FILES, VARIANTS, in_place
 from tests.toy import ROOT
 from utils.config import all_keys, load_config
 from utils.loss import LOSSES, build_loss
-from utils.results.table import PAPER_METRICS
+from utils.metrics import PAPER_METRICS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models" / "README.md"]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}

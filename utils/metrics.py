@@ -5,8 +5,9 @@ follows MEF-Net's authors; TC and TClost are ours.
 
 Every metric is `metric(fused, image_a, image_b) -> (N,)` on float tensors (N, 1, H, W) in 0..255, on
 any device, and computes in the dtype it is given: float64 equals the published numbers to 1e-6,
-float32 to two decimals. Image-only metrics (EN, SD, SF, AG) ignore the sources. `METRICS` has them
-by name; higher is better but for those in `LOWER_IS_BETTER`.
+float32 to two decimals. It cannot tell images in 0..1 from dark ones, and gives wrong numbers for them;
+`measure` takes files and arrays, and knows their range. Image-only metrics (EN, SD, SF, AG) ignore the
+sources. `METRICS` has them by name; higher is better but for those in `LOWER_IS_BETTER`.
 
 Adding a metric takes one function with `@register_metric`, here or in a file of net/. The tests take each:
 image i of a batch must give the value that it gives alone, and the dtype must stay. They also compare those
@@ -21,19 +22,25 @@ that source; CE of images without a common level is 0. MEFSSIM has a value for e
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.data.images import as_unit, open_images, to_8bit
+from utils.errors import InputError, enough_memory
 from utils.filters import count_levels, filter_windows, gaussian_window, local_moments, rank_levels, sobel
+from utils.registry import nearest_or_broken
 from utils.targets import kept_contrast
 
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 METRICS: dict[str, Metric] = {}
 LOWER_IS_BETTER: set[str] = set()
 INFRARED_ONLY: set[str] = set()  # for an infrared source A, the task IVF
+PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]  # of FILM's tables
 
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
@@ -378,3 +385,41 @@ def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) 
     """
     lost = [(kept < 0.3 - 1e-9).double().mean() for kept in kept_contrast(fused, image_a)]
     return torch.stack(lost).to(fused.dtype)
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """InputError if a name is not in METRICS."""
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"there is no metric '{name}'; {nearest_or_broken(name, METRICS)}")
+
+
+@torch.inference_mode()
+def measure(
+    fused: str | Path | np.ndarray,
+    a: str | Path | np.ndarray,
+    b: str | Path | np.ndarray,
+    metrics: Sequence[str] = PAPER_METRICS,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Measure a fused image as tables do: of gray images in 8 bit, in float64.
+
+    Args:
+        fused, a, b: files, or arrays (H, W) gray or (H, W, 3) RGB, of one size; uint8, uint16 or floats in [0, 1],
+            which are rounded to 8 bit. `open_images` makes them gray.
+        metrics: names in METRICS.
+
+    Returns:
+        {metric: value}; NaN where a metric is undefined.
+
+    Raises:
+        InputError: an unknown metric, what `open_images` refuses, not enough memory.
+    """
+    check_metrics(metrics)
+    opened = open_images({"fused": fused, "a": a, "b": b}, as_8bit=True)
+    levels = [to_8bit(as_unit(gray), "clamp") for gray, _ in opened]
+    task = "compute the metrics of {} x {} pixels".format(*levels[0].shape)
+    with enough_memory(task, "leave some out of test.metrics, or use device=cpu"):
+        tensors = [torch.from_numpy(image)[None, None].to(device).double() for image in levels]
+        values = torch.cat([METRICS[metric](*tensors) for metric in metrics]).tolist()
+    return dict(zip(metrics, values))

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,45 @@ def split_color(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     scale = {np.uint8: 1, np.uint16: 1 / 257, np.float32: 255}[image.dtype.type]
     ycrcb = cv2.cvtColor((image * scale).round().astype(np.uint8), cv2.COLOR_BGR2YCrCb)
     return gray, ycrcb[..., 1:].transpose(2, 0, 1)
+
+
+def open_images(images: Mapping[str, str | Path | np.ndarray], as_8bit: bool = False) -> list[tuple]:
+    """Images of one size, files or arrays, as `read_image` gives a file: gray as tables are made of it, and chroma.
+
+    Args:
+        images: by name, for messages, a path or an array: (H, W) gray or (H, W, 3) RGB; uint8, uint16 or floats in
+            [0, 1].
+        as_8bit: round floats to 8 bit before they become gray.
+
+    Raises:
+        InputError: as `read_image`; an array of another shape or kind, floats outside [0, 1], unequal sizes.
+    """
+    opened: dict[str, tuple] = {}
+    for name, image in images.items():
+        if isinstance(image, (str, Path)):
+            opened[name] = read_image(image)
+        else:
+            array = check_array(np.asarray(image), name)
+            opened[name] = split_color(to_8bit(array, "clamp") if as_8bit and array.dtype == np.float32 else array)
+    sizes = {name: "{} x {}".format(*gray.shape) for name, (gray, _) in opened.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"the images have unequal sizes: {found}; make them one size")
+    return [*opened.values()]
+
+
+def check_array(array: np.ndarray, name: str) -> np.ndarray:
+    """An array (H, W) or RGB (H, W, 3) as OpenCV decodes a file: gray or BGR, floats in float32; see `open_images`."""
+    if array.shape[2:] not in ((), (3,)) or array.ndim < 2 or not array.size:
+        raise InputError(f"{name} is an array {array.shape}; give (H, W) gray or (H, W, 3) RGB")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+        if not (array.min() >= 0 and array.max() <= 1):
+            found = f"floats from {array.min():g} to {array.max():g}"
+            raise InputError(f"{name} holds {found}; scale them to [0, 1], or give uint8")
+    elif array.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{name} is an array of {array.dtype}; give uint8, uint16 or floats in [0, 1]")
+    return np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)
 
 
 def read_rgb(path: str | Path) -> Image.Image:

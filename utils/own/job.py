@@ -9,9 +9,10 @@ from pathlib import Path
 from utils.config import Config
 from utils.data.images import EXTENSIONS
 from utils.errors import InputError
+from utils.metrics import check_metrics
 from utils.own.pairing import OwnPair, find_pairs, read_table
 from utils.own.video import VIDEOS, is_video
-from utils.results.evaluate import applicable, check_metrics
+from utils.results.evaluate import applicable
 
 # the keys of the config that fuse.py reads
 USED = r"ckpt|device|precision|compile|clip|(net|text|video)(\..*)?|test\.(stretch|metrics|tile)"

@@ -1,7 +1,7 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics; torchrun's processes share the pairs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,16 +19,8 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
-from utils.metrics import INFRARED_ONLY, METRICS
-from utils.registry import nearest_or_broken
+from utils.metrics import INFRARED_ONLY, measure
 from utils.results.table import PICTURE_PAIRS
-
-
-def check_metrics(names: Iterable[str]) -> None:
-    """InputError if a name is not in METRICS."""
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"there is no metric '{name}'; {nearest_or_broken(name, METRICS)}")
 
 
 def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str], str]:
@@ -58,14 +50,9 @@ class Evaluator:
         self.metrics, self.device = metrics, device
         self.results: dict[str, dict[str, float]] = {}
 
-    @torch.inference_mode()
     def add(self, name: str, *images: np.ndarray) -> None:
         """Measure one image: F, A and B, (H, W) uint8 each; InputError if there is not enough memory."""
-        task = "compute the metrics of {} x {} pixels".format(*images[0].shape)
-        with enough_memory(task, "leave some out of test.metrics, or use device=cpu"):
-            tensors = [torch.from_numpy(image)[None, None].to(self.device).double() for image in images]
-            values = torch.cat([METRICS[metric](*tensors) for metric in self.metrics]).tolist()
-        self.results[name] = dict(zip(self.metrics, values))
+        self.results[name] = measure(*images, self.metrics, self.device)
 
 
 def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:

@@ -12,9 +12,8 @@ import numpy as np
 from utils.config import read_yaml
 from utils.data.images import stack_rows, write_image
 from utils.files import to_json, write_file
-from utils.metrics import LOWER_IS_BETTER
+from utils.metrics import LOWER_IS_BETTER, PAPER_METRICS
 
-PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]
 PAPER_HEADER = "                 EN      SD      SF      AG     VIFF     Qabf"
 LINE = "=" * 80
 LABEL_WIDTH = 15
