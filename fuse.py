@@ -15,14 +15,22 @@ or several --instruct, the result is a picture with a column for each.
 Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its own range, as FILM's test.py does.
 """
 
-from test import BASELINES, RULES, find_checkpoint, open_model
-from utils.config import parse_args
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from net import FusionNetwork, load_model
+from utils.check import checked
+from utils.config import Config, parse_args
 from utils.data.align import MOTIONS
-from utils.errors import run_script
+from utils.data.images import as_unit, open_images, to_8bit
+from utils.errors import InputError, run_script
 from utils.instruct.guide import INSTRUCTED
-from utils.own.fit import RESIZE
-from utils.own.fuse import Fuser, fuse_pairs, fuse_video, list_pairs
+from utils.own.fit import RESIZE, Picture
+from utils.own.fuse import Fuser, fuse_pairs, fuse_video, in_colour, list_pairs
 from utils.own.job import read_job
+from utils.own.pairing import OwnPair
 from utils.process import pick_device, set_up_process
 
 DEFAULTS = "configs/fuse.yaml"
@@ -43,7 +51,47 @@ ARGUMENTS = {
 }
 
 
+def fuse(
+    model: FusionNetwork | str | Path,
+    a: str | Path | np.ndarray,
+    b: str | Path | np.ndarray,
+    text: str | tuple[str, str] | None = None,
+    instruct: str | None = None,
+    stretch: str = "clamp",
+) -> np.ndarray:
+    """Fuse two images in Python, as the command line does.
+
+    Args:
+        model: of `load_model`, or a checkpoint as it takes one, which is then opened on the GPU if there is one.
+        a, b: files, or arrays (H, W) gray or (H, W, 3) RGB, of one size; uint8, uint16 or floats in [0, 1].
+        text: what both show, or a pair: what A and what B shows; None: the default text of the checkpoint.
+        instruct: what is wanted, for a network that reads instructions.
+        stretch: how the result becomes 8 bit, as of `to_8bit`.
+
+    Returns:
+        (H, W) uint8, or (H, W, 3) RGB where a source has colour.
+
+    Raises:
+        InputError: what `load_model`, `open_images` or `Fuser` refuses; an empty text, another stretch.
+    """
+    checked(Literal["minmax", "clamp"], stretch, "fuse()", "stretch")
+    texts = ("", "") if text is None else (text, text) if isinstance(text, str) else tuple(text)
+    if len(texts) != 2 or (text is not None and not all(texts)):
+        raise InputError("text is what both sources show, or what A and what B shows, two texts; none is empty")
+    a, b = (Picture(as_unit(gray), chroma) for gray, chroma in open_images({"a": a, "b": b}))
+    source = model.label if isinstance(model, FusionNetwork) else str(model)
+    if not isinstance(model, FusionNetwork):
+        model = load_model(model, pick_device("auto"))
+    device = next((parameter.device for parameter in model.parameters()), pick_device("cpu"))
+    pair = OwnPair("a and b", Path(), Path(), Path(), *texts, instruct or "")
+    fuser = Fuser(model, Config(ckpt=source), [pair], device)
+    fused = in_colour(to_8bit(fuser([pair.name], [(a, b)], fuser.features[0])[0, 0], stretch), a, b)
+    return fused if fused.ndim == 2 else fused[..., ::-1].copy()
+
+
 def main() -> None:
+    from test import BASELINES, RULES, find_checkpoint, open_model  # installed, fuse is beside Python's own `test`
+
     config, args = parse_args(__doc__, SOURCES, ARGUMENTS, DEFAULTS)
     job = read_job(args, config, BASELINES.get(args.task, RULES))
     if args.list:
@@ -54,7 +102,9 @@ def main() -> None:
     config.ckpt = find_checkpoint(config.ckpt, args.task)
     set_up_process(config.precision)
     device = pick_device(config.device)
-    fuser = Fuser(open_model(config, args.overrides, device), config, job, device)
+    model = open_model(config, args.overrides, device)
+    fuser = Fuser(model, config, job.pairs, device, job.rules, job.instructions)
+    print("\n".join(fuser.notes))
     if job.is_video:
         fuse_video(fuser, job, config.video.codec, config.video.batch_size)
     else:

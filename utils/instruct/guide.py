@@ -7,6 +7,7 @@ none of its own: training draws instructions (utils/instruct/samples.py), and a 
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ def join_two(first: str, second: str, rng: random.Random) -> str:
     return first.rstrip(".!?") + word + second
 
 
-def encode_instructions(texts: list[str], config: Config, network: FusionNetwork, device: torch.device) -> list[Tensor]:
+def encode_instructions(
+    texts: Sequence[str], config: Config, network: FusionNetwork, device: torch.device
+) -> list[Tensor]:
     """The feature (L, instruction_dim) of each text, its sentences encoded one by one.
 
     Raises:

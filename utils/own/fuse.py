@@ -26,20 +26,38 @@ from utils.results.table import format_table, left_out_lines, write_csv
 
 
 class Fuser:
-    """From two pictures to their results: the network, its guides, and what the job compares it with.
+    """From two pictures to their results: the network, its guides, and what it is compared with.
 
-    `labels` are those of the results; `features` guide each pair, but for what is computed from its images.
+    Args:
+        pairs: their texts and instructions are used, not their images.
+        rules: names of networks without weights, to compare with.
+        instructions: to compare.
+
+    Attributes:
+        labels: those of the results.
+        features: what guides each pair, but for what is computed from its images.
+        notes: what guides the pairs, in words.
+
+    Raises:
+        InputError: text or an instruction for a network that reads none; a guide without a default feature.
     """
 
-    def __init__(self, model: FusionNetwork, config: Config, job: Job, device: torch.device):
-        """InputError: text or an instruction for a network that reads none; a guide without a default feature."""
-        self.model, self.device = model, device
+    def __init__(
+        self,
+        model: FusionNetwork,
+        config: Config,
+        pairs: Sequence[OwnPair],
+        device: torch.device,
+        rules: Sequence[str] = (),
+        instructions: Sequence[str] = (),
+    ):
+        self.model, self.device, self.notes = model, device, []
         self.guidances = open_guides(config, model, [], device)
-        self.features = self._features(job.pairs, config)
-        self.rules = [build_model(rule).to(device).eval() for rule in job.rules if rule != model.name]
-        self.asked = encode_instructions(job.instructions, config, model, device)
+        self.features = self._features(pairs, config)
+        self.rules = [build_model(rule).to(device).eval() for rule in rules if rule != model.name]
+        self.asked = encode_instructions(instructions, config, model, device)
         first = NOTHING if self.asked else label_with_remarks(model, self.guidances)
-        self.labels = [first, *(rule.label for rule in self.rules), *job.instructions]
+        self.labels = [first, *(rule.label for rule in self.rules), *instructions]
 
     def _features(self, pairs: Sequence[OwnPair], config: Config) -> list[dict[str, Tensor]]:
         """A pair without text of its own gets the default feature of the checkpoint."""
@@ -64,10 +82,11 @@ class Fuser:
                 default = guidance.record and guidance.record.default
                 if default is None:
                     raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
-                print(f"no {kind} given for {len(without)} of {len(pairs)}: the default {kind} of {source} guides them")
+                count = f"{len(without)} of {len(pairs)}"
+                self.notes.append(f"no {kind} given for {count}: the default {kind} of {source} guides them")
             for own in without:
                 own[kind] = default
-        print(f"guided by {describe_guidance(self.guidances)}")
+        self.notes.append(f"guided by {describe_guidance(self.guidances)}")
         return features
 
     def __call__(
