@@ -4,6 +4,7 @@
     python test.py --config configs/film_ivf.yaml                      every test set of the config
     python test.py --config configs/film_ivf.yaml ckpt=exp/<run>/model/last.pth --compare
     python test.py --config configs/film_ivf.yaml ckpt=null "net={name: max}"      a rule without weights
+    python test.py --cost --config configs/film_ivf.yaml ckpt=null     what a network costs; trained or not
     torchrun --nproc_per_node=4 test.py --config configs/film_ivf.yaml     four GPUs share the pairs of every set
 
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv (every image),
@@ -36,6 +37,7 @@ from utils.guides import describe_guidance, label_with_remarks, makers_of, open_
 from utils.guides.text import text_use
 from utils.metrics import check_metrics
 from utils.process import set_up_process
+from utils.results.cost import print_cost
 from utils.results.evaluate import applicable, average_all, fuse_set, shared_folder
 from utils.results.report import Report, open_report
 from utils.results.table import format_table, left_out_lines, published_rows, write_results
@@ -47,6 +49,7 @@ PUBLISHED = "configs/paper_tables.yaml"
 ARGUMENTS = {
     "--compare": {"action": "store_true", "help": "add weight-free rules, published results, a picture"},
     "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
+    "--cost": {"action": "store_true", "help": "only print parameters, FLOPs, seconds, memory; ckpt=null: untrained"},
 }
 
 
@@ -55,6 +58,10 @@ def main() -> None:
     config.test.compare |= args.compare or args.report
     set_up_process(config.precision)
     rank, _, device = distributed.start(config.device)
+    if args.cost:
+        config.ckpt = find_checkpoint(config.ckpt, "IVF")
+        model = open_model(config, args.overrides, device) if config.ckpt else build_model(**config.net).to(device)
+        return print_cost(model.eval(), config)
     output = Path(config.test.output)
     with open_report(output / "report", config) if args.report else nullcontext() as report:
         opened = open_sets(config, args.overrides, device)

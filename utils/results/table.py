@@ -79,6 +79,12 @@ def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
     ]
 
 
+def escape_latex(text: str) -> str:
+    """A text as LaTeX prints it."""
+    words = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return re.sub(r"[&%$#_{}\\^~]", lambda sign: words.get(sign[0], "\\" + sign[0]), text)
+
+
 def to_paste(summary: dict, latex: bool) -> str:
     """A table ready to paste, with a `summary` as for `write_results`: LaTeX with booktabs, or Markdown.
 
@@ -88,10 +94,7 @@ def to_paste(summary: dict, latex: bool) -> str:
     marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
 
     def escape(text: str) -> str:
-        if not latex:
-            return text.replace("|", r"\|")
-        words = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-        return re.sub(r"[&%$#_{}\\^~]", lambda sign: words.get(sign[0], "\\" + sign[0]), text)
+        return escape_latex(text) if latex else text.replace("|", r"\|")
 
     def line(label: str, cells: list[str]) -> str:
         cells = [escape(label), *cells]
