@@ -13,6 +13,7 @@
 Source A comes first: infrared, MRI, over-exposed or near. The result has colour where a source has it. With --compare,
 or several --instruct, the result is a picture with a column for each.
 Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its own range, as FILM's test.py does.
+In Python: `from fuse import fuse`.
 """
 
 from pathlib import Path
@@ -90,7 +91,8 @@ def fuse(
 
 
 def main() -> None:
-    from test import BASELINES, RULES, find_checkpoint, open_model  # installed, fuse is beside Python's own `test`
+    # not above: where fuse is installed, `test` is Python's own package
+    from test import BASELINES, RULES, find_checkpoint, open_model
 
     config, args = parse_args(__doc__, SOURCES, ARGUMENTS, DEFAULTS)
     job = read_job(args, config, BASELINES.get(args.task, RULES))

@@ -53,4 +53,4 @@ def test_the_command_prints_a_table_and_a_row_of_latex(monkeypatch):
     count = re.match(r"FILM: ([\d,]+) parameters; on a CPU", said)[1]
     assert re.search(r"^24 x 32 +\d+\.\d\d +\d\.\d{3} +[\d-]+\n48 x 64 +\d+\.\d\d ", said, re.M)
     assert re.search(rf"^FILM & {count} & (\d+\.\d\d & \d\.\d{{3}} & [\d-]+( & | \\\\$)){{2}}", said, re.M)
-    assert "FILM blend: 155,130 parameters" in script("test.py", "--cost", "device=cpu")  # weights that ship, of IVF
+    assert "FILM blend of models/IVF.safetensors: 155,130 parameters" in script("test.py", "--cost", "device=cpu")

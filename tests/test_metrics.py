@@ -15,7 +15,7 @@ from tests import literal
 from utils.data.images import read_image
 from utils.errors import InputError
 from utils.filters import CACHED, filter_windows
-from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS
+from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS, PAPER_METRICS, measure
 from utils.results.evaluate import Evaluator, average
 from utils.targets import kept_contrast, targets
 
@@ -299,3 +299,27 @@ def test_better_image_scores_better():
     for name in ("VIFF", "Qabf", "MSE", "CC", "SSIM", "Qcv", "Qcb", "MEFSSIM", "MEFSSIMl"):
         good, bad = (METRICS[name](*tensors(f, a, b)).item() for f in ((a + b) / 2, worse))
         assert good < bad if name in LOWER_IS_BETTER else good > bad, name
+
+
+def test_arrays_of_any_range_and_files_are_measured_alike(tmp_path):
+    """As the evaluator does; mixtures of 0..1 and 0..255 are refused, by name."""
+    gray = [picture(seed).astype(np.uint8) for seed in (1, 2, 3)]
+    evaluator = Evaluator(PAPER_METRICS, torch.device("cpu"))
+    evaluator.add("x", *gray)
+    assert list(measure(*gray)) == PAPER_METRICS and measure(*gray) == evaluator.results["x"]
+    rgb = [np.dstack([a, b, c]) for a, b, c in (gray, gray[::-1], (gray[1], gray[2], gray[0]))]
+    for images in (gray, rgb):
+        wanted = measure(*images, ["VIFF", "MI"])
+        for kind in (np.float32, np.float64):
+            assert measure(*((image / 255).astype(kind) for image in images), ["VIFF", "MI"]) == wanted
+        assert measure(images[0] / 255, *(image.astype(np.uint16) * 257 for image in images[1:])) == measure(*images)
+        paths = [tmp_path / f"{i}.png" for i in range(3)]
+        for path, image in zip(paths, images):
+            cv2.imwrite(str(path), image if image.ndim == 2 else image[..., ::-1])
+        assert measure(images[0], *paths[1:]) == measure(*map(str, paths)) == measure(*images)
+    with pytest.raises(InputError, match="a holds floats from 13 to 214; scale them to"):
+        measure(gray[0] / 255, gray[1] * 1.0, gray[2] / 255)
+    with pytest.raises(InputError, match="unequal sizes: fused 53 x 61, a 53 x 61, b 53 x 60"):
+        measure(gray[0], gray[1], gray[2][:, 1:])
+    with pytest.raises(InputError, match="there is no metric 'VIF'; did you mean 'VIFF'"):
+        measure(*gray, ["VIF"])

@@ -30,9 +30,10 @@ def print_cost(model: FusionNetwork, config: Config) -> None:
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     on_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name(device) if on_gpu else f"a CPU, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if on_gpu else f"a CPU by {torch.get_num_threads()} threads"
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{model.label}: {count:,} parameters; on {where}, {config.precision}")
+    weights = f" of {config.ckpt}" if config.ckpt else ""
+    print(f"{model.label}{weights}: {count:,} parameters; on {where}, {config.precision}")
     print(f"{'size':<14}{'FLOPs (G)':>10}{'seconds':>10}{'MiB':>8}")
     cells = [escape_latex(model.label), f"{count:,}"]
     for height, width in SIZES:
