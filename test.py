@@ -30,7 +30,7 @@ from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_tas
 from utils.data.images import stack_rows, write_image
 from utils.data.make import make_sets
 from utils.data.pairs import PairDataset
-from utils.data.sources import find_sources
+from utils.data.sources import find_set, find_sources
 from utils.errors import InputError, run_script
 from utils.files import find_newest, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
@@ -111,11 +111,7 @@ def find_task(name: str, config: Config) -> str:
     path = h5_path(config.data.h5, name)
     if path.is_file():
         return recorded_task(path)
-    sources = find_sources(config, [name])
-    known = [source.name for source in sources]
-    if known != [name]:
-        raise InputError(f"data.test names the dataset {name}; name a set of it: {', '.join(known)}")
-    return sources[0].task
+    return find_set(config, "data.test", name).task
 
 
 def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:

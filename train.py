@@ -32,6 +32,7 @@ from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path, recorded_task
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
+from utils.data.sources import find_set
 from utils.errors import InputError, enough_memory, run_script
 from utils.files import commit
 from utils.guides import describe_guidance, open_guides
@@ -223,8 +224,10 @@ def open_sets(
     paths, val_paths = (
         [h5_path(config.data.h5, name) for name in names] for names in (config.data.train, config.data.val)
     )
-    for path, training in [(path, True) for path in paths] + [(path, False) for path in val_paths]:
-        check_shape(path, config.data, training)
+    for key, path in [("data.train", path) for path in paths] + [("data.val", path) for path in val_paths]:
+        if not path.is_file():
+            find_set(config, key, path.stem)  # refuses a dataset without a split
+        check_shape(path, config.data, training=key == "data.train")
     dataset = PairDataset(
         paths,
         model.inputs,

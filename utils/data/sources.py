@@ -117,6 +117,15 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
     return sources
 
 
+def find_set(config: Config, key: str, name: str) -> Source:
+    """The set that a key of the config names; InputError where that is a dataset, with the names of its sets."""
+    sources = find_sources(config, [name])
+    known = [source.name for source in sources]
+    if known != [name]:
+        raise InputError(f"{key} names the dataset {name}; name a set of it: {', '.join(known)}")
+    return sources[0]
+
+
 def find_dataset(dataset: str, table: dict, config: Config) -> Source:
     """A row of the table of datasets as a set without a split; InputError if it is missing or makes no sense."""
     if dataset not in table:
