@@ -10,11 +10,12 @@
 A test set writes <test.output>/<dataset>/Gray/<name>.png and RGB/<name>.png, metrics.csv (every image),
 metrics.json, and table.tex and table.md (the means) to paste. With --compare (or test.compare=true) weight-free
 rules and published results are beside it, and comparison.png shows some pairs; --report adds a page for the
-browser, <test.output>/report. Results appear when the whole set is finished. test.stretch says how the network's
-output becomes 8 bit: minmax, FILM's stretch of every image to its own range, or clamp.
-All keys, with a comment each, are in utils/config.py. Images of your own: fuse.py.
+browser, <test.output>/report. Results appear when the whole set is finished; those of other weights are replaced with
+--overwrite alone. test.stretch says how the network's output becomes 8 bit: minmax, FILM's stretch of every image to
+its own range, or clamp. Images of your own: fuse.py.
 """
 
+import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -50,6 +51,7 @@ ARGUMENTS = {
     "--compare": {"action": "store_true", "help": "add weight-free rules, published results, a picture"},
     "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
     "--cost": {"action": "store_true", "help": "only print parameters, FLOPs, seconds, memory; ckpt=null: untrained"},
+    "--overwrite": {"action": "store_true", "help": "replace results of another network, too"},
 }
 
 
@@ -65,6 +67,8 @@ def main() -> None:
     output = Path(config.test.output)
     with open_report(output / "report", config) if args.report else nullcontext() as report:
         opened = open_sets(config, args.overrides, device)
+        if not args.overwrite:
+            keep_others(opened)
         pictures = [test_set(name, used, model, device, report)[1] for name, (used, model) in opened.items()]
     rows = [of_set[0] for of_set in pictures if of_set]
     if len(rows) > 1 and rank == 0:
@@ -170,6 +174,39 @@ def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
     distributed.gather(None)  # the others wait
 
 
+def keep_others(opened: dict[str, tuple[Config, FusionNetwork]]) -> None:
+    """InputError if the results of a set of `open_sets` would replace those of other weights."""
+    for name, (config, model) in opened.items():
+        folder, ours = result_folder(name, config), config.ckpt or model.label
+        try:
+            there = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            theirs = there["ckpt"] or there["network"]
+        except (OSError, ValueError, TypeError, KeyError):  # there are none, or they are damaged
+            continue
+        if theirs != ours:
+            raise InputError(
+                f"{folder} has the results of {theirs}; replace them by those of {ours} with --overwrite, or choose "
+                "another place with test.output=..."
+            )
+
+
+def dataset_of(name: str, config: Config) -> str:
+    """The dataset of a set, as its H5 file says or by its name."""
+    path = h5_path(config.data.h5, name)
+    with open_h5(path) as file:
+        dataset = attribute(file, "dataset") or name.rpartition("_")[0] or name
+    if not plain_name(dataset):
+        raise InputError(f"{path} is of a dataset {dataset!r}, which is no plain name; make it again")
+    return dataset
+
+
+def result_folder(name: str, config: Config) -> Path:
+    """Where the results of a set go: to its dataset's folder, or to its own if data.test names several of a dataset."""
+    dataset = dataset_of(name, config)
+    same = [other for other in config.data.test if other.rpartition("_")[0] == dataset]
+    return Path(config.test.output) / (dataset if same == [name] else name)
+
+
 def test_set(
     name: str, config: Config, model: FusionNetwork, device: torch.device, report: Report | None = None
 ) -> tuple[dict[str, float], list[np.ndarray]]:
@@ -182,13 +219,7 @@ def test_set(
     dataset = PairDataset([path], model.inputs, chroma=True)
     check_shape(path, config.data, training=False)
     guidances = open_guides(config, model, [dataset], device)
-    with open_h5(path) as file:
-        dataset_name = attribute(file, "dataset") or name.rpartition("_")[0] or name
-        task = attribute(file, "task")
-    if not plain_name(dataset_name):
-        raise InputError(f"{path} is of a dataset {dataset_name!r}, which is no plain name; make it again")
-    same = [other for other in config.data.test if other.rpartition("_")[0] == dataset_name]
-    folder = Path(config.test.output) / (dataset_name if same == [name] else name)
+    dataset_name, task, folder = dataset_of(name, config), recorded_task(path), result_folder(name, config)
 
     compare = config.test.compare
     blocks = published_rows(PUBLISHED, dataset_name) if compare else []

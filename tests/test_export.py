@@ -178,7 +178,7 @@ def test_weights_are_tested_as_they_are_written(prepared, tmp_path):
     output = script("utils.export", weights, *prepared, f"ckpt={tmp_path}/exp/*/model/last.pth")
     measured = load_model(weights).provenance.metrics["Toy_test"]
     assert "The test result of Toy:" in output and f"measured as above: {weights}" in output
-    script("test.py", *prepared, f"ckpt={weights}")
+    script("test.py", *prepared, f"ckpt={weights}", "--overwrite")
     assert json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())["mean"]["FILM"] == measured
 
 

@@ -66,7 +66,7 @@ def test_no_space_to_test(prepared, tmp_path, size, monkeypatch):
     script("test.py", *prepared, "ckpt=null", "net={name: mean}", "--report")
     before = files(tmp_path / "out")
     with full_disk(size, monkeypatch):
-        output = script("test.py", *prepared, *MAX, "--report", "test.num_workers=0", code=1)
+        output = script("test.py", *prepared, *MAX, "--report", "--overwrite", "test.num_workers=0", code=1)
     assert "cannot write" in output and "is there space" in output and "Traceback" not in output, output
     assert files(tmp_path / "out") == before
 

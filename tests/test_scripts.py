@@ -64,7 +64,12 @@ def test_train_then_test(prepared, tmp_path):
     per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM"]
     assert summary["mean"]["FILM"]["SF"] == pytest.approx(np.mean(per_image))
 
-    script("test.py", *prepared, f"ckpt={folder}/model/last.pth", "test.stretch=clamp", "precision=bf16")
+    others = [*prepared, f"ckpt={folder}/model/last.pth", "test.stretch=clamp", "precision=bf16"]
+    output = script("test.py", *others, code=1)
+    assert f"{out} has the results of {folder}/model/best.pth; replace them by those of {folder}/model/last" in output
+    assert json.loads((out / "metrics.json").read_text()) == summary
+    script("test.py", *others, "--overwrite")
+    script("test.py", *others)  # its own are replaced
     assert json.loads((out / "metrics.json").read_text())["stretch"] == "clamp"
     assert cv2.imread(str(out / "Gray" / "b1.png"), -1).max() < 255
 

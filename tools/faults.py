@@ -156,7 +156,7 @@ def leaves(value: object, where: str = "") -> Iterator[tuple[str, object]]:
 
 def test(root: Path, count: int, rng: np.random.Generator) -> str:
     """Two networks test into one folder in turn: no half image, and no table of the one beside images of the other."""
-    words = ["test.py", *arguments(root), "ckpt=null", f"test.output={root}/out"]
+    words = ["test.py", *arguments(root), "ckpt=null", f"test.output={root}/out", "--overwrite"]
     Script(root / "h5", "data_process.py", *arguments(root), "Toy_test").finish()
     runs = {rule: Script(root / "out", *words, f"net={{name: {rule}}}", "--report") for rule in ("mean", "max")}
     out, report, expected = root / "out" / "Toy", root / "out" / "report" / "index.html", {}

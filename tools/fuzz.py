@@ -65,7 +65,7 @@ def prepare(root: Path) -> dict[str, Target]:
     words += ["test.num_workers=0", "text.encoder=auto", f"text.path={save_bert(root / 'bert')}"]
     make = ["data_process", *words]
     train = ["train", *words, *FAST, f"train.exp={root}/exp", "train.epochs=1", "train.batch_size=1", "train.crop=16"]
-    test = ["test", *words, f"test.output={root}/out"]
+    test = ["test", *words, f"test.output={root}/out", "--overwrite"]
     call(*make)
     call(*train)
     (last,) = (root / "exp").glob("*/model/last.pth")

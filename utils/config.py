@@ -121,7 +121,7 @@ class Test:
     stretch: Literal["minmax", "clamp"] = "minmax"
     metrics: Metrics = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
-    output: str = "test_output"
+    output: str = "test_output"  # the results of each dataset are a folder in it
     tile: PositiveInt | None = None  # rows computed at a time, exact; None: by the cache on the CPU, all on a GPU
     num_workers: NonNegativeInt = 2
 

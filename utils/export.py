@@ -26,7 +26,7 @@ from torch.export import Dim
 
 from net import FusionNetwork
 from net.checkpoint import halved, save_weights
-from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
+from test import SAMPLE, find_checkpoint, keep_others, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
 from utils.errors import InputError, run_script
@@ -40,6 +40,7 @@ from utils.process import pick_device, set_up_process
 ARGUMENTS = {
     "--text": {"metavar": "TEXT", "help": "build in this text in place of the default text"},
     "--instruct": {"metavar": "TEXT", "help": "build in this instruction"},
+    "--overwrite": {"action": "store_true", "help": "replace results of another network in test.output, too"},
 }
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what it takes to write and check an .onnx
 SIZES = ((1, 64, 96), (2, 37, 53), (1, 480, 640))  # (N, H, W) that a program is checked at
@@ -64,17 +65,19 @@ def main() -> None:
     if path.suffix == ".safetensors":
         if args.text or args.instruct:
             raise InputError(f"--text and --instruct are built into an .onnx, and {path} will hold the weights alone")
-        return export_weights(path, config, args.overrides)
+        return export_weights(path, config, args.overrides, args.overwrite)
     if not all(importlib.util.find_spec(name) for name in PACKAGES):
         raise InputError(f"an .onnx needs the packages {', '.join(PACKAGES)}: pip install {' '.join(PACKAGES)}")
     model = open_model(replace(config, precision="fp32", compile=False), args.overrides, CPU)
     export_program(path, model, config, args.text, args.instruct)
 
 
-def export_weights(path: Path, config: Config, overrides: list[str]) -> None:
+def export_weights(path: Path, config: Config, overrides: list[str], overwrite: bool) -> None:
     """Round the weights of `ckpt` to half precision, test them on the sets of the config, and write a .safetensors."""
     device = pick_device(config.device)
     opened = open_sets(config, overrides, device)
+    if not overwrite:
+        keep_others(opened)
     model = next(model for _, model in opened.values())  # of all sets
     model.load_state_dict(halved(model.state_dict()))
     metrics = {name: test_set(name, used, model, device)[0] for name, (used, _) in opened.items()}
