@@ -11,7 +11,7 @@
     python fuse.py ir_folder vis_folder -o fused --metrics --compare     a table of metrics, beside weight-free rules
 
 Source A comes first: infrared, MRI, over-exposed or near. The result has colour where a source has it. With --compare,
-or several --instruct, the result is a picture with a column for each.
+or several --instruct, the result is a picture with a column for each; where -o is a folder, each also gets a file.
 Pixels become 8 bit by clamp; test.stretch=minmax stretches each image to its own range, as FILM's test.py does.
 In Python: `from fuse import fuse`.
 """

@@ -17,10 +17,20 @@ from tests.test_text import bert, save_bert  # noqa: F401
 from tests.toy import CONFIG, FAST, ROOT, make_pairs, process, script
 from utils.config import load_config
 from utils.errors import InputError
-from utils.instruct.guide import encode_instructions, join_two, read_instructions, sentences_to_train, split_sentences
+from utils.instruct.guide import (
+    encode_instructions,
+    join_two,
+    read_instructions,
+    sentences_to_train,
+    shares_of,
+    split_sentences,
+)
 from utils.instruct.samples import DEGRADATIONS, UNRELATED, InstructionDraw, vary, wanted_sources
 from utils.instruct.study import levels
 from utils.loss import build_loss
+from utils.own.fit import Picture
+from utils.own.fuse import in_colour
+from utils.provenance import GuideRecord
 
 SMALL = dict(text_dim=12, hidden_dim=16, channels=8, heads=2, stages=2, token_grid=[8, 8])
 ENTRIES = read_instructions(ROOT / "configs" / "instructions.yaml")
@@ -198,6 +208,32 @@ def test_a_source_that_is_chosen_is_the_result():
     torch.testing.assert_close(results[1], fused[1])
     halfway = (fused[0] + a[0].clamp(max=0.9) + 2 / 255) / 2
     torch.testing.assert_close(results[0], halfway, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "logit", "shares", "chroma"),
+    [
+        ("denoise_infrared", 9, (1, 1), (40**2 - 38**2) / 78),  # of -38 and 40, each by how far it is from gray
+        ("follow_infrared", 9, (1, 0), -38),
+        ("follow_visible", 9, (0, 1), 40),
+        ("follow_infrared", 0, (1, 0.5), (20**2 - 38**2) / 58),
+    ],
+)
+def test_a_result_has_the_colour_of_what_is_followed(name, logit, shares, chroma):
+    model, names = obeying_network(), [name for name in ENTRIES if name != UNRELATED]
+    with torch.no_grad():
+        model.reader.output.weight.zero_()
+        model.reader.output.bias.copy_(torch.tensor([logit if each == name else -9.0 for each in names]))
+    text = torch.randn(3, 12)
+    assert shares_of(text, model) == (1, 1)  # nobody says what it was trained with
+    model.provenance.guides["instruction"] = GuideRecord("x", options={"instructions": ",".join(names)})
+    assert shares_of(text, model) == shares
+    gray = np.full((4, 5), 128, np.uint8)
+    a, b = (Picture(np.zeros((4, 5), np.float32), np.full((2, 4, 5), 128 + c, np.uint8)) for c in (-38, 40))
+    found = cv2.cvtColor(in_colour(gray, a, b, shares), cv2.COLOR_BGR2YCrCb)[..., 1:]
+    np.testing.assert_allclose(found, 128 + chroma, atol=2)
+    alone = in_colour(gray, Picture(a.gray, None), b, shares)
+    assert (np.ptp(alone, axis=2).max() == 0) == (name == "follow_infrared" and logit == 9)
 
 
 def test_what_an_editor_can_do():

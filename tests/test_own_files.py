@@ -28,7 +28,7 @@ def pair(tmp_path, monkeypatch) -> list[str]:
 @pytest.mark.parametrize(("out", "written"), [("a=b/y.jpg", "a=b/y.jpg"), ("there", "there/ir.png")])
 def test_a_pair_in_colour_by_clamp(pair, tmp_path, out, written):
     (tmp_path / "there").mkdir()
-    assert f"1 of 1 fused, 8 bit by clamp: {written}" in script("fuse.py", *pair, "-o", out, *MEAN)
+    assert f"1 of 1 fused, 8 bit by clamp: {out}" in script("fuse.py", *pair, "-o", out, *MEAN)
     a, b, luma = (cv2.imread(path, 0).astype(float) for path in (*pair, written))
     np.testing.assert_allclose(luma, (a + b) / 2, atol=12 if written.endswith(".jpg") else 2)
     assert np.ptp(cv2.imread(written), axis=2).mean() > 10
@@ -81,6 +81,17 @@ def test_results_are_measured_beside_rules(tmp_path, monkeypatch):
         rows = list(csv.reader(file))
     assert rows[0] == ["network", "image", "EN", "Qabf", "stretch"] and len(rows) == 1 + 4 * 2
     assert cv2.imread("fused/1.png").shape[1] == 6 * 68  # A, B, and four results
+    assert {path.parent.name for path in Path("fused").glob("*/22.png")} == {
+        "0_mean",
+        "1_max",
+        "2_laplacian",
+        "3_mertens",
+    }
+    np.testing.assert_array_equal(
+        cv2.imread("fused/1.png")[-66:-2, 3 * 68 + 2 : 4 * 68 - 2], cv2.imread("fused/1_max/1.png")
+    )
+    said = script("fuse.py", "fused/1_max", "b", "-o", "fused", "--compare", *MEAN, code=1)
+    assert "fused/1_max/1.png would be written over a source; choose another place with -o" in said
     script("fuse.py", "a/1.png", "b/1.png", "-o", "one.png", "--metrics", *MEAN)
     assert Path("one.csv").is_file() and cv2.imread("one.png").shape == (64, 64, 3)
 
@@ -164,3 +175,4 @@ def test_texts_and_instructions(pair):
     assert np.abs(heat - a).mean() < np.abs(none - a).mean() and np.abs(eye - b).mean() < np.abs(none - b).mean()
     script("fuse.py", *pair, "-o", "one.png", "--instruct", asked[1], "device=cpu")
     np.testing.assert_array_equal(cv2.imread("one.png"), heat[:, 2:-2])
+    assert np.ptp(heat, axis=2).max() == 0 and np.ptp(none, axis=2).max() > 10  # in gray, as the infrared image

@@ -77,6 +77,17 @@ def encode_instructions(
     return [torch.cat([torch.from_numpy(next(encoded)) for _ in part]) for part in parts]
 
 
+@torch.inference_mode()
+def shares_of(instruction: Tensor, network: FusionNetwork) -> tuple[float, float]:
+    """How much of A and of B an instruction (L, instruction_dim) leaves in a result, 0 to 1 each: following a source
+    leaves nothing of the other."""
+    record = network.provenance.guides.get(INSTRUCTION)
+    names = str(record.options.get("instructions", "")).split(",") if record else []
+    device = next(network.parameters()).device
+    asked = dict(zip(names, network.strengths(instruction[None].to(device))[0].tolist()))
+    return 1 - asked.get("follow_visible", 0), 1 - asked.get("follow_infrared", 0)
+
+
 def sentences_to_train(instructions: dict[str, Instruction], seed: int) -> dict[tuple[str, ...], list[str]]:
     """All sentences to train with by what they say, and for each two instructions sentences that say both."""
     rng = random.Random(seed)

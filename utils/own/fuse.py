@@ -1,6 +1,7 @@
 """Fuse a user's own files: pairs of images, and videos."""
 
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,18 +12,21 @@ from tqdm import tqdm
 from net import FusionNetwork, build_model
 from utils.config import Config
 from utils.data.align import Alignment, align
-from utils.data.images import colorize, merge_chroma, side_by_side, to_8bit, write_image
+from utils.data.images import NEUTRAL, colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_text_encoder, text_use
-from utils.instruct.guide import NOTHING, encode_instructions
+from utils.instruct.guide import INSTRUCTION, NOTHING, encode_instructions, shares_of
 from utils.own.fit import Picture, read_pair, resized
-from utils.own.job import Job
+from utils.own.job import Job, check_no_source
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
 from utils.results.evaluate import Evaluator, average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
+
+Shares = tuple[float, float]  # of A and of B
+BOTH = (1.0, 1.0)
 
 
 class Fuser:
@@ -104,6 +108,11 @@ class Fuser:
             fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
         return np.concatenate(fused)
 
+    def shares(self, features: dict[str, Tensor]) -> list[Shares]:
+        """How much of A and of B is in each result of a pair, of `labels`."""
+        own = shares_of(features[INSTRUCTION], self.model) if INSTRUCTION in features else BOTH
+        return [own, *(BOTH for _ in self.rules), *(shares_of(asked, self.model) for asked in self.asked)]
+
 
 def list_pairs(job: Job) -> None:
     """Print what would be fused, and do nothing (--list); InputError as of the fusion, if no network is needed."""
@@ -139,7 +148,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
                 b = Picture(*alignment.apply(*b))
                 bar.write(f"{pair.name}: {remark(alignment)}")
             fused = [to_8bit(each, job.stretch) for each in fuser([pair.name], [(a, b)], features)[:, 0]]
-            save(pair, a, b, fused, fuser.labels)
+            save(job, pair, a, b, fused, fuser.labels, fuser.shares(features))
             for evaluator, each in zip(evaluators if job.metrics else (), fused):
                 evaluator.add(pair.name, each, to_8bit(a.gray, "clamp"), to_8bit(b.gray, "clamp"))
         except InputError as error:
@@ -159,19 +168,45 @@ def remark(alignment: Alignment) -> str:
     return f"warning: B is kept as it is, nothing is sure to fit better (correlation of edges {alignment.before:.3f})"
 
 
-def save(pair: OwnPair, a: Picture, b: Picture, fused: Sequence[np.ndarray], labels: Sequence[str]) -> None:
-    """Write the result of a pair, (H, W) uint8, in colour where a source is; several beside each other."""
-    results = [in_colour(each, a, b) for each in fused]
+def save(
+    job: Job,
+    pair: OwnPair,
+    a: Picture,
+    b: Picture,
+    fused: Sequence[np.ndarray],
+    labels: Sequence[str],
+    shares: Sequence[Shares],
+) -> None:
+    """Write the result of a pair, (H, W) uint8, in colour where a source is.
+
+    Several are written beside each other, and into a folder also each alone: <out>/<number>_<label>/<name>.png.
+    """
+    results = [in_colour(each, a, b, share) for each, share in zip(fused, shares)]
     if len(results) > 1:
+        for number, (label, result) in enumerate(zip(labels, results)) if job.in_folder else ():
+            words = re.sub(r"\W+", "_", label.lower())[:50].strip("_")
+            path = job.out / f"{number}_{words}" / pair.out.name
+            check_no_source(path, job.sources)
+            write_image(path, result)
         sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
         results = [side_by_side([*sources, *results], ["A", "B", *labels])]
     write_image(pair.out, results[0])
 
 
-def in_colour(fused: np.ndarray, a: Picture, b: Picture) -> np.ndarray:
-    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, else as it is."""
-    chroma = merge_chroma([a.chroma, b.chroma])
+def in_colour(fused: np.ndarray, a: Picture, b: Picture, shares: Shares) -> np.ndarray:
+    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, else as it is.
+
+    Args:
+        shares: of A and of B in the result, which fade their colours.
+    """
+    chromas = [chroma if chroma is None else fade(chroma, share) for (_, chroma), share in zip((a, b), shares)]
+    chroma = merge_chroma(chromas)
     return fused if chroma is None else colorize(fused, chroma)
+
+
+def fade(chroma: np.ndarray, share: float) -> np.ndarray:
+    """Chroma (2, H, W) uint8, `share` times as far from gray."""
+    return (NEUTRAL + share * (chroma.astype(np.float32) - NEUTRAL)).round().astype(np.uint8)
 
 
 def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
@@ -191,6 +226,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
         InputError: sources that do not go together; or one that ends before the other, after the result is written.
     """
     (pair,), (features,), alignment = job.pairs, fuser.features, None
+    (shares,) = fuser.shares(features)
     a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
     frames = in_step(a, b)
     with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count) or None, unit="frame") as bar:
@@ -202,7 +238,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
                 batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
             names = [f"frame {bar.n + i}" for i in range(1, len(batch) + 1)]
             for fused, sources in zip(fuser(names, batch, features)[0], batch):
-                write(in_colour(to_8bit(fused, job.stretch), *sources))
+                write(in_colour(to_8bit(fused, job.stretch), *sources, shares))
             bar.update(len(batch))
     print(f"{bar.n} frames fused, 8 bit by {job.stretch}: {job.out}")
     if a.read != b.read:

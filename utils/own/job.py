@@ -23,7 +23,8 @@ class Job:
     """What is to be fused, and how."""
 
     pairs: list[OwnPair]  # a video is one
-    out: Path  # the fused image or video, or the folder of several images
+    sources: set[Path]  # files that no result may replace
+    out: Path  # the fused image or video, or the folder of images
     is_video: bool  # the pair is one of videos, or of folders of frames that become one
     resize: str | None  # one of RESIZE
     align: str | None  # one of MOTIONS
@@ -34,9 +35,14 @@ class Job:
     fps: float  # of a folder of frames
 
     @property
+    def in_folder(self) -> bool:
+        """Whether `out` is a folder of images."""
+        return self.out != self.pairs[0].out
+
+    @property
     def table(self) -> Path:
         """Where the metrics go."""
-        return self.out.with_suffix(".csv") if self.out == self.pairs[0].out else self.out / "metrics.csv"
+        return self.out / "metrics.csv" if self.in_folder else self.out.with_suffix(".csv")
 
 
 def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
@@ -71,12 +77,17 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
             raise InputError(f"'{pair.name}' has a text of one source alone; give both text_a and text_b, or neither")
         instruct = pair.instruct or "".join(args.instruct if not several else ())
         pairs[i] = pair._replace(text_a=text_a, text_b=text_b, instruct=instruct)
-        if pair.out.resolve() in sources:
-            raise InputError(f"{pair.out} would be written over a source; choose another place with -o")
+        check_no_source(pair.out, sources)
     # whatever a config says: frames that are each stretched to their own range flicker
     stretch = config.test.stretch if "test.stretch" in given else "clamp"
     rules = rules if args.compare else ()
-    return Job(pairs, out, video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
+    return Job(pairs, sources, out, video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
+
+
+def check_no_source(path: Path, sources: set[Path]) -> None:
+    """InputError if a result at `path` would replace one of the sources, resolved."""
+    if path.resolve() in sources:
+        raise InputError(f"{path} would be written over a source; choose another place with -o")
 
 
 def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[OwnPair], Path]:
@@ -106,8 +117,8 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         return [OwnPair(path.stem, a, b, path)], path
     if a.is_file() and b.is_file():
         path = Path(out or "fused.png")
-        path = path / f"{a.stem}.png" if path.is_dir() or not path.suffix else path
-        return [OwnPair(a.stem, a, b, path)], path
+        in_folder = path.is_dir() or not path.suffix
+        return [OwnPair(a.stem, a, b, path / f"{a.stem}.png" if in_folder else path)], path
     if several.suffix.lower() in EXTENSIONS and not several.is_dir():
         raise InputError(f"-o must name a folder for the results of several pairs, not {several}")
     return find_pairs(a, b, several), several
