@@ -21,7 +21,7 @@ from huggingface_hub import hf_hub_download
 from net.base import FusionNetwork, build_model
 from net.published import is_published, translate
 from utils.errors import InputError
-from utils.files import find_file, to_json, write_file
+from utils.files import find_file, hub_reached, to_json, write_file
 from utils.provenance import Provenance
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
@@ -39,10 +39,11 @@ def find_weights(name: str | Path) -> Path:
     if not HUB_ID.fullmatch(str(name)) or path.suffix in (".pth", ".safetensors"):
         raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
     try:
-        path = Path(hf_hub_download(str(name), WEIGHTS))
+        path = Path(hf_hub_download(str(name), WEIGHTS, local_files_only=not hub_reached()))
     except Exception as error:  # what is unreachable, private or unknown raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} is no file here and cannot be loaded from the hub ({reason})") from error
+        reason = reason if hub_reached() else "which does not answer"
+        raise InputError(f"{name} is no file here and cannot be loaded from the hub ({reason}); give a file") from error
     print(f"weights of {name} on the hub")
     return path
 

@@ -242,7 +242,9 @@ def parse_args(
     Raises:
         InputError: a word that is not key=value, or what load_config refuses.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    keys = "All keys of the config, their meaning and their defaults are in utils/config.py."
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, epilog=keys, formatter_class=layout)
     parser.add_argument("--config", metavar="FILE", default=default, required=default is None, help="YAML file")
     for flag, keywords in (arguments or {}).items():
         parser.add_argument(flag, **keywords)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -23,6 +24,18 @@ def find_file(path: str | Path) -> Path:
     """A path where it exists: a relative one in the working directory, then in the repository; else as it is."""
     path = Path(path)
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+@functools.cache
+def hub_reached() -> bool:
+    """Whether the Hugging Face hub answers within seconds; its own client would try for half a minute, file by file."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # no connection, or HF_HUB_OFFLINE
+        return False
+    return True
 
 
 def find_newest(pattern: str) -> Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.guides.pretrained import load_whole, loading
+from utils.guides.pretrained import from_hub_or_folder, load_whole, loading
 
 MOST_SEGMENTS = 10  # of an image; the prompt would become too long with more
 
@@ -37,7 +37,7 @@ def load(
     import transformers  # takes seconds
 
     with loading(f"the model '{path}' cannot be loaded", "give a hub name that can be reached or a local folder"):
-        processor = getattr(transformers, processor_class).from_pretrained(path, trust_remote_code=False)
+        processor = getattr(transformers, processor_class).from_pretrained(path, **from_hub_or_folder(path))
         model = load_whole(getattr(transformers, model_class), path, dtype=dtype or inference_dtype(device))
         return model.to(device).eval(), processor
 

