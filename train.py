@@ -39,7 +39,7 @@ from utils.guides import describe_guidance, open_guides
 from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
 from utils.metrics import LOWER_IS_BETTER, check_metrics
-from utils.process import set_up_process
+from utils.process import set_up_process, worker_count
 from utils.provenance import Provenance
 from utils.results.evaluate import (
     Evaluator,
@@ -88,7 +88,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
         dataset,
         batch_size=train.batch_size // world,
         sampler=sampler,
-        num_workers=train.num_workers,
+        num_workers=worker_count(train.num_workers),
         persistent_workers=train.num_workers > 0,
         collate_fn=collate,
         drop_last=True,

@@ -183,11 +183,12 @@ def test_bad_input_is_one_sentence(kind, toy, tmp_path):
 
 @pytest.fixture
 def eager(monkeypatch) -> list[int]:
-    """Processes read even a few pairs; how many there are whenever a pair is written."""
+    """Processes read even a few pairs, on any number of cores; how many there are whenever a pair is written."""
     write, seen = make.write_sample, []
     count = lambda *args: [write(*args), seen.append(len(multiprocessing.active_children()))]  # noqa: E731
     monkeypatch.setattr(make, "write_sample", count)
     monkeypatch.setattr(make, "MANY_PAIRS", 1)
+    monkeypatch.setattr(make, "worker_count", lambda wanted: wanted)
     return seen
 
 

@@ -1,15 +1,17 @@
 """What holds for a whole process: its arithmetic, its random numbers, and its place among others."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.toy import process
+from tests.toy import process, script
 from utils import distributed
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError
-from utils.process import set_up_process
+from utils.process import set_up_process, worker_count
 
 
 def test_float32_is_float32_unless_tf32_is_asked_for():
@@ -42,6 +44,15 @@ def test_workers_that_live_on_see_the_epoch(prepared, tmp_path):
         assert torch.equal(drawn, expected)
         epochs.append(drawn)
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+
+
+def test_no_more_workers_than_cores(prepared, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    assert [worker_count(wanted) for wanted in (0, 1, 2)] == [0, 1, 1]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "This DataLoader will create")
+        script("test.py", *prepared, "ckpt=null", "net={name: max}", "test.num_workers=2")
+        script("train.py", *prepared, "train.num_workers=2", "train.epochs=1")
 
 
 def test_one_gpu_for_several_processes_is_refused(monkeypatch):

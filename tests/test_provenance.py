@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import cv2
 import h5py
@@ -209,7 +210,7 @@ def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
 @pytest.mark.slow
 def test_shipped_files_are_found_from_any_folder(tmp_path):
     """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
-    command = [shutil.which("python"), ROOT / "test.py", "data.test=[SampleIVF_test]"]
+    command = [sys.executable, ROOT / "test.py", "data.test=[SampleIVF_test]"]
     call = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert "The test result of SampleIVF:" in call.stdout, call.stderr
     assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "street.png").is_file()

@@ -16,6 +16,7 @@ from utils.data.sources import Source, read_names
 from utils.errors import InputError, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
+from utils.process import worker_count
 from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
 
@@ -176,7 +177,7 @@ class SourcePairs(Dataset):
 
 def read_all(pairs: SourcePairs, num_workers: int) -> Iterator[SourcePair | InputError]:
     """The items of `pairs` in order, read by several processes if they are many; InputError if one is killed."""
-    workers = num_workers if len(pairs) >= MANY_PAIRS else 0
+    workers = worker_count(num_workers) if len(pairs) >= MANY_PAIRS else 0
     try:
         yield from DataLoader(pairs, num_workers=workers, collate_fn=itemgetter(0))
     except RuntimeError as error:

@@ -20,6 +20,7 @@ from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, measure
+from utils.process import worker_count
 from utils.results.table import PICTURE_PAIRS
 
 
@@ -136,8 +137,8 @@ def fuse_dataset(
     With share=(rank, ranks) every ranks-th pair, from that of the rank on.
     """
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
-    pinned = device.type == "cuda"
-    for batch in DataLoader(part, batch_size=1, num_workers=num_workers, collate_fn=collate, pin_memory=pinned):
+    workers, pinned = worker_count(num_workers), device.type == "cuda"
+    for batch in DataLoader(part, batch_size=1, num_workers=workers, collate_fn=collate, pin_memory=pinned):
         yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
 
 
