@@ -57,7 +57,10 @@ def test_train_then_test(prepared, tmp_path):
         assert color.shape == (45, 53, 3) and np.ptp(color, axis=2).max() > 10  # coloured
         luma = cv2.cvtColor(color, cv2.COLOR_BGR2GRAY).astype(int)
         assert np.median(np.abs(luma - gray)) <= 12  # clipped colours may move the luma
-    assert cv2.imread(str(out / "comparison.png")).shape[1] == 8 * (53 + 4)  # A, B, gray, colour, four rules
+    picture = cv2.imread(str(out / "comparison.png"))
+    assert picture.shape[1] == 8 * (53 + 4)  # A, B, gray, colour, four rules
+    above = [row[: -45 - 2] for row in np.split(picture, 2)]  # of each pair, which its first label names
+    assert (above[0] != above[1])[:, :57].any() and (above[0] == above[1])[:, 57:].all()
     summary = json.loads((out / "metrics.json").read_text())
     rows = list(csv.DictReader((out / "metrics.csv").open()))
     assert len(rows) == 5 * 2 and summary["stretch"] == rows[0]["stretch"] == "minmax"
@@ -316,7 +319,8 @@ def test_table_has_the_papers_form():
 
 @pytest.mark.parametrize("name", ["train.py", "test.py", "data_process.py"])
 def test_scripts_explain_themselves_and_mistakes(name):
-    assert f"python {name} --config" in script(name, "--help")
+    said = script(name, "--help")
+    assert f"python {name} --config" in said and "their defaults are in utils/config.py" in said
     output = script(name, "--config", "configs/demo.yaml", "train.epoch=3", code=1)
     assert output.strip() == "error: unknown key 'train.epoch' in the command line; did you mean 'train.epochs'?"
 
