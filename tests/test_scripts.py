@@ -293,14 +293,14 @@ def test_metrics_and_rules_by_task(prepared, tmp_path):
 
 
 def test_a_set_has_a_split_and_a_test_makes_its_own_sets_alone(prepared, tmp_path):
+    for key in ("data.train", "data.val"):
+        output = script("train.py", *prepared, "data.train=[Toy_train]", f"{key}=[Toy]", code=1)
+        assert output.endswith(f"error: {key} names the dataset Toy; name a set of it: Toy_test, Toy_train")
     shutil.rmtree(tmp_path / "h5")
     words = [*prepared, "ckpt=null", "net={name: max}"]
     output = script("test.py", *words, "data.test=[Toy]", code=1)
     assert "data.test names the dataset Toy; name a set of it: Toy_test, Toy_train" in output
     assert not (tmp_path / "h5").exists()
-    for key in ("data.train", "data.val"):
-        output = script("train.py", *prepared, "data.train=[Toy_train]", f"{key}=[Toy]", code=1)
-        assert output.endswith(f"error: {key} names the dataset Toy; name a set of it: Toy_test, Toy_train")
     script("test.py", *words)
     assert [path.name for path in (tmp_path / "h5").glob("*.h5")] == ["Toy_test.h5"]
 
