@@ -33,7 +33,7 @@ from utils.data.make import make_sets
 from utils.data.pairs import PairDataset
 from utils.data.sources import find_set, find_sources
 from utils.errors import InputError, run_script
-from utils.files import find_newest, plain_name, to_json
+from utils.files import newest_checkpoint, plain_name, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
 from utils.guides.text import text_use
 from utils.metrics import check_metrics
@@ -119,22 +119,13 @@ def find_task(name: str, config: Config) -> str:
 
 
 def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:
-    """`ckpt` with a task for {task}, and with the newest file for a *."""
+    """`ckpt` with a task for {task}, see `newest_checkpoint`."""
     if ckpt and "{task}" in ckpt:
         if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
             given = ckpt.replace("{task}", "IVF")
             raise InputError(f"say which weights: ckpt={given} for infrared and visible; the task is not known")
         ckpt = ckpt.replace("{task}", task)
-    if ckpt and "*" in ckpt:
-        try:
-            newest = find_newest(ckpt)
-        except ValueError as error:
-            raise InputError(f"ckpt={ckpt} is no pattern ({error}); a * is for a part of a name") from error
-        if newest is None:
-            raise InputError(f"there is no checkpoint {ckpt}; train first, or give one with ckpt=...")
-        ckpt = str(newest)
-        print(f"weights: {ckpt}")
-    return ckpt
+    return newest_checkpoint(ckpt, "ckpt")
 
 
 def open_model(config: Config, overrides: list[str], device: torch.device) -> FusionNetwork:

@@ -2,11 +2,11 @@
 
     python train.py --config configs/film_ivf.yaml
     python train.py --config configs/film_ivf.yaml train.lr=1e-4 train.batch_size=8
-    python train.py --config configs/film_ivf.yaml train.resume=exp/<run>/model/last.pth
+    python train.py --config configs/film_ivf.yaml "train.resume=exp/*_film_ivf"     the newest run of this name
     torchrun --nproc_per_node=2 train.py --config configs/film_ivf.yaml
 
 A run writes exp/<time>_<name>/: code/ (this script, the network's files, git commit and diff), model/
-(last.pth, best.pth, epoch_<k>.pth), pic_fusion/ckpt_<epoch>/ (A | B | fused), log.txt, metrics.jsonl,
+(last.pth, best.pth, epoch_<k>.pth), pic_fusion/ (a few whole pairs as they become), log.txt, metrics.jsonl,
 TensorBoard events, config.yaml and param.json. train.batch_size counts the pairs of a step over
 all processes, and the loss is a mean over images, so neither the number of processes nor train.accumulate
 changes the training. Exceptions are batch normalisation (MGFusion) on CPUs, where every process and part has
@@ -15,26 +15,28 @@ the statistics of its own pairs, and the L2 term of the loss, which is off.
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from itertools import islice
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from tqdm import tqdm
 
 from net import FusionNetwork, build_model, configure_compute
-from net.checkpoint import load_weights, read_checkpoint, save_checkpoint, start_from
+from net.checkpoint import start_from
 from utils import distributed
 from utils.config import Config, Train, parse_args
 from utils.data.h5 import check_shape, h5_path, recorded_task
 from utils.data.images import to_8bit
 from utils.data.pairs import PairDataset, collate
 from utils.data.sources import find_set
-from utils.errors import InputError, enough_memory, run_script
-from utils.files import commit
+from utils.errors import InputError, enough_memory, interrupt, run_script
+from utils.files import commit, newest_checkpoint
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
@@ -50,7 +52,7 @@ from utils.results.evaluate import (
     split_batch,
     to_device,
 )
-from utils.run_folder import check_same_run, folder_to_resume, mean_values, open_run_folder
+from utils.run_folder import mean_values, open_run_folder, resume
 
 LESS_MEMORY = "compute a step in parts (train.accumulate=2), blocks twice (train.checkpointing=true), or smaller crops"
 
@@ -71,6 +73,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
     main_process = rank == 0
     torch.manual_seed(config.seed + rank)
     check_metrics([train.best, *config.test.metrics])
+    train.resume = newest_checkpoint(train.resume, "train.resume")
+    train.init = newest_checkpoint(train.init, "train.init")
 
     # network, loss, optimiser
     model = new_model(config).to(device)
@@ -78,7 +82,6 @@ def train_network(config: Config, closing: ExitStack) -> None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = build_loss(config.loss).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(train))
 
     # data, and what guides the fusion: text features, CLIP vectors or nothing
     dataset, val_set = open_sets(config, model, criterion, world)
@@ -96,13 +99,21 @@ def train_network(config: Config, closing: ExitStack) -> None:
         generator=torch.Generator(),  # for the seeds of workers, which a resumed run draws once more
     )
     guidances = open_guides(config, model, [dataset, *([val_set] if val_set else [])], device, training=True)
+    shown = val_set or dataset.whole()
+    shown = Subset(shown, sorted({*np.linspace(0, len(shown) - 1, train.pictures).astype(int).tolist()}))
 
-    first_epoch, step, best = 0, 0, None
+    # how far: train.steps says it in place of train.epochs, and may end the last epoch early
+    if train.steps:
+        train.epochs = math.ceil(train.steps / len(loader))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(train))
+    first_epoch, first_step, best = 0, 0, None
     if train.resume:
-        first_epoch, step, best = resume(config, model, criterion, optimizer, scheduler, guidances, device)
+        first_epoch, first_step, best = resume(
+            config, model, criterion, optimizer, scheduler, guidances, len(loader), device
+        )
     configure_compute(config.precision, config.test.tile, train.checkpointing, config.compile)
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
-    folder = open_run_folder(config, model, criterion, first_epoch, step, closing) if main_process else None
+    folder = open_run_folder(config, model, criterion, first_epoch, first_step, closing) if main_process else None
     padded = f" ({dataset.padded} smaller than train.crop, padded)" if dataset.padded else ""
     log.info(
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
@@ -112,16 +123,19 @@ def train_network(config: Config, closing: ExitStack) -> None:
     )
 
     started, code = time.monotonic(), commit()
+    step, last_step = first_step, train.steps or train.epochs * len(loader)
     for epoch in range(first_epoch + 1, train.epochs + 1):
         progress = (epoch - 1) / train.epochs
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
         net.train()
+        before, end = (epoch - 1) * len(loader), min(epoch * len(loader), last_step)  # steps
         pending, window = [], time.monotonic()  # steps that are not logged yet, and since when
-        bar = tqdm(loader, desc=f"epoch {epoch}/{train.epochs}", unit="step", disable=not main_process)
-        for i, batch in enumerate(bar):
+        batches, title = islice(loader, step - before, end - before), f"epoch {epoch}/{train.epochs}"
+        bar = tqdm(batches, title, end - step, leave=False, unit="step", disable=not main_process or None)
+        for batch in bar:
             optimizer.zero_grad(set_to_none=True)
-            fused, losses = [], []
+            losses = []
             with enough_memory("train", LESS_MEMORY):
                 for part in split_batch(batch, train.accumulate):
                     last_part = len(losses) + 1 == train.accumulate  # the processes add their gradients with it
@@ -130,9 +144,8 @@ def train_network(config: Config, closing: ExitStack) -> None:
                         output = net(*model.forward_args(part))
                         terms = criterion(output, **part, **model.loss_inputs(part), progress=progress)
                         (terms["total"] / train.accumulate).backward()
-                    fused.append(output.detach())
                     losses.append({key: value.detach() for key, value in terms.items()})
-                if i == 0:
+                if step == first_step:
                     distributed.check_gradients(model)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
                 optimizer.step()
@@ -140,25 +153,23 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
             values = {key: torch.stack([each[key] for each in losses]).mean() for key in losses[0]}
             pending.append((step, batch["name"], values | {"grad_norm": norm}))
-            if main_process and i < train.pictures:
-                folder.save_pictures(epoch, i, batch, torch.cat(fused))
-            if len(pending) == train.log_every or i + 1 == len(loader):  # waits for the device, as pictures do
+            if len(pending) == train.log_every or step == end:  # waits for the device
                 means = mean_values(pending)
                 seconds, window = time.monotonic() - window, time.monotonic()
                 pairs = train.batch_size * len(pending) / seconds
-                done = (epoch - first_epoch - 1 + (i + 1) / len(loader)) / (train.epochs - first_epoch)
-                left = tqdm.format_interval((time.monotonic() - started) * (1 / done - 1))
                 pending = []
                 if main_process:
                     lr = optimizer.param_groups[0]["lr"]
                     folder.record("train", {"epoch": epoch, "step": step, **means, "lr": lr, "pairs_per_s": pairs})
-                    bar.set_postfix_str(f"loss {means['total']:.4f}, lr {lr:.1e}, {pairs:.1f} pairs/s, {left} left")
-        scheduler.step()
+                    bar.set_postfix_str(f"loss {means['total']:.4f}, lr {lr:.1e}, {pairs:.1f} pairs/s")
+        if step == epoch * len(loader):
+            scheduler.step()
 
-        # validation on whole images, shared by the processes
+        # validation on whole images, shared by the processes, and pictures of some
+        model.eval()
         distributed.same_buffers(model)  # running statistics of batch normalisation, where every process has its own
         scores = {}
-        if val_set and epoch % train.val_every == 0:
+        if val_set and (epoch % train.val_every == 0 or step == train.steps):
             scores = validate(model, val_set, metrics, config, device, (rank, world), guidances)
         better = bool(scores) and is_better(scores[train.best], best, train.best)
         best = scores[train.best] if better else best
@@ -167,15 +178,15 @@ def train_network(config: Config, closing: ExitStack) -> None:
         if main_process:
             if scores:
                 folder.record("val", {"epoch": epoch, "step": step, **scores})
-                log.info(f"epoch {epoch}: " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+            if epoch % train.val_every == 0 or epoch == train.epochs:
+                folder.draw(epoch, step, fuse_dataset([model], shown, device, guidances))
             records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
-            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, epoch))
+            checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, step // len(loader)))
             checkpoint |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             checkpoint |= {"step": step, "best": best, "scores": scores, "rng": rng}
-            kept = [f"epoch_{epoch}.pth"] if epoch % train.save_every == 0 else []
-            # last.pth comes last: a run killed in between goes on from the epoch before and makes them all again
-            for name in [*(["best.pth"] if better else []), *kept, "last.pth"]:
-                save_checkpoint(folder.path / "model" / name, checkpoint)
+            kept = step % (train.save_every * len(loader)) == 0
+            folder.save(checkpoint, [*(["best.pth"] if better else []), *([f"epoch_{epoch}.pth"] if kept else [])])
+            folder.log_epoch(title, (time.monotonic() - started) * (last_step - step) / (step - first_step))
 
     if main_process:
         log.info(f"trained in {time.monotonic() - started:.0f} s; weights in {folder.path / 'model'}")
@@ -247,38 +258,6 @@ def open_sets(
     return dataset, PairDataset(val_paths, model.inputs) if val_paths else None
 
 
-def resume(
-    config: Config,
-    model: FusionNetwork,
-    criterion: Loss,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    guidances: Mapping[str, Guidance],
-    device: torch.device,
-) -> tuple[int, int, float | None]:
-    """Take up the training where the checkpoint train.resume stopped: its epochs, steps and best score.
-
-    Raises:
-        InputError: it cannot be resumed, or what decides a training differs.
-    """
-    path = config.train.resume
-    checkpoint = read_checkpoint(path)
-    if "optimizer" not in checkpoint:
-        raise InputError(f"{path} holds weights only; train.resume needs a checkpoint of train.py")
-    check_same_run(checkpoint, config, criterion, guidances)
-    load_weights(model, checkpoint["model"], path)
-    try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
-        epoch, step, best = int(checkpoint["epoch"]), int(checkpoint["step"]), checkpoint["best"]
-        distributed.restore_random_states(checkpoint["rng"], device)
-    except Exception as error:  # a checkpoint may hold anything
-        raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
-    if epoch >= config.train.epochs:
-        raise InputError(f"{path} has {epoch} epochs already; raise train.epochs")
-    return epoch, step, best if folder_to_resume(config.train.resume) else None  # a new folder has no best.pth yet
-
-
 def validation_metrics(config: Config) -> tuple[list[str], str]:
     """train.best and test.metrics, as far as they say something of the validation sets, and a note on the others.
 
@@ -302,11 +281,10 @@ def validate(
     guidances: Mapping[str, Guidance],
 ) -> dict[str, float]:
     """Means of `metrics` over a set of whole images, 8 bit by test.stretch; `share` = (rank, ranks)."""
-    model.eval()
     rank, ranks = share
     evaluator = Evaluator(metrics, device)
     pairs = fuse_dataset([model], dataset, device, guidances, config.train.num_workers, share)
-    bar = tqdm(pairs, desc="validation", unit="pair", total=len(dataset) // ranks, disable=rank > 0, leave=False)
+    bar = tqdm(pairs, "validation", len(dataset) // ranks, leave=False, unit="pair", disable=rank > 0 or None)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
         evaluator.add(f"{rank}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
     return average({key: row for part in distributed.gather(evaluator.results) for key, row in part.items()})[0]
@@ -320,4 +298,5 @@ def is_better(score: float, best: float | None, metric: str) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)  # batch systems send it
     run_script(main)

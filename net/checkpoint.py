@@ -31,13 +31,13 @@ WEIGHTS = "model.safetensors"  # of a repository on the hub
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def find_weights(name: str | Path) -> Path:
-    """A checkpoint: the file, which may ship, or model.safetensors of a hub id `owner/name`, downloaded."""
+def find_weights(name: str | Path, key: str = "ckpt") -> Path:
+    """A checkpoint, the value of a key: the file, which may ship, or a hub id's model.safetensors, downloaded."""
     path = find_file(name)
     if path.is_file():
         return path
     if not HUB_ID.fullmatch(str(name)) or path.suffix in (".pth", ".safetensors"):
-        raise InputError(f"there is no checkpoint {path}; give one with ckpt=...")
+        raise InputError(f"there is no checkpoint {path}; give one with {key}=...")
     try:
         path = Path(hf_hub_download(str(name), WEIGHTS, local_files_only=not hub_reached()))
     except Exception as error:  # what is unreachable, private or unknown raises many kinds
@@ -96,9 +96,9 @@ def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, key: str = "ckpt") -> dict:
     """Read a checkpoint as ours, on the CPU and without pickle; InputError if it is missing, unreadable, or none."""
-    path = find_weights(path)
+    path = find_weights(path, key)
     try:
         if path.suffix == ".safetensors":
             checkpoint = read_weights(path)
@@ -164,7 +164,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNe
 
 def start_from(model: FusionNetwork, path: str | Path) -> None:
     """Load the weights of a smaller network, of which `model` has all; what it has beside them stays fresh."""
-    load_weights(model, model.state_dict() | read_checkpoint(path)["model"], path)
+    load_weights(model, model.state_dict() | read_checkpoint(path, "train.init")["model"], path)
 
 
 def load_weights(model: FusionNetwork, state: dict, path: str | Path) -> None:

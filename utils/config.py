@@ -87,6 +87,7 @@ class Train:
     """Recipe. The defaults are those of FILM's released train.py."""
 
     epochs: PositiveInt = 150
+    steps: PositiveInt | None = None  # in place of epochs: how many steps; the last epoch may end early
     batch_size: PositiveInt = 2  # pairs per step, over all processes
     accumulate: PositiveInt = 1  # parts that the pairs of a step are computed in, one after the other; saves memory
     checkpointing: bool = False  # compute Restormer blocks again in the backward pass; saves memory
@@ -107,10 +108,10 @@ class Train:
     val_every: PositiveInt = 10  # epochs between two validations
     save_every: PositiveInt = 10  # epochs between two checkpoints that are kept; last and best always are
     best: str = "Qabf"  # validation metric that chooses best.pth
-    pictures: NonNegativeInt = 2  # batches of an epoch drawn to pic_fusion/
+    pictures: NonNegativeInt = 4  # whole pairs, validation's or else training's, drawn every val_every epochs
     exp: str = "exp"  # folder of the run folders
     init: str | None = None  # weights to start from, of the same network or of one that it extends
-    resume: str | None = None  # a checkpoint of train.py; the training goes on from it, in its run folder
+    resume: str | None = None  # a run folder, pattern or checkpoint; the training goes on from it, in its run folder
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Config:
     # fp32, bf16 in the widest layers, or tf32: fp32 but for the matrix products of NVIDIA GPUs
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile the Restormer blocks: up to a minute at first, then fewer, larger kernels
-    ckpt: str | None = None  # weights to test; the newest file where it has a *; {task} is the task of the set
+    ckpt: str | None = None  # weights to test, or a run folder; the newest where it has a *; {task}: of the set
     net: Options = field(default_factory=dict)  # name, film by default, and options, see net/
     loss: Options = field(default_factory=dict)  # name, fusion by default, and options, see utils/loss.py
     data: Data = field(default_factory=Data)

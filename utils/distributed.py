@@ -1,5 +1,6 @@
 """One process or several: torchrun's variables decide. Every helper works without torchrun, too."""
 
+import logging
 import os
 import sys
 from datetime import timedelta
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.process import pick_device
 
 PATIENCE = timedelta(days=1)  # the first rank may be encoding the texts of a whole set while the others wait
@@ -79,13 +80,13 @@ def same_buffers(model: torch.nn.Module) -> None:
 
 
 def check_gradients(model: torch.nn.Module) -> None:
-    """InputError if the loss does not depend on a parameter that is to be trained: several processes wait for it."""
+    """Say which parameters to train get no gradient; InputError with several processes, which would wait for it."""
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if dist.is_initialized() and unused:
-        raise InputError(
-            f"the loss does not depend on {len(unused)} parameters, {unused[0]} among them, and several processes "
-            "would wait for their gradients; take them out of the network, or train with one process"
-        )
+    if unused:
+        said = f"the loss does not depend on {len(unused)} of the parameters to train: {shortened(unused)}"
+        if dist.is_initialized():
+            raise InputError(f"{said}; several processes would wait for them: freeze them, or train with one process")
+        logging.getLogger("train").info(f"note: {said}")
 
 
 def random_states(device: torch.device) -> list[dict[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,13 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
         raise InputError(f"there is not enough memory to {task}; {advice}") from error
 
 
+def interrupt(number: int, _: object) -> None:
+    """Handle a signal, e.g. SIGTERM, as Ctrl-C is handled."""
+    raise KeyboardInterrupt(number)
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function; a mistake or an interrupt ends it with one sentence and exit status 1."""
+    """Run a script's main function; a mistake ends it with one sentence and exit status 1, a signal with 128 + it."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
     try:
@@ -65,5 +71,5 @@ def run_script(main: Callable[[], None]) -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(f"error: {error.strerror or error}{where}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted.")
+    except KeyboardInterrupt as interrupted:
+        sys.exit(128 + (interrupted.args or [signal.SIGINT])[0])

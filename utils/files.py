@@ -58,6 +58,29 @@ def find_newest(pattern: str) -> Path | None:
     return max(found, key=lambda path: (path.stat().st_mtime, path), default=None)
 
 
+def newest_checkpoint(path: str | None, key: str) -> str | None:
+    """The checkpoint that the value of a key means: of a run folder model/last.pth, of a pattern the newest match.
+
+    What is found is printed. Anything else stays as it is.
+
+    Raises:
+        InputError: the pattern is impossible, or nothing matches.
+    """
+    if path and "*" in path:
+        try:
+            found = find_newest(f"{path}/model/last.pth") or find_newest(path)
+        except ValueError as error:
+            raise InputError(f"{key}={path} is no pattern ({error}); a * is for a part of a name") from error
+        if found is None:
+            raise InputError(f"there is no checkpoint {key}={path}; train first, or name another one")
+    elif path and find_file(path).is_dir():
+        found = find_file(path) / "model" / "last.pth"
+    else:
+        return path
+    print(f"{key}={found}")
+    return str(found)
+
+
 @contextlib.contextmanager
 def os_error_as_input_error(path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block into an InputError: `path` cannot be written, and why."""

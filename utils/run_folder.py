@@ -6,17 +6,23 @@ import json
 import logging
 import math
 import operator
+import os
+import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from net import FusionNetwork
+from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
 from utils.check import checked
 from utils.config import Config
@@ -35,7 +41,11 @@ from utils.files import (
 )
 from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
+from utils.opencv import cv2
 from utils.provenance import Provenance
+from utils.results.evaluate import sources_8bit
+
+log = logging.getLogger("train")
 
 # what decides a training or its best checkpoint, and so must not change where it is resumed
 SAME_TO_RESUME = (
@@ -50,13 +60,15 @@ SAME_TO_RESUME = (
 class RunFolder:
     """A run's folder, <train.exp>/<time>_<name>, open for writing."""
 
-    def __init__(self, path: Path, step: int):
-        self.path = path
+    def __init__(self, path: Path, epoch: int, step: int):
+        self.path, self.epoch, self.step = path, epoch, step  # finished epochs, and steps that log_epoch has told of
+        self.records: dict[str, list[dict]] = {"train": [], "val": []}  # since then
         with os_error_as_input_error(path):
             self.writer = SummaryWriter(path, purge_step=step + 1)
 
     def record(self, kind: str, record: dict) -> None:
-        """One line in metrics.jsonl, and the same to TensorBoard; the record has a "step"."""
+        """One line in metrics.jsonl, and the same to TensorBoard; the record has an "epoch" and a "step"."""
+        self.records[kind].append(record)
         with os_error_as_input_error(self.path):
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(to_json({"kind": kind, **record}) + "\n")
@@ -64,17 +76,56 @@ class RunFolder:
                 if key not in ("epoch", "step"):
                     self.writer.add_scalar(f"{kind}/{key}", value, record["step"])
 
-    def save_pictures(self, epoch: int, number: int, batch: dict, fused: Tensor) -> None:
-        """A | B | fused of every pair of a batch: pic_fusion/ckpt_<epoch>/<number>_<place in the batch>_<name>.png.
+    def log_epoch(self, title: str, left: float) -> None:
+        """One line on what was recorded in an epoch: means over its steps, validation, and the seconds left."""
+        windows = self.records["train"]
+        steps = np.diff([self.step, *(window["step"] for window in windows)])
+        last, means = windows[-1], {key: np.average([w[key] for w in windows], weights=steps) for key in windows[0]}
+        others = ("epoch", "step", "total", "grad_norm", "lr", "pairs_per_s")
+        terms = ", ".join(f"{key} {value:.4g}" for key, value in means.items() if key not in others)
+        parts = [f"{title}: loss {means['total']:.4g}{terms and f' ({terms})'}"]
+        for scores in self.records["val"]:
+            parts += ["val " + " ".join(f"{key} {scores[key]:.4g}" for key in scores if key not in others)]
+        pairs = steps.sum() / sum(steps / [window["pairs_per_s"] for window in windows])
+        parts += [f"lr {last['lr']:.1e}", f"{pairs:.1f} pairs/s", f"{tqdm.format_interval(left)} left"]
+        log.info("  ".join(parts))
+        self.step, self.records = last["step"], {"train": [], "val": []}
 
-        A network that edits both sources in training gives both in place of a fused image.
+    def draw(self, epoch: int, step: int, pairs: Iterable[tuple[dict, list[np.ndarray]]]) -> None:
+        """A | B | fused of pairs of `fuse_dataset`, to pic_fusion/<number>_<name>/epoch_<k>.png and TensorBoard."""
+        for number, (batch, (fused,)) in enumerate(pairs, start=1):
+            pair = f"{number}_{batch['name'][0]}"  # numbered: two sets may have pairs of one name
+            row = side_by_side([*sources_8bit(batch), to_8bit(fused, "clamp")], ["A", "B", "fused"])
+            write_image(self.path / "pic_fusion" / pair / f"epoch_{epoch:04}.png", row)
+            scale = min(1, 768 / row.shape[1])
+            small = cv2.resize(row, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            with os_error_as_input_error(self.path):
+                self.writer.add_image(f"pairs/{pair}", small, step, dataformats="HWC")  # gray: BGR is RGB
+
+    def save(self, checkpoint: dict, names: list[str]) -> None:
+        """Write a checkpoint to model/ under some names, and as last.pth.
+
+        last.pth comes last: a run killed in between goes on from the epoch before and makes them all again.
         """
-        folder = self.path / "pic_fusion" / f"ckpt_{epoch}"
-        labels = ["A", "B", *(["fused"] if fused.shape[1] == 1 else ["A edited", "B edited"])]
-        rows = torch.cat([batch["image_a"], batch["image_b"], fused.cpu().nan_to_num()], dim=1)
-        for i, (name, row) in enumerate(zip(batch["name"], rows)):  # numbered: two sets may have images of one name
-            row = side_by_side([to_8bit(image, "clamp") for image in row.numpy()], labels)
-            write_image(folder / f"{number}_{i}_{name}.png", row)
+        for name in [*names, "last.pth"]:
+            save_checkpoint(self.path / "model" / name, checkpoint)
+        self.epoch = checkpoint["epoch"]
+
+    def close(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the folder, as an exit of a `with`; say how a run continues that Ctrl-C or SIGTERM has ended."""
+        if kind is KeyboardInterrupt:
+            last = self.path / "model" / "last.pth"
+            several = ["torchrun", f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE')}"]
+            start = several if distributed.place()[1] > 1 else ["python"]
+            words = [word for word in sys.argv if not word.startswith("train.resume=")]
+            command = shlex.join([*start, *words, f"train.resume={last}"])
+            print(file=sys.stderr)  # ends the line of a bar
+            log.info(
+                f"interrupted at epoch {self.epoch}; continue with: {command}"
+                if last.is_file()
+                else f"interrupted in epoch {self.epoch + 1}, before the first checkpoint; start again"
+            )
+        self.writer.close()
 
 
 def open_run_folder(
@@ -96,7 +147,7 @@ def open_run_folder(
         path = new_folder(Path(config.train.exp), time.strftime("%Y%m%d-%H%M%S"), config.name)
     closing.enter_context(exclusive_lock(path))
     if when:
-        drop_records_after(path / "metrics.jsonl", epoch)
+        drop_records_after(path / "metrics.jsonl", step)
     classes = {base for part in (*model.modules(), *criterion.modules()) for base in type(part).__mro__}
     ours = {inspect.getsourcefile(base) for base in classes if base.__module__.startswith("net.")}
     for source in (ROOT / "train.py", *map(Path, ours)):
@@ -107,8 +158,10 @@ def open_run_folder(
     write_file(path / f"param{when}.json", to_json(config.as_dict() | parameters, indent=1))
     handlers = [LogFile(path / "log.txt"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    folder = RunFolder(path, step)
-    closing.callback(folder.writer.close)
+    folder = RunFolder(path, epoch, step)
+    closing.push(folder.close)
+    if config.train.resume:
+        log.info(f"resumed from epoch {epoch} of {config.train.resume}")
     return folder
 
 
@@ -138,10 +191,52 @@ def folder_to_resume(resume: str | None) -> Path | None:
     return find_file(path).resolve().parent.parent if path.parts[-2:] == ("model", "last.pth") else None
 
 
-def drop_records_after(path: Path, epoch: int) -> None:
+def drop_records_after(path: Path, step: int) -> None:
     """Forget what an interrupted run logged after the checkpoint that it is resumed from."""
     whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
-    write_file(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+    write_file(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def resume(
+    config: Config,
+    model: FusionNetwork,
+    criterion: Loss,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    guidances: Mapping[str, Guidance],
+    steps: int,
+    device: torch.device,
+) -> tuple[int, int, float | None]:
+    """Take up the training where the checkpoint train.resume stopped: its finished epochs, its steps and best score.
+
+    Args:
+        steps: of an epoch. A checkpoint has more than those of its epochs where train.steps ended the run.
+
+    Raises:
+        InputError: it cannot be resumed, or what decides a training differs.
+    """
+    path = config.train.resume
+    checkpoint = read_checkpoint(path, "train.resume")
+    if "optimizer" not in checkpoint:
+        raise InputError(f"{path} holds weights only; train.resume needs a checkpoint of train.py")
+    check_same_run(checkpoint, config, criterion, guidances)
+    load_weights(model, checkpoint["model"], path)
+    try:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        epoch, step, best = int(checkpoint["epoch"]), int(checkpoint["step"]), checkpoint["best"]
+        distributed.restore_random_states(checkpoint["rng"], device)
+    except Exception as error:  # a checkpoint may hold anything
+        raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
+    if step // steps != epoch:
+        raise InputError(
+            f"{path} has {step} steps in {epoch} epochs, and an epoch has {steps} steps now: the training set has "
+            f"changed; start a new run, e.g. with train.init={path}"
+        )
+    unit, done = ("steps", step) if config.train.steps else ("epochs", epoch)
+    if done >= getattr(config.train, unit):
+        raise InputError(f"{path} has {done} {unit} already; raise train.{unit}")
+    return epoch, step, best if folder_to_resume(path) else None  # a new folder has no best.pth yet
 
 
 def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> None:

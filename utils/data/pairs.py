@@ -1,5 +1,6 @@
 """Image pairs and the features that guide their fusion, from H5 files to batches."""
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,6 +143,12 @@ class PairDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """New random draws; call it between two passes of a DataLoader."""
         self._epoch.fill_(epoch)
+
+    def whole(self) -> "PairDataset":
+        """The same pairs as they are stored: no crops, no flips, no transform."""
+        plain = copy.copy(self)
+        plain.crop = plain.crop_on = plain.augment = plain.transform = None
+        return plain
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}  # open files stay with their process

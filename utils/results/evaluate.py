@@ -126,7 +126,7 @@ def fuse_batch(
 
 def fuse_dataset(
     models: list[FusionNetwork],
-    dataset: PairDataset,
+    dataset: PairDataset | Subset,
     device: torch.device,
     guidances: Mapping[str, Guidance],
     num_workers: int = 0,
@@ -137,8 +137,9 @@ def fuse_dataset(
     With share=(rank, ranks) every ranks-th pair, from that of the rank on.
     """
     part = Subset(dataset, range(share[0], len(dataset), share[1]))
-    workers, pinned = worker_count(num_workers), device.type == "cuda"
-    for batch in DataLoader(part, batch_size=1, num_workers=workers, collate_fn=collate, pin_memory=pinned):
+    options = {"pin_memory": device.type == "cuda", "generator": torch.Generator()}  # no random number of the process
+    options["num_workers"] = worker_count(num_workers)
+    for batch in DataLoader(part, batch_size=1, collate_fn=collate, **options):
         yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
 
 
