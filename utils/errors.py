@@ -53,7 +53,8 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
 
 
 def interrupt(number: int, _: object) -> None:
-    """Handle a signal, e.g. SIGTERM, as Ctrl-C is handled."""
+    """Handle SIGTERM, which batch systems send to a whole group of processes, as Ctrl-C is handled."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise for workers of a DataLoader that got it, too
     raise KeyboardInterrupt(number)
 
 
@@ -61,15 +62,18 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function; a mistake ends it with one sentence and exit status 1, a signal with 128 + it."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
+    status = None
     try:
         main()
     except InputError as error:
         message = str(error)
         if "Original Traceback" in message:  # raised in a worker of a DataLoader: the sentence is its last line
             message = message.strip().splitlines()[-1].partition("InputError: ")[2]
-        sys.exit(f"error: {message}")
+        status = f"error: {message}"
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}")
+        status = f"error: {error.strerror or error}{where}"
     except KeyboardInterrupt as interrupted:
-        sys.exit(128 + (interrupted.args or [signal.SIGINT])[0])
+        status = 128 + (interrupted.args or [signal.SIGINT])[0]
+    if status:  # not above: while there is an exception, workers of a DataLoader live on
+        sys.exit(status)
