@@ -81,7 +81,7 @@ def arrange(source: Source, row: dict, download: Path, lists: Sequence[Path] = (
         raise InputError("\n".join([f"{source.dataset} was not arranged:", *(f"  {line}" for line in problems)]))
 
     with exclusive_lock(source.folder("Image")):
-        for target, image in tqdm(links.items(), desc=source.dataset, unit="image"):
+        for target, image in tqdm(links.items(), desc=source.dataset, unit="image", disable=None):
             link(image, target)
         for path, names in files.items():
             if not path.exists():
@@ -116,7 +116,7 @@ def find_pairs(
     for (split, group), images in zip(groups, found[fitting[0]]):
         if not images:
             print(f"{download} has nothing like {' or '.join(group.paths)}")
-        for name in tqdm(images, desc=f"{dataset}, {split}", unit="pair"):
+        for name in tqdm(images, desc=f"{dataset}, {split}", unit="pair", disable=None):
             try:
                 pair = group.pick(name, images[name])
             except InputError as error:

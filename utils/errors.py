@@ -54,7 +54,7 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
 
 def interrupt(number: int, _: object) -> None:
     """Handle SIGTERM, which batch systems send to a whole group of processes, as Ctrl-C is handled."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise for workers of a DataLoader that got it, too
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch raises for workers of a DataLoader that end of it
     raise KeyboardInterrupt(number)
 
 

@@ -153,7 +153,7 @@ def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
     if problems:
         raise InputError("\n".join([f"{made.name} was not simulated:", *(f"  {line}" for line in problems)]))
     make_pair, *sentences = SIMULATORS[made.task]
-    for name in tqdm(names, desc=made.name, unit="pair"):
+    for name in tqdm(names, desc=made.name, unit="pair", disable=None):
         gray, chroma = read_image(images[name][0])
         rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
         pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)

@@ -80,7 +80,8 @@ def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int
     opened = {kind: maker for kind, make in makers.items() if (maker := make(source, names, problems))}
     alignments: dict[str, Alignment] = {}
     with create_h5(path) as file:
-        for name, pair in zip(names, tqdm(read_all(pairs, num_workers), source.name, len(names), unit="pair")):
+        bar = tqdm(read_all(pairs, num_workers), source.name, len(names), unit="pair", disable=None)
+        for name, pair in zip(names, bar):
             if isinstance(pair, InputError):
                 problems += str(pair).splitlines()
             elif not problems:

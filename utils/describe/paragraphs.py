@@ -90,7 +90,7 @@ class ParagraphWriter:
             InputError: a model cannot be loaded, or the endpoint refuses; parts that were made before are kept.
         """
         items = list({item.text: item for item in items}.values())  # an image may be in two splits
-        for item in tqdm(items, desc="reading", unit="image"):
+        for item in tqdm(items, desc="reading", unit="image", disable=None):
             item.load_record()
         ours = [item for item in items if item.read_text() in ("", item.record.get("paragraph"))]
         if len(ours) < len(items):
@@ -126,7 +126,7 @@ class ParagraphWriter:
             size, threads = 1, self.config.concurrency
         batches = [items[first : first + size] for first in range(0, len(items), size)]
         with (
-            tqdm(desc=f"{part} by {self.model_names[part]}", unit="image", total=len(items)) as bar,
+            tqdm(desc=f"{part} by {self.model_names[part]}", unit="image", total=len(items), disable=None) as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
             # after a refusal or Ctrl-C, only batches under way are waited for

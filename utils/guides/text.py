@@ -202,7 +202,7 @@ class TextEncoder:
         order = sorted(range(len(paragraphs)), key=lambda i: len(paragraphs[i]))  # so that little is padded
         encoded: dict[int, np.ndarray] = {}
         starts = range(0, len(order), batch_size)
-        for start in tqdm(starts, desc=f"text by {self.name}", unit="batch", disable=len(starts) < 2):
+        for start in tqdm(starts, desc=f"text by {self.name}", unit="batch", disable=len(starts) < 2 or None):
             batch = order[start : start + batch_size]
             encoded |= zip(batch, self.encode([paragraphs[i] for i in batch]))
         if self.truncated:

@@ -142,7 +142,7 @@ def instruction_study(set_name: str, config: Config, model: FusionNetwork, devic
     taken_for = defaultdict(list)  # by instruction: whose wanted image each result is nearest to
     denoised = defaultdict(list)  # by strength: PSNR to C
     loader = DataLoader(dataset, batch_size=1, collate_fn=collate)
-    for number, batch in enumerate(tqdm(loader, desc="instruction study", unit="pair")):
+    for number, batch in enumerate(tqdm(loader, desc="instruction study", unit="pair", disable=None)):
         rng, pair = np.random.default_rng((config.seed, number)), batch["name"][0]
         trial = Trial(model, guidances, device, batch, rng)
         for name, entry in entries.items():

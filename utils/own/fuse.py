@@ -139,7 +139,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
         InputError: a line for each pair that could not be fused; the others are done.
     """
     problems, evaluators = [], [Evaluator(job.metrics, fuser.device) for _ in fuser.labels]
-    bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2)
+    bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
             a, b = read_pair(pair.a, pair.b, job.resize)
@@ -229,18 +229,20 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     (shares,) = fuser.shares(features)
     a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
     frames = in_step(a, b)
-    with open_output(job.out, fps, codec) as write, tqdm(total=min(a.count, b.count) or None, unit="frame") as bar:
+    done, total = 0, min(a.count, b.count) or None
+    with open_output(job.out, fps, codec) as write, tqdm(total=total, unit="frame", disable=None) as bar:
         while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
             if job.align:
                 if alignment is None:
                     alignment = align(*(picture.gray for picture in batch[0]), job.align)
                     bar.write(f"by the first frames: {remark(alignment)}")
                 batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
-            names = [f"frame {bar.n + i}" for i in range(1, len(batch) + 1)]
+            names = [f"frame {done + i}" for i in range(1, len(batch) + 1)]
             for fused, sources in zip(fuser(names, batch, features)[0], batch):
                 write(in_colour(to_8bit(fused, job.stretch), *sources, shares))
+            done += len(batch)
             bar.update(len(batch))
-    print(f"{bar.n} frames fused, 8 bit by {job.stretch}: {job.out}")
+    print(f"{done} frames fused, 8 bit by {job.stretch}: {job.out}")
     if a.read != b.read:
         short, other = sorted((a, b), key=lambda frames: frames.read)
-        raise InputError(f"{short.path} ends after {bar.n} frames and {other.path} goes on; {job.out} has no more")
+        raise InputError(f"{short.path} ends after {done} frames and {other.path} goes on; {job.out} has no more")

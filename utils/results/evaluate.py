@@ -193,7 +193,7 @@ def fuse_set(
     rank, ranks = distributed.place()
     share, written = range(rank, len(dataset), ranks), []
     pairs = fuse_dataset([*networks.values()], dataset, device, guidances, options.num_workers, (rank, ranks))
-    bar = tqdm(pairs, desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0)
+    bar = tqdm(pairs, desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0 or None)
     with ThreadPoolExecutor() as pool:  # drawing and encoding need no lock of Python
         for (batch, outputs), index in zip(bar, share):
             image, sources = batch["name"][0], sources_8bit(batch)

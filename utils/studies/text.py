@@ -88,7 +88,7 @@ def text_study(
     changes: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     shown: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []  # the pairs that change most
     pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), variants(dataset, config.seed))
-    for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair"):
+    for batch, texts in tqdm(pairs, total=len(dataset), desc="text study", unit="pair", disable=None):
         name, sources, maps = batch["name"][0], sources_8bit(batch), {}
         for label, text in (texts | for_all).items():
             batch |= collate_features("text", [text])
