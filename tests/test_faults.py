@@ -1,15 +1,22 @@
 """Faults: no space, no folder, two runs at once, a run killed before. One sentence, and what was there is whole."""
 
 import contextlib
+import os
+import re
 import resource
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from net.checkpoint import read_checkpoint
 from tests.test_scripts import only_run
+from tests.test_torchrun import LAUNCH
 from tests.toy import CONFIG, ROOT, process, script
 from utils.files import exclusive_lock
 
@@ -69,6 +76,51 @@ def test_no_space_to_test(prepared, tmp_path, size, monkeypatch):
         output = script("test.py", *prepared, *MAX, "--report", "--overwrite", "test.num_workers=0", code=1)
     assert "cannot write" in output and "is there space" in output and "Traceback" not in output, output
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("number", "launch", "whole_group"),
+    [
+        (signal.SIGINT, [], False),
+        (signal.SIGTERM, [], True),  # the workers of the loader get it, too
+        pytest.param(signal.SIGTERM, LAUNCH, False, marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted(prepared, tmp_path, number, launch, whole_group):
+    """Ctrl-C or SIGTERM: the line to continue with, on the terminal and in the log; nothing is left behind."""
+    words = [*prepared, "train.epochs=100000", "train.num_workers=2", "name=two words"]
+    with subprocess.Popen(
+        [sys.executable, *launch, "train.py", *map(str, words)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as run:
+        next(line for line in run.stderr if "epoch 2/" in line)
+        (os.killpg if whole_group else os.kill)(run.pid, number)
+        said = run.stderr.read()  # to its end: no process holds it open any more
+    log = (only_run(tmp_path) / "log.txt").read_text()
+    told = re.search(r"interrupted at epoch (\d+); continue with: (.*)", said)
+    assert log.strip().endswith(told[0])
+    start, *given = shlex.split(told[2])
+    last = only_run(tmp_path) / "model" / "last.pth"
+    assert read_checkpoint(last)["epoch"] == int(told[1]) >= 2
+    assert given[-len(words) - 2 :] == ["train.py", *map(str, words), f"train.resume={last}"]
+    if launch:
+        assert (start, given[0]) == ("torchrun", "--nproc_per_node=2")
+    else:
+        assert run.returncode == 128 + number and start == "python" and "Traceback" not in said
+
+
+def test_interrupted_before_the_first_checkpoint(prepared, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.mean_values", stop)
+    output = script("train.py", *prepared, code=1)
+    assert "interrupted in epoch 1, before the first checkpoint; start again" in output
+    assert output.endswith("130") and "continue" not in output
 
 
 @pytest.mark.slow

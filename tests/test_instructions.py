@@ -314,8 +314,8 @@ def trained(tmp_path_factory, bert):  # noqa: F811
 
 def test_a_training_with_instructions(trained):
     folder, words, first, second = trained
-    (picture, *_) = (folder / "exp").glob("*_second/pic_fusion/ckpt_1/*.png")
-    assert cv2.imread(str(picture)).shape[1] == 4 * (16 + 4)  # A, B, and both as they are edited
+    (picture,) = (folder / "exp").glob("*_second/pic_fusion/1_a1/*.png")
+    assert cv2.imread(str(picture)).shape[1] == 3 * (48 + 4)  # A, B, and what becomes of them unasked
     model, before = load_model(second), load_model(first)
     record = model.provenance.guides["instruction"]
     assert record.options["instructions"] == "visible,clean,bright,people" and record.default is None

@@ -16,7 +16,7 @@ import torch
 from net import load_model
 from net.film import FILM
 from net.restormer import RestormerBlock
-from tests.toy import CONFIG, SHARED, make_pairs, process, script
+from tests.toy import CONFIG, ROOT, SHARED, make_pairs, process, script
 from utils.errors import run_script
 from utils.results.table import PAPER_HEADER, format_table
 
@@ -37,11 +37,11 @@ def test_train_then_test(prepared, tmp_path):
     folder = only_run(tmp_path)
     assert re.fullmatch(r"\d{8}-\d{6}_film_ivf", folder.name)
     expected = ["code/film.py", "code/train.py", "code/git.txt", "model/last.pth", "model/best.pth", "log.txt"]
-    for name in [*expected, "param.json", "config.yaml", "metrics.jsonl", "pic_fusion/ckpt_1", "pic_fusion/ckpt_2"]:
+    expected += [f"pic_fusion/{pair}/epoch_000{epoch}.png" for pair in ("1_b1", "2_b2") for epoch in (1, 2)]
+    for name in [*expected, "param.json", "config.yaml", "metrics.jsonl"]:
         assert (folder / name).exists(), name
     assert list(folder.glob("events.out.tfevents.*"))
-    picture = cv2.imread(str(next((folder / "pic_fusion" / "ckpt_2").glob("0_0_a*.png"))))
-    assert picture.shape[1] == 3 * (16 + 4)
+    assert cv2.imread(str(folder / "pic_fusion" / "1_b1" / "epoch_0002.png")).shape[1] == 3 * (53 + 4)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["kind"] for r in records].count("val") == 2
     assert {"total", "intensity", "gradient", "grad_norm", "lr", "pairs_per_s"} <= set(records[0])
@@ -124,6 +124,84 @@ def test_resume_is_bit_for_bit(prepared, tmp_path):
     assert "train.lr is 1.0 and was 0.001 in the run to resume" in output
 
 
+def test_a_training_is_told_in_lines(prepared, tmp_path, monkeypatch):
+    """One line an epoch, with means over its steps, and nothing of bars where this is no terminal."""
+    words = [*prepared, "data.val=[Toy_test]", "train.val_every=2", "train.best=SF", "test.metrics=[SF]"]
+    words += ["train.batch_size=1", "train.log_every=3", "name=told"]
+    monkeypatch.chdir(ROOT)
+    output = script("train.py", *words, "train.epochs=2", f"train.exp={tmp_path / 'exp'}")
+    folder = only_run(tmp_path)
+    assert "\r" not in output and output.endswith((folder / "log.txt").read_text())
+    first, second = re.findall(r"epoch \d/2: .*", output)
+    number = r"-?[\d.]+(?:e-\d+)?"
+    told = rf"loss ({number}) \(intensity {number}, gradient {number}\)(  val SF {number})?"
+    told += r"  lr 1.0e-03  [\d.]+ pairs/s  [\d:]+ left"
+    (loss, unseen), (_, seen) = (re.fullmatch(rf"epoch \d/2: {told}", line).groups() for line in (first, second))
+    assert not unseen and seen
+    three, one = losses(folder)[:2]  # means of three steps, and of the last of the epoch
+    assert float(loss) == pytest.approx((3 * three + one) / 4, rel=1e-3)
+
+    for where in (f"{tmp_path}/exp/*_told", folder, f"{tmp_path}/exp/*_told/model/last.pth"):
+        output = script("train.py", *words, "train.epochs=2", f"train.resume={where}", code=1)
+        assert f"train.resume={folder}/model/last.pth" in output or where == folder
+        assert f"{folder}/model/last.pth has 2 epochs already; raise train.epochs" in output
+    script("train.py", *words, "train.epochs=3", f"train.resume={folder}")
+    assert f"resumed from epoch 2 of {folder}/model/last.pth\n" in (folder / "log.txt").read_text()
+    for key in ("train.resume", "train.init"):
+        for where in (f"{tmp_path}/exp/*_other", tmp_path / "none.pth"):
+            output = script("train.py", *words, f"{key}={where}", code=1)
+            assert f"there is no checkpoint {where}; give one with {key}=..." in output, output
+    assert "measured: 2 images" in script("test.py", *prepared, f"ckpt={folder}")
+
+
+@pytest.mark.parametrize("words", [[], ["data.val=[Toy_test]", "train.best=SF", "test.metrics=[SF]"]])
+def test_the_same_whole_pairs_are_drawn_and_change_nothing(words, prepared, tmp_path):
+    words = [*prepared, *words, "train.epochs=3", "train.val_every=2"]
+    for count in (0, 3):
+        script("train.py", *words, f"train.pictures={count}", f"name={count}")
+    drawn, none = sorted((tmp_path / "exp").iterdir(), key=lambda path: path.name.endswith("_0"))
+    assert losses(drawn) == losses(none) and not (none / "pic_fusion").exists()
+    pairs = ["1_b1", "2_b2"] if len(words) > len(prepared) + 2 else ["1_a1", "2_a2", "3_a4"]
+    names = {str(path.relative_to(drawn / "pic_fusion")) for path in (drawn / "pic_fusion").rglob("*.png")}
+    assert names == {f"{pair}/epoch_000{epoch}.png" for pair in pairs for epoch in (2, 3)}
+    early, late = (cv2.imread(str(drawn / "pic_fusion" / pairs[0] / f"epoch_000{epoch}.png")) for epoch in (2, 3))
+    sources = 2 * (early.shape[1] // 3)
+    assert np.array_equal(early[:, :sources], late[:, :sources]) and not np.array_equal(early, late)
+    (events,) = drawn.glob("events.out.tfevents.*")
+    assert all(f"pairs/{pair}".encode() in events.read_bytes() for pair in pairs)
+
+
+def test_steps_end_a_training_within_an_epoch(prepared, tmp_path):
+    """Resumed it goes on in this epoch, and ends as the training that nothing has ended."""
+    words = [*prepared, "train.batch_size=1", "train.save_every=1", "data.val=[Toy_test]", "train.val_every=9"]
+    words += ["train.best=SF", "test.metrics=[SF]"]
+    script("train.py", *words, "train.epochs=2", "name=whole")
+    output = script("train.py", *words, "train.steps=6", "name=cut")
+    assert "2 epochs" in output and re.search(r"epoch 2/2: loss .*  val SF ", output)
+    cut, whole = sorted((tmp_path / "exp").iterdir(), key=lambda path: path.name.endswith("_whole"))
+    assert losses(cut) == losses(whole)[:6]
+    assert {path.name for path in (cut / "model").iterdir()} == {"best.pth", "last.pth", "epoch_1.pth"}
+    output = script("train.py", *words, "train.steps=6", "name=cut", f"train.resume={cut}", code=1)
+    assert "has 6 steps already; raise train.steps" in output
+    script("train.py", *words, "train.steps=8", "name=cut", f"train.resume={cut}")
+    last = [torch.load(run / "model" / "last.pth", weights_only=True) for run in (cut, whole)]
+    assert [(each["epoch"], each["step"]) for each in last] == [(2, 8), (2, 8)] and losses(cut) == losses(whole)
+    assert all(torch.equal(tensor, last[1]["model"][name]) for name, tensor in last[0]["model"].items())
+    output = script("train.py", *prepared, "train.batch_size=1", "train.epochs=9", f"train.resume={cut}", code=1)
+    assert "data.val is [] and was ['Toy_test'] in the run to resume" in output
+    output = script("train.py", *words, "data.leave_out=[a1]", "train.epochs=9", f"train.resume={cut}", code=1)
+    assert "data.leave_out is ['a1'] and was []" in output
+
+
+def test_a_run_is_not_resumed_with_other_pairs(prepared, tmp_path):
+    script("train.py", *prepared, "train.epochs=1", "train.batch_size=1")
+    make_pairs(tmp_path / "VLF", ["a1", "a2", "a3"], "train")
+    script("data_process.py", *prepared, "Toy_train")
+    words = ["train.epochs=2", "train.batch_size=1", f"train.resume={only_run(tmp_path)}"]
+    output = script("train.py", *prepared, *words, code=1)
+    assert "has 4 steps in 1 epochs, and an epoch has 3 steps now: the training set has changed" in output
+
+
 @pytest.fixture
 def for_all_terms(prepared, tmp_path) -> list[str]:
     """The toy training with the loss terms of the recipes that ship, on crops that are large enough for them."""
@@ -167,7 +245,6 @@ def test_saving_memory_does_not_change_the_training(for_all_terms, tmp_path, mon
     assert set(pairs) == {2} and len(pairs) == 2 * len(blocks)  # in parts of two, every block twice
     (parts,) = set((tmp_path / "exp").iterdir()) - {whole}
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
-    assert len(list((parts / "pic_fusion").glob("*/*.png"))) == len(list((whole / "pic_fusion").glob("*/*.png")))
 
 
 def test_too_little_memory_is_one_sentence(prepared, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def newest_checkpoint(path: str | None, key: str) -> str | None:
         except ValueError as error:
             raise InputError(f"{key}={path} is no pattern ({error}); a * is for a part of a name") from error
         if found is None:
-            raise InputError(f"there is no checkpoint {key}={path}; train first, or name another one")
+            raise InputError(f"there is no checkpoint {path}; give one with {key}=..., or train first")
     elif path and find_file(path).is_dir():
         found = find_file(path) / "model" / "last.pth"
     else:

@@ -219,7 +219,7 @@ def resume(
     checkpoint = read_checkpoint(path, "train.resume")
     if "optimizer" not in checkpoint:
         raise InputError(f"{path} holds weights only; train.resume needs a checkpoint of train.py")
-    check_same_run(checkpoint, config, criterion, guidances)
+    old_config = check_same_run(checkpoint, config, criterion, guidances)
     load_weights(model, checkpoint["model"], path)
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -228,7 +228,7 @@ def resume(
         distributed.restore_random_states(checkpoint["rng"], device)
     except Exception as error:  # a checkpoint may hold anything
         raise InputError(f"{path} cannot be resumed: it is damaged ({error})") from error
-    if step // steps != epoch:
+    if step // steps != epoch or (step % steps and step != old_config.train.steps):
         raise InputError(
             f"{path} has {step} steps in {epoch} epochs, and an epoch has {steps} steps now: the training set has "
             f"changed; start a new run, e.g. with train.init={path}"
@@ -239,8 +239,8 @@ def resume(
     return epoch, step, best if folder_to_resume(path) else None  # a new folder has no best.pth yet
 
 
-def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> None:
-    """InputError if what decides the training differs from that of the checkpoint to resume."""
+def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances: Mapping[str, Guidance]) -> Config:
+    """The config of the run to resume; InputError if what decides the training differs now."""
     # the number of epochs says how much of the training is done
     by_share = config.train.schedule == "warmup" or criterion.follows_progress
     keys = [*SAME_TO_RESUME, "train.epochs"] if by_share else SAME_TO_RESUME
@@ -255,6 +255,7 @@ def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances:
         if not same_encoder(old, new):
             now, before = (f"{r.name} ({r.revision})" if r.revision else r.name for r in (new, old))
             raise InputError(f"the {kind} is of {now} and was of {before} in the run to resume; use the same one")
+    return old_config
 
 
 def mean_values(pending: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
