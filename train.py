@@ -178,14 +178,14 @@ def train_network(config: Config, closing: ExitStack) -> None:
         if main_process:
             if scores:
                 folder.record("val", {"epoch": epoch, "step": step, **scores})
-            if epoch % train.val_every == 0 or epoch == train.epochs:
-                folder.draw(epoch, step, fuse_dataset([model], shown, device, guidances))
             records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
             checkpoint = model.checkpoint(Provenance(records, config.as_dict(), code, step // len(loader)))
             checkpoint |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             checkpoint |= {"step": step, "best": best, "scores": scores, "rng": rng}
             kept = step % (train.save_every * len(loader)) == 0
             folder.save(checkpoint, [*(["best.pth"] if better else []), *([f"epoch_{epoch}.pth"] if kept else [])])
+            if epoch % train.val_every == 0 or epoch == train.epochs:
+                folder.draw(epoch, step, fuse_dataset([model], shown, device, guidances))
             folder.log_epoch(title, (time.monotonic() - started) * (last_step - step) / (step - first_step))
 
     if main_process:

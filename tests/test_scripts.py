@@ -235,7 +235,7 @@ def test_two_processes_train_as_one(parts, sets, tmp_path, request):
 
 
 def test_saving_memory_does_not_change_the_training(for_all_terms, tmp_path, monkeypatch):
-    words = [*for_all_terms, "train.epochs=2", "train.batch_size=4"]
+    words = [*for_all_terms, "train.epochs=2", "train.batch_size=4", "train.pictures=0"]
     script("train.py", *words, "name=whole")
     whole = only_run(tmp_path)
     pairs, blocks, plain, forward = [], [], RestormerBlock.plain, RestormerBlock.forward
