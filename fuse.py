@@ -86,7 +86,9 @@ def fuse(
     device = next((parameter.device for parameter in model.parameters()), pick_device("cpu"))
     pair = OwnPair("a and b", Path(), Path(), Path(), *texts, instruct or "")
     fuser = Fuser(model, Config(ckpt=source), [pair], device)
-    fused = in_colour(to_8bit(fuser([pair.name], [(a, b)], fuser.features[0])[0, 0], stretch), a, b)
+    features = fuser.features[0]
+    fused = to_8bit(fuser([pair.name], [(a, b)], features)[0, 0], stretch)
+    fused = in_colour(fused, a, b, fuser.shares(features)[0])
     return fused if fused.ndim == 2 else fused[..., ::-1].copy()
 
 
