@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download
 
 from net.base import FusionNetwork, build_model
 from net.published import is_published, translate
-from utils.errors import InputError
+from utils.errors import InputError, reason_of
 from utils.files import find_file, hub_reached, to_json, write_file
 from utils.provenance import Provenance
 
@@ -41,8 +41,7 @@ def find_weights(name: str | Path, key: str = "ckpt") -> Path:
     try:
         path = Path(hf_hub_download(str(name), WEIGHTS, local_files_only=not hub_reached()))
     except Exception as error:  # what is unreachable, private or unknown raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = reason if hub_reached() else "which does not answer"
+        reason = reason_of(error) if hub_reached() else "which does not answer"
         raise InputError(f"{name} is no file here and cannot be loaded from the hub ({reason}); give a file") from error
     print(f"weights of {name} on the hub")
     return path

@@ -35,6 +35,11 @@ def shortened(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error of somebody else's code says, else its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def enough_memory(task: str, advice: str) -> Iterator[None]:
     """Turn an error of the block into an InputError if there is not enough memory, on the CPU or a GPU.

@@ -29,7 +29,7 @@ from net.checkpoint import halved, save_weights
 from test import SAMPLE, find_checkpoint, keep_others, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
-from utils.errors import InputError, run_script
+from utils.errors import InputError, reason_of, run_script
 from utils.files import to_json, write_file
 from utils.guides import GUIDES, open_guides
 from utils.guides.guidance import Encoder
@@ -223,7 +223,7 @@ def trace(program: Program, metadata: dict[str, str]) -> bytes:
                 output_names=["fused"],
             ).model_proto
     except Exception as error:  # a network with steps that depend on values or sizes raises many kinds
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error.__cause__ or error)
         raise InputError(f"{program.network.label} cannot be exported as .onnx ({reason})") from error
     finally:
         logging.disable(logging.NOTSET)

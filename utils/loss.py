@@ -83,31 +83,21 @@ def sobel_gradient(x: Tensor) -> Tensor:
     return across.abs() + down.abs()
 
 
-def brighter(image_a: Tensor, image_b: Tensor) -> Tensor:
-    """max(A, B): both papers' target."""
-    return torch.maximum(image_a, image_b)
+def mean_within(x: Tensor, window: int) -> Tensor:
+    """Mean over the part of the window x window pixels around each pixel that lies within the image."""
+    return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
 
 
-def mean(image_a: Tensor, image_b: Tensor) -> Tensor:
-    """(A + B) / 2: what FILM's released loss follows with in_max=False; it trains with the maximum."""
-    return (image_a + image_b) / 2
-
-
-def sharper(image_a: Tensor, image_b: Tensor, window: int = 9) -> Tensor:
+def sharper(image_a: Tensor, image_b: Tensor) -> Tensor:
     """At every pixel the source with more edges around it: what is in focus."""
-    energy_a, energy_b = (
-        F.avg_pool2d(across.square() + down.square(), window, 1, window // 2, count_include_pad=False)
-        for across, down in (sobel(x, border="replicate") for x in (image_a, image_b))
-    )
+    edges = (sobel(x, border="replicate") for x in (image_a, image_b))
+    energy_a, energy_b = (mean_within(across.square() + down.square(), 9) for across, down in edges)
     return torch.where(energy_a > energy_b, image_a, image_b)
 
 
-def exposed(image_a: Tensor, image_b: Tensor, window: int = 17, sigma: float = 0.2) -> Tensor:
+def exposed(image_a: Tensor, image_b: Tensor) -> Tensor:
     """A and B weighted by how near they are to mid-gray around a pixel (Mertens et al. 2007): what is well exposed."""
-    weight_a, weight_b = (
-        F.avg_pool2d(torch.exp(-((x - 0.5) ** 2) / (2 * sigma**2)), window, 1, window // 2, count_include_pad=False)
-        for x in (image_a, image_b)
-    )
+    weight_a, weight_b = (mean_within(torch.exp(-((x - 0.5) ** 2) / (2 * 0.2**2)), 17) for x in (image_a, image_b))
     return torch.lerp(image_b, image_a, weight_a / (weight_a + weight_b + 1e-6))
 
 
@@ -192,8 +182,12 @@ def missing_contrast(fused: Tensor, image_a: Tensor, warm: Tensor, window: int =
     return (weight * missing).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) + tiny)
 
 
-INTENSITIES = {"max": brighter, "mean": mean, "sharper": sharper, "exposed": exposed}
-GRADIENTS = ("magnitude", "vector")
+INTENSITIES = {  # of A and B
+    "max": torch.maximum,  # both papers'
+    "mean": lambda a, b: (a + b) / 2,  # that of FILM's released loss with in_max=False; it trains with the maximum
+    "sharper": sharper,
+    "exposed": exposed,
+}
 Weight = Annotated[float, Constraint(lambda number: number >= 0, "must be 0 or more")]
 Share = Annotated[float, Constraint(lambda share: 0 <= share < 1, "must be a share, 0 or more and under 1")]
 
@@ -240,7 +234,7 @@ class FusionLoss(Loss):
         intensity_weight: Weight = 1.0,
         vif_weight: Weight = 0.0,
         intensity: Literal[tuple(INTENSITIES)] = "max",
-        gradient: Literal[GRADIENTS] = "magnitude",
+        gradient: Literal["magnitude", "vector"] = "magnitude",
         edge_gain: Weight = 1.0,
         contrast_weight: Weight = 0.0,
         target_edges: Weight = 0.0,

@@ -148,12 +148,8 @@ class SourcePairs(Dataset):
         name = self.names[index]
         maps, chromas, problems = {}, [], []
         for group, side in self.sides.items():
-            found = self.files[side].get(name, [])
             try:
-                if len(found) != 1:
-                    what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
-                    raise InputError(f"'{name}' has {what} in {self.source.folder('Image') / side}")
-                maps[group], chroma = read_image(found[0])
+                maps[group], chroma = read_image(self.source.only_image(side, name, self.files[side]))
                 chromas.append(chroma if side in self.source.color else None)
             except InputError as error:
                 problems.append(str(error))

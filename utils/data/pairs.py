@@ -90,28 +90,26 @@ class PairDataset(Dataset):
         self.maps = sorted({*maps, crop_on} - {None})
         self.features = {feature.name: StoredFeature() for feature in features_of(inputs)}
         self.samples: list[tuple[str, str]] = []
-        small: dict[tuple[str, str], tuple[int, int]] = {}
+        self._files: dict[tuple[str, int], PairFile] = {}
         for path in map(str, paths):
-            pairs = PairFile(path)
-            self._add(path, pairs)
-            small |= smaller_pairs(path, pairs, crop) if crop else {}
+            self._add(path)
         unknown = {*leave_out} - {name for _, name in self.samples}
         if unknown:
             raise InputError(f"data.leave_out names '{min(unknown)}', which is in none of the training sets")
         self.samples = [sample for sample in self.samples if sample[1] not in leave_out]
-        small = {sample: small[sample] for sample in self.samples if sample in small}
+        small = [i for i, _ in enumerate(self.samples if crop else ()) if min(self._size(i)) < crop]
         if small and not pad:
-            (_, name), (h, w) = next(iter(small.items()))
+            name, (h, w) = self.samples[small[0]][1], self._size(small[0])
             raise InputError(
                 f"{len(small)} of {len(self)} pairs are smaller than train.crop ({crop}), e.g. '{name}', {h} x {w}; "
                 "set train.pad=reflect, or lower train.crop"
             )
         self.padded = len(small)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-        self._files: dict[tuple[str, int], PairFile] = {}
 
-    def _add(self, path: str, pairs: PairFile) -> None:
+    def _add(self, path: str) -> None:
         """Take up the samples of a file, and check that they go with those before."""
+        pairs = self._open(path)
         names = sorted(pairs.groups["imageA"], key=str)
         for name in names:
             if not (isinstance(name, str) and plain_name(name)):  # HDF5 has bytes where it is not UTF-8
@@ -159,6 +157,12 @@ class PairDataset(Dataset):
         if key not in self._files:
             self._files[key] = PairFile(path)
         return self._files[key]
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """Height and width of a sample."""
+        path, name = self.samples[index]
+        with sample_errors_named(path, name):
+            return self._open(path).size(name)
 
     def feature(self, kind: str, index: int) -> Tensor:
         """The stored feature of a sample alone, e.g. its text (L, dim)."""
@@ -212,22 +216,10 @@ class PairDataset(Dataset):
         return np.s_[..., top : top + self.crop, left : left + self.crop]
 
 
-def smaller_pairs(path: str, pairs: PairFile, side: int) -> dict[tuple[str, str], tuple[int, int]]:
-    """Height and width of the pairs with a side under `side` pixels, by path and name; reads no images."""
-    small = {}
-    for name in pairs.groups["imageA"]:
-        with sample_errors_named(path, name):
-            size = pairs.size(name)
-        if min(size) < side:
-            small[path, name] = size
-    return small
-
-
 def reflected(image: np.ndarray, side: int) -> np.ndarray:
     """A map (1, H, W), continued to the right and below as mirrors would where it has less than `side` pixels."""
-    h, w = image.shape[-2:]
-    missing = max(side - h, 0), max(side - w, 0)
-    return np.pad(image, [(0, 0), (0, missing[0]), (0, missing[1])], "reflect") if any(missing) else image
+    missing = [(0, max(side - length, 0)) for length in image.shape[-2:]]
+    return np.pad(image, [(0, 0), *missing], "reflect") if np.any(missing) else image
 
 
 def is_over_half(image: np.ndarray) -> np.ndarray:

@@ -65,6 +65,14 @@ class Source(Row):
         pattern = self.folder("Image") / files_of(side)
         return list_images(pattern.parent, pattern.name)
 
+    def only_image(self, side: str, name: str, files: dict[str, list[Path]]) -> Path:
+        """The image of a pair among `files` of `list_images`; InputError if there is none, or there are several."""
+        found = files.get(name, [])
+        if len(found) == 1:
+            return found[0]
+        what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
+        raise InputError(f"'{name}' has {what} in {self.folder('Image') / side}")
+
     def image_file(self, side: str, name: str) -> Path:
         """Where a new image of one side goes."""
         return self.folder("Image") / f"{files_of(side)}.png".replace("*", name)

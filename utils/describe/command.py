@@ -54,12 +54,10 @@ def list_items(source: Source, modalities: dict[str, str]) -> tuple[list[Item], 
     for side in (source.a, source.b):
         modality, files = modality_of(side, modalities), source.list_images(side)
         for name in names:
-            found = files.get(name, [])
-            if len(found) == 1:
-                items.append(Item(found[0], source.text_file(side, name), modality))
-            else:
-                what = f"several images ({', '.join(path.name for path in found)})" if found else "no image"
-                problems.append(f"'{name}' has {what} in {source.folder('Image') / side}")
+            try:
+                items.append(Item(source.only_image(side, name, files), source.text_file(side, name), modality))
+            except InputError as error:
+                problems.append(str(error))
     return items, problems
 
 

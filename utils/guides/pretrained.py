@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.errors import InputError
+from utils.errors import InputError, reason_of
 from utils.files import hub_reached
 
 
@@ -15,8 +15,7 @@ def loading(failure: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files and unreachable hubs raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{failure} ({reason}); {advice}") from error
+        raise InputError(f"{failure} ({reason_of(error)}); {advice}") from error
 
 
 def from_hub_or_folder(path: str) -> dict[str, bool]:
