@@ -22,10 +22,10 @@ for _module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{_module.name}")
     except Exception as error:  # whatever code can raise
         _reason = traceback.format_exception_only(error)[-1].strip()
-        _frames = traceback.extract_tb(error.__traceback__)
-        _lines = [frame.lineno for frame in _frames if Path(frame.filename) == Path(__path__[0], f"{_module.name}.py")]
-        _line = _lines[-1] if _lines else getattr(error, "lineno", None)  # a file that cannot be parsed has no frame
-        BROKEN[_module.name] = f"net/{_module.name}.py, line {_line or '?'}, cannot be imported ({_reason})"
+        _line = getattr(error, "lineno", None) or "?"  # of a file that cannot be parsed, which has no frame
+        for _frame in traceback.extract_tb(error.__traceback__):
+            _line = _frame.lineno if Path(_frame.filename) == Path(__path__[0], f"{_module.name}.py") else _line
+        BROKEN[_module.name] = f"net/{_module.name}.py, line {_line}, cannot be imported ({_reason})"
         print(f"note: {BROKEN[_module.name]}; what it registers is not there", file=sys.stderr)
         for _table in (NETWORKS, LOSSES, METRICS):  # what was registered before the mistake
             for _name in [name for name, known in _table.items() if known.__module__ not in sys.modules]:

@@ -11,8 +11,8 @@ import yaml
 
 from net import build_model
 from tests.toy import ROOT
-from utils.check import checked
-from utils.config import Config, Text, all_keys, load_config, parse_args, read_yaml
+from utils.check import checked, keys_of
+from utils.config import Config, Text, load_config, parse_args, read_yaml
 from utils.errors import InputError
 from utils.guides.text import ENCODERS
 from utils.loss import build_loss
@@ -39,7 +39,7 @@ def test_every_key_is_used():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }
-    assert {key.split(".")[-1] for key in all_keys()} <= read
+    assert {key.split(".")[-1] for key in keys_of(Config)} <= read
 
 
 def test_numbers_that_pyyaml_reads_as_words(tmp_path):

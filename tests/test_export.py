@@ -129,7 +129,7 @@ def test_a_text_that_is_built_in_is_as_one_that_is_given(tmp_path, bert):  # noq
     default = model.provenance.guides["text"].default
     assert torch.equal(text_feature(model, config, None)[0], default)
     config.text.use = "default"
-    with pytest.raises(InputError, match="or text.use is default or none; leave out --text"):
+    with pytest.raises(InputError, match="or text.use is default or none; leave out the text"):
         text_feature(model, config, "a road")
     del model.provenance.guides["text"]
     config.text.use = "own"

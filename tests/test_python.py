@@ -90,7 +90,7 @@ def test_texts_and_an_instruction(pair):
     [
         ((GRAY, RGB[:30]), "unequal sizes: a 40 x 48, b 30 x 48; make them one size"),
         ((GRAY[None], RGB), r"a is an array \(1, 40, 48\); give \(H, W\) gray or \(H, W, 3\) RGB"),
-        ((GRAY, RGB.astype(np.int64)), "b is an array of int64; give uint8, uint16 or floats"),
+        ((GRAY, RGB.astype(np.int64)), "b has pixels of int64; give uint8, uint16 or floats"),
         ((GRAY, RGB * 1.0), "b holds floats from 90 to 159; scale them to .0, 1., or give uint8"),
         ((GRAY, np.full((40, 48), np.nan)), "b holds floats from nan to nan"),
         ((GRAY, "no.png"), "cannot read no.png"),

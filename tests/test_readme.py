@@ -9,7 +9,8 @@ from net import NETWORKS, build_model
 from net.checkpoint import read_checkpoint
 from tests.examples import FILES, VARIANTS, in_place
 from tests.toy import ROOT
-from utils.config import all_keys, load_config
+from utils.check import keys_of
+from utils.config import Config, load_config
 from utils.loss import LOSSES, build_loss
 from utils.metrics import PAPER_METRICS
 
@@ -84,7 +85,7 @@ def test_links_files_and_keys_exist(page):
     for module in re.findall(r"python -m ((?:utils|tools|tests)\.[\w.]+)", TEXTS[page]):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
     for word in re.findall(r"`\"?((?:data|text|describe|train|test)\.[a-z_]+)(?:=[^`]*)?`", TEXTS[page]):
-        assert word in all_keys() or word.endswith((".py", ".txt", ".yaml")), word
+        assert word in keys_of(Config) or word.endswith((".py", ".txt", ".yaml")), word
     for section, option in re.findall(r"`\"?(net|loss)\.([a-z_]+)(?:=[^`]*)?`", TEXTS[page]):
         classes = {"net": NETWORKS, "loss": LOSSES}[section]
         assert any(option in classes.defaults(name) for name in classes), f"{section}.{option}"

@@ -167,11 +167,6 @@ class Config:
         return asdict(self)
 
 
-def all_keys() -> list[str]:
-    """The keys of the configuration, e.g. "seed" and "train.lr"."""
-    return keys_of(Config)
-
-
 class Loader(yaml.SafeLoader):
     """PyYAML reads 1e-4 as a word; this one as a number, as YAML 1.2 does."""
 
@@ -183,8 +178,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """Read a configuration.
 
     Args:
-        path: YAML file, see find_file, or None for the defaults.
-        overrides: `key=value` with dotted keys; values are written as in YAML, and replace those of the file.
+        path: a YAML file, see `find_file`; None: the defaults.
+        overrides: `key=value` with dotted keys and values as in YAML, which replace those of the file.
 
     Raises:
         InputError: missing or broken file, unknown key, wrong type, or a value out of its range.
@@ -259,5 +254,5 @@ def parse_args(
 def _is_override(word: str) -> bool:
     """Whether a word is key=value; a wrong key that is near to one of the config's counts, if it is no file."""
     key, equals, _ = word.partition("=")
-    near = nearest(key, all_keys()).startswith("did you mean") and "/" not in key and not os.path.exists(word)
+    near = nearest(key, keys_of(Config)).startswith("did you mean") and "/" not in key and not os.path.exists(word)
     return bool(equals) and (near or key.partition(".")[0] in Config().as_dict())

@@ -33,7 +33,7 @@ from utils.errors import InputError, reason_of, run_script
 from utils.files import to_json, write_file
 from utils.guides import GUIDES, open_guides
 from utils.guides.guidance import Encoder
-from utils.guides.text import open_text_encoder
+from utils.guides.text import open_users_encoder
 from utils.instruct.guide import encode_instructions
 from utils.process import pick_device, set_up_process
 
@@ -142,8 +142,7 @@ def export_program(
 ) -> None:
     """Write a network on the CPU as an .onnx, once what was written gives the results of the network.
 
-    Args:
-        text, instruct: to build in; None: the default text, and no instruction.
+    Built in are `text`, or else the default text, and `instruct`.
 
     Raises:
         InputError: what cannot be built in, traced or written, or results that differ. A file at `path` is unchanged.
@@ -189,19 +188,15 @@ def export_program(
 
 def text_feature(model: FusionNetwork, config: Config, text: str | None) -> Tensor | None:
     """The feature (1, L, dim) of a text, or the default text; None for a network that reads no text."""
-    guidance = open_guides(config, model, [], CPU)["text"] if "text" in model.inputs else None
-    if text and (guidance is None or guidance.instead is not None):
-        raise InputError(f"{config.ckpt} reads no text, or text.use is default or none; leave out --text")
-    if guidance is None:
-        return None
+    guidances = open_guides(config, model, [], CPU) if "text" in model.inputs else {}
     if text:
-        encoder = open_text_encoder(config, guidance.record, model.options["text_dim"], CPU)
+        encoder = open_users_encoder(config, model, guidances, CPU)
         return torch.from_numpy(encoder.encode_all([text])[0])[None]
-    if guidance.instead is not None:
-        return guidance.instead[None]
-    if guidance.record is None or guidance.record.default is None:
+    if not guidances:
+        return None
+    if guidances["text"].default is None:
         raise InputError(f"{config.ckpt} has no default text; give one with --text")
-    return guidance.record.default[None]
+    return guidances["text"].default[None]
 
 
 def trace(program: Program, metadata: dict[str, str]) -> bytes:

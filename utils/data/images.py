@@ -57,11 +57,19 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         image = None
     if image is None:
         raise InputError(f"{path} is not an image that can be read")
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise InputError(f"{path} has pixels of type {image.dtype}; save it as 8 bit, 16 bit or 32-bit float")
-    if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
-        raise InputError(f"{path} holds floats outside [0, 1] or NaN; scale it to [0, 1] or save it as 16 bit")
-    return split_color(image)
+    return split_color(check_pixels(image, path))
+
+
+def check_pixels(image: np.ndarray, name: str | Path) -> np.ndarray:
+    """Pixels as they are, floats as float32; InputError for other types, and for floats outside [0, 1] or NaN."""
+    if image.dtype.kind == "f":
+        image = image.astype(np.float32)
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"{name} holds floats from {low:g} to {high:g}; scale them to [0, 1], or give uint8")
+    elif image.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{name} has pixels of {image.dtype}; give uint8, uint16 or floats in [0, 1]")
+    return image
 
 
 def split_color(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -82,39 +90,28 @@ def open_images(images: Mapping[str, str | Path | np.ndarray], as_8bit: bool = F
     """Images of one size, files or arrays, as `read_image` gives a file: gray as tables are made of it, and chroma.
 
     Args:
-        images: by name, for messages, a path or an array: (H, W) gray or (H, W, 3) RGB; uint8, uint16 or floats in
-            [0, 1].
-        as_8bit: round floats to 8 bit before they become gray.
+        images: by name, for messages, a path or an array: (H, W) gray or (H, W, 3) RGB, of the types of files.
+        as_8bit: round float arrays to 8 bit before they become gray.
 
     Raises:
-        InputError: as `read_image`; an array of another shape or kind, floats outside [0, 1], unequal sizes.
+        InputError: as `read_image`; an array of another shape or type, unequal sizes.
     """
     opened: dict[str, tuple] = {}
     for name, image in images.items():
         if isinstance(image, (str, Path)):
             opened[name] = read_image(image)
         else:
-            array = check_array(np.asarray(image), name)
-            opened[name] = split_color(to_8bit(array, "clamp") if as_8bit and array.dtype == np.float32 else array)
+            array = np.asarray(image)
+            if array.shape[2:] not in ((), (3,)) or array.ndim < 2 or not array.size:
+                raise InputError(f"{name} is an array {array.shape}; give (H, W) gray or (H, W, 3) RGB")
+            array = check_pixels(array[..., ::-1] if array.ndim == 3 else array, name)
+            array = to_8bit(array, "clamp") if as_8bit and array.dtype == np.float32 else array
+            opened[name] = split_color(np.ascontiguousarray(array))
     sizes = {name: "{} x {}".format(*gray.shape) for name, (gray, _) in opened.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(f"the images have unequal sizes: {found}; make them one size")
     return [*opened.values()]
-
-
-def check_array(array: np.ndarray, name: str) -> np.ndarray:
-    """An array (H, W) or RGB (H, W, 3) as OpenCV decodes a file: gray or BGR, floats in float32; see `open_images`."""
-    if array.shape[2:] not in ((), (3,)) or array.ndim < 2 or not array.size:
-        raise InputError(f"{name} is an array {array.shape}; give (H, W) gray or (H, W, 3) RGB")
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-        if not (array.min() >= 0 and array.max() <= 1):
-            found = f"floats from {array.min():g} to {array.max():g}"
-            raise InputError(f"{name} holds {found}; scale them to [0, 1], or give uint8")
-    elif array.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{name} is an array of {array.dtype}; give uint8, uint16 or floats in [0, 1]")
-    return np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)
 
 
 def read_rgb(path: str | Path) -> Image.Image:
@@ -124,11 +121,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
-    """Image files of a folder by their names; empty if there is no such folder.
-
-    Args:
-        pattern: the file name with * for the name that counts, e.g. "*_ir" for any format, or "*_ir.png".
-    """
+    """Image files of a folder, if it is there, by the * of a pattern, e.g. "*_ir" (any format) or "*_ir.png"."""
     before, _, after = pattern.partition("*")
     named = Path(f"x{after}").suffix
     after, endings = (after.removesuffix(named), [named]) if named.lower() in EXTENSIONS else (after, EXTENSIONS)
@@ -162,12 +155,10 @@ def as_unit(image: np.ndarray) -> np.ndarray:
 
 
 def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
-    """A fused image in [0, 1] as uint8.
+    """A fused image (H, W) in [0, 1] as uint8.
 
-    Args:
-        fused: (H, W) float.
-        stretch: "minmax", as FILM's released test.py: the image's own range is stretched to 0..255 and truncated, which
-            moves EN, SD, SF and AG by itself; or "clamp": clamp to [0, 1] and round, also for a constant image.
+    Stretch "minmax" is that of FILM's released test.py: to 0..255 from the image's own range, truncated, which moves
+    EN, SD, SF and AG by itself. With "clamp", and for a constant image, pixels are clamped to [0, 1] and rounded.
     """
     low, high = fused.min(), fused.max()
     if stretch == "minmax" and high > low:

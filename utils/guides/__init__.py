@@ -77,6 +77,3 @@ def describe_guidance(guidances: Mapping[str, Guidance]) -> str:
 def label_with_remarks(network: FusionNetwork, guidances: Mapping[str, Guidance]) -> str:
     """What tables and pictures call a network, with the remarks of its guides."""
     return " ".join([network.label, *(f"({g.remark})" for g in guidances.values() if g.remark)])
-
-
-__all__ = ["GUIDES", "Guidance", "Guide", "describe_guidance", "label_with_remarks", "makers_of", "open_guides"]

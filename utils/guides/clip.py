@@ -31,11 +31,7 @@ ADVICE = (
 
 
 class ClipEncoder:
-    """A frozen CLIP image encoder with its preprocessing.
-
-    Args:
-        path: hub name or local folder of a CLIP model of transformers, or "random".
-        device: where to run.
+    """A frozen CLIP image encoder with its preprocessing; `path`: a hub name, a local folder, or "random".
 
     Attributes:
         dim: E, width of a vector.
@@ -108,11 +104,7 @@ def open_clip(
     device: torch.device,
     training: bool,
 ) -> Guidance:
-    """CLIP's vectors from the sets, and the encoder where they lack them; see `Guide`.
-
-    Raises:
-        InputError: vectors of another CLIP or of another width, or a CLIP that cannot be loaded.
-    """
+    """CLIP's vectors from the sets, and the encoder where they lack them, see `Guide`; InputError for another CLIP."""
     crops = bool(training and config.train.crop)
     ignore = crops and config.clip_input == "crop"  # CLIP sees what the network sees
     if crops and not ignore and datasets[0].features["clip"].lacking:

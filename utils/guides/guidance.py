@@ -28,6 +28,11 @@ class Guidance:
     words: str = ""  # names the guide in logs; "<name> of <record>" if empty
     remark: str = ""  # a warning to put beside a network's name
 
+    @property
+    def default(self) -> Tensor | None:
+        """What a pair without a feature of its own gets, (L, dim); None if there is nothing."""
+        return self.instead if self.instead is not None else self.record and self.record.default
+
 
 class Guide(NamedTuple):
     """What is done with one kind of feature.
@@ -43,11 +48,7 @@ class Guide(NamedTuple):
 
 
 def register_guide(name: str, rows: int = 1) -> Callable[[Encoder], Encoder]:
-    """Function decorator: a guide that is computed from the images of each batch, for networks that take `name`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Function decorator: a guide computed from the images of each batch, for networks that take `name`, a new one."""
 
     def add(encoder: Encoder) -> Encoder:
         if name in FEATURES:
@@ -66,6 +67,4 @@ def same_encoder(one: GuideRecord | None, other: GuideRecord | None) -> bool:
     """False if two records are known to be of different encoders: by the digests of their weights, else by name."""
     if one is None or other is None or {one.name, other.name} & {GIVEN, NO_TEXT}:
         return True
-    if one.revision and other.revision:
-        return one.revision == other.revision
-    return one.name == other.name
+    return one.revision == other.revision if one.revision and other.revision else one.name == other.name

@@ -26,10 +26,7 @@ def from_hub_or_folder(path: str) -> dict[str, bool]:
 def load_whole(model_class: type, path: str, unused: str | None = None, **options) -> Any:
     """A model with all its weights; ValueError if some are missing, where transformers would take random ones.
 
-    Args:
-        path: hub name or local folder; code in it is never run.
-        unused: a word in the names of weights that are not used.
-        options: of `from_pretrained`.
+    `path` is a hub name or a local folder. Weights with `unused` in their names may be missing.
     """
     options |= from_hub_or_folder(path)
     model, report = model_class.from_pretrained(path, output_loading_info=True, **options)

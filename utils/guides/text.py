@@ -4,6 +4,7 @@ FILM's feature of a pair is the token sequence of A's paragraph followed by that
 """
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from net.base import FusionNetwork
 from utils.config import Config
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
@@ -55,11 +57,7 @@ def open_text(
     device: torch.device,
     training: bool,
 ) -> Guidance:
-    """The text of each pair, of A or B alone, or one or none for all of them; see `Guide`.
-
-    Raises:
-        InputError: no text where it is needed, or text of another encoder.
-    """
+    """The text of each pair, of A or B alone, or one or none for all, see `Guide`; InputError if it is not there."""
     use, folder = text_use(config, record), text_folder(config, record)
     for dataset in datasets:
         dataset.features["text"].side = use if use in SIDES else ""
@@ -135,6 +133,17 @@ def open_text_encoder(config: Config, record: GuideRecord | None, dim: int, devi
     return encoder
 
 
+def open_users_encoder(
+    config: Config, network: FusionNetwork, guidances: Mapping[str, Guidance], device: torch.device
+) -> "TextEncoder":
+    """`open_text_encoder` for the texts of a user; InputError where the network would not look at them."""
+    text = guidances.get("text")
+    if text is None or text.instead is not None:
+        source = config.ckpt or network.label
+        raise InputError(f"{source} reads no text, or text.use is default or none; leave out the text")
+    return open_text_encoder(config, text.record, network.options["text_dim"], device)
+
+
 def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
     """The text feature (L, dim) to use where a pair has none: the one nearest to the mean of a training set.
 
@@ -153,7 +162,6 @@ class TextEncoder:
         encoder: "blip2" (the Q-Former's text features, 768, as FILM uses them) or "auto" (an AutoModel
             that turns input_ids into last_hidden_state: BERT and its kin, encoders of T5 or BART).
         path: hub name or local folder; None is BLIP-2's hub name, or MiniLM (384) if it is installed.
-        device: where to run.
 
     Raises:
         InputError: weights that cannot be loaded.

@@ -20,12 +20,10 @@ from tqdm import tqdm
 from net import FusionNetwork
 from test import open_sets
 from utils.config import Config, parse_args
-from utils.data.h5 import check_shape, h5_path
 from utils.data.images import to_8bit
-from utils.data.pairs import PairDataset, collate
+from utils.data.pairs import collate
 from utils.errors import run_script
 from utils.files import to_json, write_file
-from utils.guides import open_guides
 from utils.guides.guidance import Guidance
 from utils.instruct.guide import encode_instructions, read_instructions
 from utils.instruct.samples import DEGRADATIONS, UNRELATED, Instruction, wanted_sources
@@ -33,7 +31,7 @@ from utils.metrics import METRICS
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
 from utils.results.evaluate import fuse_batch
-from utils.studies.text import psnr
+from utils.studies.text import open_pairs, psnr
 from utils.targets import warm_map
 
 SPOKEN = 3  # sentences of an instruction that a pair is tested with; the next pair gets the next ones
@@ -129,10 +127,7 @@ class Trial:
 
 def instruction_study(set_name: str, config: Config, model: FusionNetwork, device: torch.device) -> dict:
     """Study one set: print a table, and return what was measured."""
-    path = h5_path(config.data.h5, set_name)
-    dataset = PairDataset([path], model.inputs)
-    check_shape(path, config.data, training=False)
-    guidances = open_guides(config, model, [dataset], device)
+    dataset, guidances = open_pairs(set_name, config, model, device)
     entries = read_instructions(config.text.instructions)
     sentences = [sentence for entry in entries.values() for sentence in entry.test]
     encoded = iter(encode_instructions(sentences, config, model, device))

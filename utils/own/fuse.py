@@ -16,7 +16,7 @@ from utils.data.images import NEUTRAL, colorize, merge_chroma, side_by_side, to_
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.guides import describe_guidance, label_with_remarks, open_guides
-from utils.guides.text import open_text_encoder, text_use
+from utils.guides.text import open_users_encoder, text_use
 from utils.instruct.guide import INSTRUCTION, NOTHING, encode_instructions, shares_of
 from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job, check_no_source
@@ -71,25 +71,20 @@ class Fuser:
         features = [{"instruction": encoded[pair.instruct]} if pair.instruct else {} for pair in pairs]
         described = [i for i, pair in enumerate(pairs) if pair.text_a]
         if described:
-            text = self.guidances.get("text")
-            if text is None or text.instead is not None:
-                raise InputError(f"{source} reads no text, or text.use is default or none; leave out the text")
-            encoder = open_text_encoder(config, text.record, self.model.options["text_dim"], self.device)
-            use = text_use(config, text.record)
+            encoder = open_users_encoder(config, self.model, self.guidances, self.device)
+            use = text_use(config, self.guidances["text"].record)
             texts = [(pairs[i].text_a, pairs[i].text_b) for i in described]
             for i, feature in zip(described, encoder.encode_pairs(texts, config.text.batch_size, use)):
                 features[i]["text"] = torch.from_numpy(feature)
         for kind, guidance in self.guidances.items():
             without = [] if guidance.encoder else [own for own in features if kind not in own]
-            default = guidance.instead
-            if without and default is None:
-                default = guidance.record and guidance.record.default
-                if default is None:
-                    raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
+            if without and guidance.default is None:
+                raise InputError(f"{source} has no default {kind}; give --text, or --text-a and --text-b")
+            if without and guidance.instead is None:
                 count = f"{len(without)} of {len(pairs)}"
                 self.notes.append(f"no {kind} given for {count}: the default {kind} of {source} guides them")
             for own in without:
-                own[kind] = default
+                own[kind] = guidance.default
         self.notes.append(f"guided by {describe_guidance(self.guidances)}")
         return features
 
@@ -133,11 +128,7 @@ def list_pairs(job: Job) -> None:
 
 
 def fuse_pairs(fuser: Fuser, job: Job) -> None:
-    """Fuse all pairs of images, and measure the results if the job says so.
-
-    Raises:
-        InputError: a line for each pair that could not be fused; the others are done.
-    """
+    """Fuse all pairs of images, and measure them if the job says so; InputError with a line for each that failed."""
     problems, evaluators = [], [Evaluator(job.metrics, fuser.device) for _ in fuser.labels]
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
@@ -194,11 +185,7 @@ def save(
 
 
 def in_colour(fused: np.ndarray, a: Picture, b: Picture, shares: Shares) -> np.ndarray:
-    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, else as it is.
-
-    Args:
-        shares: of A and of B in the result, which fade their colours.
-    """
+    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, faded by its share; else as it is."""
     chromas = [chroma if chroma is None else fade(chroma, share) for (_, chroma), share in zip((a, b), shares)]
     chroma = merge_chroma(chromas)
     return fused if chroma is None else colorize(fused, chroma)

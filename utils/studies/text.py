@@ -30,6 +30,7 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, run_script
 from utils.files import atomic_folder
 from utils.guides import open_guides
+from utils.guides.guidance import Guidance
 from utils.guides.text import open_text_encoder, text_use
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
@@ -63,20 +64,14 @@ def text_study(
     In metrics.json "change" and "change_per_image" are as in `change_from` (the mean PSNR is over the images whose
     results differ, null if none does), and "p" as in `p_values`.
 
-    Args:
-        sentence: the paragraph of A and of B in "the sentence".
-
     Raises:
         InputError: a network that reads no text, or a set without text, or with one pair.
     """
     if "text" not in model.inputs:
         raise InputError(f"{model.label} reads no text; the study needs a network that does")
-    path = h5_path(config.data.h5, set_name)
-    dataset = PairDataset([path], model.inputs)
-    check_shape(path, config.data, training=False)
-    guidances = open_guides(config, model, [dataset], device)
+    dataset, guidances = open_pairs(set_name, config, model, device)
     if dataset.features["text"].lacking or len(dataset) < 2:
-        raise InputError(f"{path} holds no text, or one pair; the study gives each pair the text of another")
+        raise InputError(f"{dataset.path} holds no text, or one pair; the study gives each pair the text of another")
     record = guidances["text"].record
     encoder = open_text_encoder(config, record, model.options["text_dim"], device)
     texts = encoder.encode_pairs([("", ""), (sentence, sentence)], use=text_use(config, record))
@@ -124,6 +119,16 @@ def text_study(
     print("\n".join([study_table(summary), NOTES, *left_out_lines(left_out)]))
 
 
+def open_pairs(
+    set_name: str, config: Config, model: FusionNetwork, device: torch.device
+) -> tuple[PairDataset, dict[str, Guidance]]:
+    """A set of whole pairs, and what guides a network on it; InputError if they do not go together."""
+    path = h5_path(config.data.h5, set_name)
+    check_shape(path, config.data, training=False)
+    dataset = PairDataset([path], model.inputs)
+    return dataset, open_guides(config, model, [dataset], device)
+
+
 def variants(dataset: PairDataset, seed: int) -> Iterator[dict[str, Tensor]]:
     """For each pair in turn, by label: its own text (L, dim), another pair's, and its own tokens in a random order."""
     rng = np.random.default_rng(seed)
@@ -158,11 +163,8 @@ def p_values(per_image: dict[str, dict[str, dict[str, float]]]) -> dict[str, dic
     Images where the metric does not change (by 1e-9), or is undefined, do not count; p is 1 if none is left. n images
     cannot give less than 2 ** (1 - n) times the number of tests: ten or fewer show nothing.
 
-    Args:
-        per_image: {label: {image: {metric: value}}}, with that of own text.
-
     Returns:
-        {label: {metric: p}} for all labels but that.
+        {label: {metric: p}} for all labels but that of own text.
     """
     own, found = per_image[OWN], {}
     for label, images in per_image.items():
