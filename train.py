@@ -194,11 +194,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
 
 
 def new_model(config: Config) -> FusionNetwork:
-    """The network of the config, with fresh weights or those of train.init.
-
-    Raises:
-        InputError: it has no weights to train, or keeps some as they are and train.init does not give them.
-    """
+    """The network of the config, with fresh weights or those of train.init; InputError if nothing can train it."""
     model = build_model(**config.net)
     trains = [p.requires_grad for p in model.parameters()]
     if not any(trains):
@@ -259,11 +255,7 @@ def open_sets(
 
 
 def validation_metrics(config: Config) -> tuple[list[str], str]:
-    """train.best and test.metrics, as far as they say something of the validation sets, and a note on the others.
-
-    Raises:
-        InputError: train.best says nothing of them.
-    """
+    """train.best and test.metrics that suit the validation sets, and a note; InputError if train.best does not."""
     tasks = {name: recorded_task(h5_path(config.data.h5, name)) for name in config.data.val}
     metrics, note = applicable(list(dict.fromkeys([config.train.best, *config.test.metrics])), tasks)
     if config.train.best not in metrics:

@@ -72,23 +72,12 @@ class FusionNetwork(nn.Module):
         return {}
 
     def checkpoint(self, provenance: Provenance | None = None) -> dict[str, Any]:
-        """Network, weights and provenance as a dict, for `save_checkpoint` and `save_weights`.
-
-        Args:
-            provenance: in place of its own, e.g. with new measurements.
-        """
+        """Network, weights and provenance, its own or another, as a dict for `save_checkpoint` and `save_weights`."""
         return (provenance or self.provenance).as_dict() | {"net": self.config, "model": self.state_dict()}
 
 
 def build_model(name: str, **options) -> FusionNetwork:
-    """Build a network with fresh weights.
-
-    Args:
-        name: a registered name, e.g. "film", "mean".
-        options: keyword arguments of the network's constructor; those left out keep its defaults.
-
-    Returns:
-        The network. `build_model(**network.config)` builds the same one again.
+    """Build a network with fresh weights by its name, e.g. "film"; `build_model(**network.config)` builds it again.
 
     Raises:
         InputError: unknown name or option, or a value that the network rejects.

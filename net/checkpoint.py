@@ -143,10 +143,8 @@ def read_weights(path: str | Path) -> dict:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNetwork:
     """Open a checkpoint as a network in eval mode. Its `provenance` has what the checkpoint records.
 
-    Args:
-        path: a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, or
-            a hub id, `owner/name`.
-        device: where to put the network.
+    `path` is a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, or
+    a hub id, `owner/name`.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.

@@ -54,13 +54,9 @@ COMPUTE = Compute()
 def configure_compute(
     precision: str = "fp32", tile: int | None = None, checkpointing: bool = False, compile: bool = False
 ) -> None:
-    """Set precision, tiling, checkpointing and compilation of all networks in this process, see `Compute`.
+    """Set how all networks in this process compute, see `Compute`; InputError if there is no compiler.
 
-    Args:
-        precision: "fp32", "bf16" or "tf32", which is float32 here: utils/process.py says how GPUs multiply it.
-
-    Raises:
-        InputError: there is no compiler.
+    Precision "tf32" is float32 here: utils/process.py says how GPUs multiply it.
     """
     if compile and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl")):
         raise InputError("compile=true needs a C++ compiler such as g++; install one, or use compile=false")

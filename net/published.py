@@ -55,11 +55,7 @@ def is_published(state: dict[str, Tensor]) -> bool:
 
 
 def our_name(name: str) -> str:
-    """The name in `FILM().state_dict()` of a published tensor, with or without `module.` before it.
-
-    Raises:
-        InputError: the published network has no such tensor.
-    """
+    """The name in `FILM().state_dict()` of a published tensor; InputError if the published network has none such."""
     name = name.removeprefix("module.")
     for published, ours in MODULES.items():
         if name.startswith(published + "."):

@@ -24,14 +24,7 @@ Pair = tuple[Path, Path]  # the images of source A and of source B
 
 
 def main(config: Config, words: list[str]) -> None:
-    """Put a dataset as its authors publish it into the VLF layout.
-
-    Args:
-        words: the dataset, the folder of the download, and perhaps files <split>.txt that list names.
-
-    Raises:
-        InputError: with every problem on a line; nothing is written then.
-    """
+    """`arrange` by words: a dataset, the folder of its download, and perhaps files <split>.txt that list names."""
     if len(words) < 2:
         raise InputError("arrange takes a dataset and the folder of its download, e.g. arrange MSRS downloads/MSRS")
     dataset, download, *lists = words
@@ -94,8 +87,7 @@ def find_pairs(
 ) -> tuple[dict[str, Pair], dict[str, list[str]]]:
     """The pairs of a download by their names, and the names by split; prints the paths of the row that fit nothing.
 
-    Args:
-        problems: gets a line for each pair that is not whole.
+    `problems` gets a line for each pair that is not whole.
 
     Raises:
         InputError: nothing in the download fits the row, or several folders in it do, or the row is wrong.

@@ -42,12 +42,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def enough_memory(task: str, advice: str) -> Iterator[None]:
-    """Turn an error of the block into an InputError if there is not enough memory, on the CPU or a GPU.
-
-    Args:
-        task: names the block in the message, e.g. "train".
-        advice: names the options that the user can change.
-    """
+    """An error of the block for lack of memory becomes an InputError, "... not enough memory to <task>; <advice>"."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -123,11 +123,7 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Keep other runs from writing to an output, a file or folder, while the block runs; it need not exist.
-
-    Raises:
-        InputError: another run is writing to it, or nothing can be written there.
-    """
+    """Keep other runs from writing to a file or folder, there or not, during the block; InputError if one does now."""
     path = path.resolve()
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     with os_error_as_input_error(path):

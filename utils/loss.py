@@ -55,11 +55,7 @@ class Loss(nn.Module):
 
 
 def build_loss(options: dict) -> nn.Module:
-    """The loss of a config, by its mapping `loss`: name, "fusion" if not given, and arguments of its constructor.
-
-    Raises:
-        InputError: unknown name or option, or a value that the loss refuses.
-    """
+    """The loss of a config's `loss`: its name, else "fusion", and options; InputError for what it does not know."""
     return LOSSES.build(**({"name": "fusion"} | options))
 
 

@@ -15,11 +15,8 @@ def set_up_process(precision: str = "fp32") -> None:
     """Say how the process computes and keeps memory. Call it first: threads take over what holds when they start.
 
     Numbers below 1.2e-38 become 0: gradients are full of them where attention is saturated, and they make matrix
-    products on CPUs some ten times slower.
-
-    Args:
-        precision: "tf32" lets NVIDIA GPUs multiply float32 with mantissas of 10 bits. With any other they keep all 23,
-            also in convolutions, where PyTorch by itself does not.
+    products on CPUs some ten times slower. With "tf32" NVIDIA GPUs may multiply float32 with mantissas of 10 bits; else
+    they keep all 23, also in convolutions, where PyTorch by itself does not.
     """
     torch.set_flush_denormal(True)
     # torch.compile of PyTorch 2.9 to 2.11 fails where the newer setting `fp32_precision` was used instead
@@ -40,11 +37,7 @@ def worker_count(wanted: int) -> int:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device "cpu", "cuda" or "cuda:<number>"; "auto" is the GPU if there is one, and else the CPU.
-
-    Raises:
-        InputError: another kind of device, or one that this machine does not have.
-    """
+    """The device "cpu", "cuda" or "cuda:<number>", or for "auto" the GPU, if there is one; InputError if it is not."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

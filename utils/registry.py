@@ -16,10 +16,8 @@ class Registry(dict[str, type]):
     """Classes by name. The arguments of a class's constructor are its options in the config.
 
     Each argument has a default, and an annotation that says what values it takes, any without one. A constructor that
-    passes `**others` on to that of its base has the options of the base, too.
-
-    Args:
-        key: the section of the config, e.g. "net"; messages name it.
+    passes `**others` on to that of its base has the options of the base, too. Messages name `key`, the section of the
+    config, e.g. "net".
     """
 
     def __init__(self, key: str):
@@ -27,16 +25,11 @@ class Registry(dict[str, type]):
         self.key = key
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class decorator: add the class under `name`, and set its attribute `name`.
-
-        Raises:
-            ValueError: the name is taken.
-        """
+        """Class decorator: add the class under `name`, and set its attribute `name`; ValueError if that is taken."""
 
         def add(cls: T) -> T:
-            if name in self:
-                taken_by = f"{self[name].__module__}.{self[name].__qualname__}"
-                raise ValueError(f"{self.key}.name '{name}' is taken by {taken_by}")
+            if taken := self.get(name):
+                raise ValueError(f"{self.key}.name '{name}' is taken by {taken.__module__}.{taken.__qualname__}")
             self[name] = cls
             cls.name = name
             return cls
@@ -48,15 +41,7 @@ class Registry(dict[str, type]):
         return {key: option.default for key, option in options_of(self[name]).items()}
 
     def build(self, /, name: str, **options) -> Any:
-        """Construct a class.
-
-        Args:
-            name: a registered name.
-            options: arguments of its constructor; those left out keep their defaults.
-
-        Raises:
-            InputError: unknown name or option, a value of the wrong kind.
-        """
+        """Construct a class by its name; InputError for an unknown name or option, or a value of the wrong kind."""
         if not isinstance(name, str) or name not in self:
             raise InputError(f"{self.key}.name {short_repr(name)} is not known; {nearest_or_broken(name, self)}")
         known = options_of(self[name])

@@ -133,11 +133,8 @@ def open_run_folder(
 ) -> RunFolder:
     """A new run folder, or that of the run to resume, with what is needed to repeat the run, and the log started.
 
-    A run that goes on in its folder adds code_from_epoch_<k>/ and config_from_epoch_<k>.yaml, beside the first ones.
-
-    Args:
-        epoch, step: how far the run to resume is; 0 for a new one.
-        closing: keeps other runs out of the folder until it is closed.
+    A run that goes on in its folder, after `epoch` and `step`, adds code_from_epoch_<k>/ and config_from_epoch_<k>.yaml
+    beside the first ones. Other runs are kept out of the folder until `closing` is closed.
     """
     path = folder_to_resume(config.train.resume)
     when = f"_from_epoch_{epoch + 1}" if path else ""
@@ -185,8 +182,7 @@ def new_folder(parent: Path, start: str, name: str) -> Path:
 
 
 def folder_to_resume(resume: str | None) -> Path | None:
-    """The folder that a resumed run goes on in, that of its last.pth; None for a new one: what it made since an earlier
-    checkpoint stays."""
+    """The folder of a run to go on in; None for a new one, as what a run made since an earlier checkpoint stays."""
     path = Path(resume or "")
     return find_file(path).resolve().parent.parent if path.parts[-2:] == ("model", "last.pth") else None
 

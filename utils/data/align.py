@@ -51,9 +51,7 @@ class Alignment(NamedTuple):
 def align(image_a: np.ndarray, image_b: np.ndarray, motion: str) -> Alignment:
     """Register B to A, if it is moved by less than a tenth of the image, and rotated by a few degrees.
 
-    Args:
-        image_a, image_b: (H, W) gray float32 in [0, 1], of one shape.
-        motion: one of MOTIONS.
+    Both are (H, W) gray float32 in [0, 1], of one shape; the motion is one of MOTIONS.
     """
     scale = min(1, FINEST / max(image_a.shape))
     size = [round(scale * side) for side in image_a.shape[::-1]]

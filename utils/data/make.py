@@ -48,7 +48,6 @@ def make_sets(
     Args:
         makers: by kind of the features to store, what opens their `FeatureMaker` for a set, or gives None for no
             features; called with the set, its pairs, and a list for sentences on everything that is wrong.
-        folder: of the H5 files.
         resize: (height, width) of training sets; None: as they are.
         maps: which of COMPUTED_MAPS training sets get.
         num_workers: processes that read the pairs of a set with MANY_PAIRS.

@@ -43,7 +43,6 @@ class PairDataset(Dataset):
     `chroma` also chroma (2, H, W) uint8, 128 where a pair has no colour.
 
     Args:
-        paths: H5 files.
         inputs: what a network takes beside the images, its `inputs`.
         crop: side in pixels of a random square; None keeps whole images.
         pad: "reflect" continues a pair that is smaller than the crop to the right and below, as mirrors would; None
@@ -248,11 +247,7 @@ def flip(maps: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.
 
 
 def collate(samples: list[dict]) -> dict:
-    """Samples -> a batch: name (a list), maps stacked (N, 1, H, W), and features as `collate_features` gives them.
-
-    Raises:
-        InputError: images of different sizes.
-    """
+    """Samples -> a batch: names, maps (N, 1, H, W), features of `collate_features`; InputError for unequal sizes."""
     sizes = {tuple(sample["image_a"].shape[-2:]) for sample in samples}
     if len(sizes) > 1:
         raise InputError(

@@ -28,14 +28,7 @@ KINDS = {  # of images, by a word in the name of their folder or files
 
 
 def main(config: Config, words: list[str]) -> None:
-    """Write a paragraph on every image of some sets.
-
-    Args:
-        words: the sets, <dataset>_<split> or <dataset>; all that the config names if empty.
-
-    Raises:
-        InputError: with a line for each image that could not be described; the others are done.
-    """
+    """Write a paragraph on each image of some sets, else of the config's; InputError with a line for each failure."""
     words = words or [*config.data.train, *config.data.val, *config.data.test]
     simulate.main(config, words)
     items, problems = [], []

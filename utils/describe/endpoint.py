@@ -21,11 +21,7 @@ class Refused(InputError):
 
 
 class Endpoint:
-    """A chat model behind `config.url`, which writes paragraphs as `LocalChat` does. Several threads may call it.
-
-    Raises:
-        InputError: the URL is malformed or holds a password, or the environment variable with the key is not set.
-    """
+    """A chat model behind `config.url`, as `LocalChat`, for several threads; InputError for a wrong URL or no key."""
 
     def __init__(self, config: Describe):
         self.config, self.usages = config, []  # what the server counted for each answer, or None

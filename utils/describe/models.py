@@ -26,13 +26,7 @@ def load(
 ) -> tuple:
     """A model for inference, and the processor or tokenizer of its inputs, by their classes in transformers.
 
-    Args:
-        path: hub name or local folder; code in it is never run.
-        dtype: of the weights; None: `inference_dtype`.
-
-    Raises:
-        InputError: it cannot be loaded, or weights are missing or have another shape: transformers would fill in
-            random ones.
+    Its weights are of `dtype`, or by default of `inference_dtype`. InputError if they cannot be loaded, all of them.
     """
     import transformers  # takes seconds
 

@@ -65,11 +65,7 @@ class Item:
 
 
 class ParagraphWriter:
-    """Writes paragraphs as a config says; `device` is for models that are not at an endpoint.
-
-    Raises:
-        InputError: the template cannot be used, or the endpoint has no key.
-    """
+    """Writes paragraphs as a config says, by models here or an endpoint; InputError for a wrong template or key."""
 
     def __init__(self, config: Describe, device: torch.device):
         self.config, self.device = config, device

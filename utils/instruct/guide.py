@@ -31,11 +31,7 @@ JOINED = 24  # sentences of two instructions, for each two of them
 
 
 def read_instructions(path: str | Path) -> dict[str, Instruction]:
-    """The entries of a file of instructions, that of sentences that ask for nothing last.
-
-    Raises:
-        InputError: an entry with other keys or values than those of `Instruction`.
-    """
+    """The entries of a file of instructions, UNRELATED last; InputError for one that is no `Instruction`."""
     entries = checked(dict[str, Instruction], read_yaml(path), str(path))
     for name, entry in entries.items():
         if (entry.want == "restored") != (entry.degrade is not None) or (name != UNRELATED and not entry.want):
@@ -61,11 +57,7 @@ def join_two(first: str, second: str, rng: random.Random) -> str:
 def encode_instructions(
     texts: Sequence[str], config: Config, network: FusionNetwork, device: torch.device
 ) -> list[Tensor]:
-    """The feature (L, instruction_dim) of each text, its sentences encoded one by one.
-
-    Raises:
-        InputError: the network reads no instructions, or those of another encoder.
-    """
+    """The feature (L, instruction_dim) of each text, sentence by sentence; InputError if the network cannot read it."""
     if not texts:
         return []
     if INSTRUCTION not in network.inputs:

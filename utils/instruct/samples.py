@@ -123,7 +123,6 @@ def wanted_sources(
     Args:
         clean: image_a, image_b and warm of a pair, (H, W) float32 in [0, 1].
         present: by the degradation that is there, the source as it makes it.
-        named: the instructions that are given.
     """
     undone, wishes = {entry.degrade for entry in named}, {entry.want for entry in named}
     left = {DEGRADATIONS[kind].source: degraded for kind, degraded in present.items() if kind not in undone}

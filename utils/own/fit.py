@@ -27,11 +27,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | None, names: str) -> tuple[int, int]:
-    """The size (H, W) that sources of two sizes (H, W) are fused in; `names` are theirs, for messages.
-
-    Raises:
-        InputError: unequal sizes without `resize`, or aspect ratios that differ by more than ASPECT.
-    """
+    """The size (H, W) to fuse sources of two sizes in; InputError, with their `names`, if they do not go together."""
     if size_a == size_b:
         return size_a
     aspect_a, aspect_b = (width / height for height, width in (size_a, size_b))

@@ -46,11 +46,7 @@ class Job:
 
 
 def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
-    """The command line of fuse.py as a job; `rules`: the networks without weights that --compare shows.
-
-    Raises:
-        InputError: arguments that do not go together, sources that cannot be paired, results over a source.
-    """
+    """The command line of fuse.py as a job; `rules` are those that --compare shows. InputError if it makes no sense."""
     given = [word.partition("=")[0] for word in args.overrides]
     for key in given:
         if not re.fullmatch(USED, key):
@@ -91,11 +87,7 @@ def check_no_source(path: Path, sources: set[Path]) -> None:
 
 
 def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[OwnPair], Path]:
-    """The pairs that a command line names, and where the results go.
-
-    Args:
-        words: A and B, or a table of pairs.
-        out: -o, if it is given.
+    """The pairs that the words of a command line name, and where the results go, which is `out` if -o gives it.
 
     Raises:
         InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing; a wrong -o.

@@ -61,11 +61,7 @@ class Frames:
 
 
 def open_frames(path: Path) -> Frames:
-    """Open a video, or a folder of images in natural order, frame2 before frame10.
-
-    Raises:
-        InputError: there is no such file, it is no video by its name, or nothing can be decoded.
-    """
+    """A video, or a folder of images in natural order, frame2 before frame10; InputError if nothing can be decoded."""
     if path.is_dir():
         files = [file for files in list_images(path).values() for file in files]
         files.sort(key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
