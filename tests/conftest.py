@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 from net import configure_compute
 from tests.literal import published_checkpoint
-from tests.toy import CONFIG, FAST, ROOT, SHARED, make_pairs, script
+from tests.toy import CONFIG, FAST, GRAY, RGB, ROOT, SHARED, make_pairs, script
 from utils.guides.clip import load_clip
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,3 +70,12 @@ def prepared(toy, tmp_path) -> list[str]:
     """The toy sets as H5, and what a quick training takes."""
     script("data_process.py", *CONFIG, *toy)
     return [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch) -> list[str]:
+    """GRAY and RGB as files in the working directory, which is another than that of the repository."""
+    cv2.imwrite(str(tmp_path / "ir.png"), GRAY)
+    cv2.imwrite(str(tmp_path / "vis.png"), RGB[..., ::-1])
+    monkeypatch.chdir(tmp_path)
+    return ["ir.png", "vis.png"]

@@ -105,18 +105,6 @@ def test_pixels_that_are_no_brightness_are_one_sentence(tmp_path):
             read_image(tmp_path / "x.tiff")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 3)], ids=str)
-def test_images_of_odd_sizes_are_fused(tmp_path, size):
-    gray = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), gray)
-    cv2.imwrite(str(tmp_path / "b.png"), np.dstack([gray, 255 - gray, gray]))  # gray against colour
-    for weights in ("IVF", "MGFusion_IVF"):
-        words = [tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "fused.png"]
-        script("fuse.py", *words, f"ckpt=models/{weights}.safetensors", "device=cpu")
-        assert cv2.imread(str(tmp_path / "fused.png")).shape == (*size, 3)
-
-
 def test_degenerate_images_do_not_spoil_a_table(toy, tmp_path):
     image = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     odd = {"black": np.zeros((50, 60)), "flat": np.full((50, 60), 90), "dot": np.ones((1, 1)), "line": np.eye(1, 300)}
@@ -233,6 +221,7 @@ def test_a_killed_worker_is_one_sentence(toy, tmp_path, monkeypatch, eager):
     ("row", "words"),
     [
         ("{task: IVF, a: [5], b: VI, color: [VI]}", "a in the row Toy of .* must be str"),
+        ("{task: IVF, a: IR, b: VI}", "the row Toy of .* needs the key 'color'"),
         ("{task: IVF, a: IR, b: VI, color: [IX]}", "must list none, one or both of IR and VI"),
         ("{task: IVF, a: IR, b: IR, color: []}", "must name different folders"),
         ("{task: IVF, a: IR, b: VI, color: [], maps: {text: T}}", "cannot name a map 'text'"),
@@ -353,15 +342,6 @@ def test_a_map_that_is_not_there_is_one_sentence(toy, prepared, tmp_path):
         shutil.move(tmp_path / "VLF" / kind / "IVF", tmp_path / "VLF" / kind / "MEF")
     output = script(*PROCESS, *toy, *WARM, code=1)
     assert "the loss or train.crop_on takes 'warm', and MEF has no infrared source" in output
-
-
-def test_workers_read_the_same(toy, tmp_path):
-    script(*PROCESS, *toy, "Toy_train")
-    dataset = PairDataset([tmp_path / "h5" / "Toy_train.h5"], crop=16, augment=True)
-    dataset[0]  # a handle of the parent must not reach the workers
-    loaders = [torch.utils.data.DataLoader(dataset, 2, num_workers=n, collate_fn=collate) for n in (0, 2)]
-    for alone, worker in zip(*loaders):
-        assert alone["name"] == worker["name"] and torch.equal(alone["image_a"], worker["image_a"])
 
 
 def test_default_text_is_the_one_nearest_the_mean(toy, tmp_path):

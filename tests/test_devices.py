@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from net import NETWORKS, FusionNetwork, build_model, configure_compute
 from tests.test_net import SIZES, example
-from utils.guides.clip import ClipEncoder
-from utils.guides.guidance import Guidance
 from utils.loss import LOSSES, build_loss
 from utils.metrics import INFRARED_ONLY, METRICS
 from utils.results.evaluate import Evaluator, fuse_batch, to_device
@@ -86,16 +84,6 @@ def waits(monkeypatch) -> Waits:
     return waits
 
 
-def test_a_wait_is_seen(waits):
-    x = torch.rand(1, 1, 9, 9, device=META)
-    with waits:
-        x.new_tensor([1.0, 2.0])
-        torch.ones(2).to(x.device)
-        x.tolist()
-        torch.conv2d(x, torch.ones(1, 1, 3, 3))  # a kernel on the CPU, which PyTorch refuses elsewhere
-    assert waits.seen == ["constant", "aten._to_copy.default", "copy to the CPU", "aten.convolution.default"]
-
-
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_networks_fuse(name, waits):
     """One copy of the results; and one of the sources, for a rule that OpenCV computes."""
@@ -123,22 +111,6 @@ def test_the_evaluator_waits_once_an_image(waits):
         for name, size in (("a", LARGE), ("b", LARGE[::-1])):
             evaluator.add(name, *np.zeros((3, *size), np.uint8))
     assert waits.seen.count("copy to the CPU") == 2 and evaluator.results.keys() == {"a", "b"}
-
-
-def test_features_are_computed_where_the_images_are():
-    class Model(nn.Module):
-        def forward(self, pixel_values: Tensor) -> "Model":
-            self.image_embeds = pixel_values.mean(dim=(2, 3))
-            return self
-
-    encoder = ClipEncoder.__new__(ClipEncoder)
-    encoder.model, encoder.side = Model(), 24
-    encoder.mean, encoder.std = torch.rand(2, 3, 1, 1, device=META)
-    batch = dict(zip(("image_a", "image_b", "chroma"), torch.rand(3, 2, 1, *LARGE))) | {"name": ["a", "b"]}
-    batch = to_device(batch, META, {"clip": Guidance(None, encoder)})
-    places = {key: value.device.type for key, value in batch.items() if key != "name"}
-    assert places == {"image_a": "meta", "image_b": "meta", "chroma": "cpu", "clip": "meta"}
-    assert batch["clip"].shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize("options", LOSS_OPTIONS, ids=str)

@@ -17,7 +17,7 @@ import pytest
 from net.checkpoint import read_checkpoint
 from tests.test_scripts import only_run
 from tests.test_torchrun import LAUNCH
-from tests.toy import CONFIG, ROOT, process, script
+from tests.toy import ROOT, process, script
 from utils.files import exclusive_lock
 
 MAX = ["ckpt=null", "net={name: max}"]
@@ -47,16 +47,6 @@ def test_no_space_to_train(prepared, tmp_path, size, monkeypatch):
     assert output.count("cannot write") == 1 and "is there space" in output, output
     assert "Traceback" not in output and "Logging error" not in output
     assert not list(tmp_path.rglob(".*.tmp"))
-
-
-def test_no_space_to_resume(prepared, tmp_path, monkeypatch):
-    """The checkpoint of the epoch before is whole."""
-    script("train.py", *prepared, "train.epochs=1")
-    last = only_run(tmp_path) / "model" / "last.pth"
-    before = last.read_bytes()
-    with full_disk(len(before) // 2, monkeypatch):
-        output = script("train.py", *prepared, "train.epochs=2", f"train.resume={last}", code=1)
-    assert "cannot write" in output and last.read_bytes() == before
 
 
 def test_no_space_to_make_a_set(prepared, tmp_path, monkeypatch):
@@ -182,12 +172,3 @@ def test_a_run_is_resumed_from_within_its_folder(prepared, tmp_path, monkeypatch
     words = ["--config", ROOT / "configs" / "film_ivf.yaml", *prepared[2:]]
     script("train.py", *words, "train.epochs=2", "train.resume=model/last.pth")
     only_run(tmp_path)
-
-
-def test_a_damaged_set_is_made_again(prepared, tmp_path):
-    path = tmp_path / "h5" / "Toy_test.h5"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    assert "damaged" in script("test.py", *prepared, *MAX, code=1)
-    script("data_process.py", *CONFIG, *prepared[2:], "Toy_test")
-    script("test.py", *prepared, *MAX)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from net import NETWORKS
-from tests.toy import process
 from tools import gpu
 from utils.metrics import METRICS
 
@@ -31,8 +30,3 @@ def test_a_check_that_fails_is_a_row(tmp_path, monkeypatch):
     out = tmp_path / "gpu.json"
     assert gpu.main(["--rehearse", "--minutes", "60", "--out", str(out), "metrics"]) == 1
     assert [row["name"] for row in json.loads(out.read_text())["rows"] if row["verdict"] == "FAIL"] == ["SD"]
-
-
-@pytest.mark.slow
-def test_it_needs_nothing_that_only_the_tests_need():
-    assert process("-c", "import sys; sys.modules['pytest'] = None; import tools.gpu; print('there')") == "there\n"

@@ -224,12 +224,16 @@ def test_an_npy_with_a_broken_header_is_one_sentence(toy, tmp_path):
     assert "a1.npy cannot be used" in script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan"])
+BROKEN = ["train: [", "- a\n- b\n", "\x00", "[" * 5000, "seed: 2020-13-45", "a: &a [*a]", "? [1, 2]: 3", "seed: .nan"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_yaml_that_cannot_be_is_one_sentence(tmp_path, text):
     """Found by tools/fuzz.py: PyYAML raises ValueError and RecursionError."""
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"c\.yaml"):
-        load_config(tmp_path / "c.yaml", [])
+    for name in ("c.yaml", "missing.yaml"):
+        with pytest.raises(InputError, match=name):
+            load_config(tmp_path / name, [])
 
 
 def test_yaml_that_doubles_itself_is_one_short_sentence(tmp_path):

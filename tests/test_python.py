@@ -13,23 +13,12 @@ import pytest
 from fuse import fuse
 from net import build_model, load_model
 from tests.test_readme import TEXTS, blocks
-from tests.toy import ROOT, script
+from tests.toy import GRAY, RGB, ROOT, script
 from utils.errors import InputError
 
 SAMPLE = ROOT / "tests" / "sample" / "Image" / "IVF" / "SampleIVF"
 IVF, INSTRUCT = (f"models/{name}.safetensors" for name in ("IVF", "IVF_instruct"))
-GRAY = np.random.default_rng(0).integers(90, 160, (40, 48), dtype=np.uint8)
-RGB = np.random.default_rng(1).integers(90, 160, (40, 48, 3), dtype=np.uint8)
 MEAN = build_model("mean")
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch) -> list[str]:
-    """GRAY and RGB as files in the working directory, which is another than that of the repository."""
-    cv2.imwrite(str(tmp_path / "ir.png"), GRAY)
-    cv2.imwrite(str(tmp_path / "vis.png"), RGB[..., ::-1])
-    monkeypatch.chdir(tmp_path)
-    return ["ir.png", "vis.png"]
 
 
 def test_the_lines_of_the_page_run_in_another_folder(tmp_path):

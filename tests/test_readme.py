@@ -58,11 +58,8 @@ def test_commands_exist(page, tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_builds_and_is_explained(name):
+def test_every_config_is_explained(name):
     assert f"`{name}`" in TEXTS["docs/data.md"]
-    if "\nnet:" in (ROOT / "configs" / name).read_text():
-        config = load_config(ROOT / "configs" / name)
-        assert build_model(**config.net) and build_loss(config.loss)
 
 
 @pytest.mark.parametrize("page", TEXTS)

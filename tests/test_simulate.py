@@ -6,7 +6,7 @@ import pytest
 
 from tests.toy import CONFIG, script
 from utils.data.pairs import PairDataset
-from utils.simulate import SIMULATORS, blur_by, exposure_pair, focus_pair
+from utils.simulate import SIMULATORS, exposure_pair, focus_pair
 
 TABLE = """
 Toy: {task: IVF, a: IR, b: VI, color: [VI]}
@@ -46,11 +46,6 @@ def test_a_pair_depends_on_its_random_numbers_alone(task):
     assert all((a == b).all() for a, b in zip(first, again))
     assert any((a != b).any() for a, b in zip(first, other))
     assert all(image.dtype == np.uint8 and image.shape == (96, 128, 3) for image in first)
-
-
-def test_blur_of_one_sigma_is_gaussian():
-    image = photograph().astype(np.float32)
-    np.testing.assert_allclose(blur_by(image, np.full((96, 128), 2.0)), cv2.GaussianBlur(image, (0, 0), 2.0), atol=1e-3)
 
 
 @pytest.fixture

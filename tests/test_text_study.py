@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from net import FusionNetwork, build_model
 from tests.test_text import bert  # noqa: F401  a fixture
-from tests.toy import CONFIG, FAST, TINY_NET, script
-from utils.config import load_config
-from utils.studies.text import change_from, p_values, text_study, variants
+from tests.toy import CONFIG, FAST, script
+from utils.studies.text import change_from, p_values, variants
 
 
 def test_text_study(tmp_path, toy, bert):  # noqa: F811
@@ -52,28 +50,6 @@ def test_a_study_without_texts_is_one_sentence(tmp_path, toy):
     assert "holds no text" in output.splitlines()[-1]
 
 
-class Deaf(FusionNetwork):
-    """The brighter source, whatever the text."""
-
-    name, inputs = "deaf", ("text", "text_mask")
-
-    def __init__(self, text_dim: int = 12):
-        super().__init__()
-
-    def forward(self, image_a, image_b, text, text_mask):
-        return torch.maximum(image_a, image_b)
-
-
-def test_a_network_that_ignores_its_text_changes_nothing(tmp_path, toy, bert):  # noqa: F811
-    script("data_process.py", *CONFIG, *toy, "Toy_test")
-    config = load_config("configs/film_ivf.yaml", [*toy, "text.encoder=auto", f"text.path={bert}"])
-    text_study("Toy_test", config, Deaf(), "a car", torch.device("cpu"), tmp_path)
-    summary = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(summary["change"]) == {"another's", "shuffled tokens", "empty text", "the sentence"}  # no default
-    for label, change in summary["change"].items():
-        assert change == {"mean": 0, "99 %": 0, "PSNR": None} and set(summary["p"][label].values()) == {1.0}
-
-
 def test_changes_are_those_of_an_example():
     own = np.zeros((10, 20), np.float32)
     other = own.copy()
@@ -92,20 +68,6 @@ def test_p_values_are_signed_rank_tests_corrected_by_holm():
     p = p_values({"own text": own, "up": up, "noise": noise})
     assert set(p) == {"up", "noise"} and p["up"]["EN"] == pytest.approx(8 * 2**-11)
     assert p["noise"]["EN"] == p["up"]["SD"] == p["up"]["SF"] == p["up"]["CC"] == 1
-
-
-def test_gradients_along_the_text_path(toy):
-    script("data_process.py", *CONFIG, *toy, "Toy_test")
-    words = [*toy, "net.name=film", *TINY_NET]
-    output = script("tools.text_gradients", *words)
-    rows = {row[:32].strip(): row[32:].split() for row in output.splitlines() if row.endswith("%")}
-    guidance = "stages.guidance"
-    path = ["text_projection", *(f"{guidance}.in_proj {part}" for part in ("query", "key", "value"))]
-    assert list(rows) == [*path, f"{guidance}.out_proj", "all convolutions", "all others"]
-    model = build_model("film", text_dim=12, hidden_dim=16, channels=8, heads=2, stages=1, token_grid=[8, 8])
-    assert sum(int(row[0]) for row in rows.values()) == sum(p.numel() for p in model.parameters())
-    assert 0 < float(rows[path[1]][1]) < float(rows["all convolutions"][1])
-    assert "network that reads text" in script("tools.text_gradients", *toy, "net={name: max}", code=1)
 
 
 def test_every_pair_gets_the_text_of_another():

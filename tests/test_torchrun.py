@@ -74,34 +74,3 @@ def test_a_damaged_pair_of_one_process_ends_both(prepared, tmp_path):
     (tmp_path / "h5" / "Toy_test.h5").unlink()
     script("test.py", *words, "--report")  # removes what a process that was ended left
     assert results(tmp_path / "out") == before
-
-
-@pytest.mark.slow
-def test_a_mistake_is_one_sentence():
-    assert "nowhere.pth" in sentence(process(*TWO, *CONFIG, "device=cpu", "ckpt=nowhere.pth", code=1))
-
-
-FAILS = """
-import sys
-sys.path.insert(0, "{root}")
-from utils import distributed
-from utils.errors import InputError, run_script
-
-def main():
-    rank, _, _ = distributed.start("cpu")
-    print("given", distributed.gather(10 * rank), flush=True)
-    if rank == {failing}:
-        raise InputError("rank {failing} has failed")
-    distributed.gather(None)
-
-run_script(main)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_one_process_that_fails_ends_all(failing, tmp_path):
-    (tmp_path / "fails.py").write_text(FAILS.format(root=ROOT, failing=failing))
-    output = process(*LAUNCH, tmp_path / "fails.py", code=1)
-    assert sentence(output) == f"error: rank {failing} has failed"
-    assert output.count("given [0, 10]") == 1  # the other is silent

@@ -52,12 +52,6 @@ def test_order_rate_and_colour_are_kept(tmp_path, extension):
         assert error < (2 if extension == ".mkv" else 260), number  # gray and chroma are rounded
 
 
-def test_ffv1_loses_nothing(tmp_path):
-    capture = cv2.VideoCapture(str(make(tmp_path / "a.avi", 3, codec="FFV1")))
-    for number in range(3):
-        assert (capture.read()[1] == picture(number)).all(), number
-
-
 def test_an_odd_side_gets_a_copy_of_its_last_row(tmp_path):
     gray, chroma = list(open_frames(make(tmp_path / "a.mkv", 3, size=(49, 65))))[2]
     expected = np.pad(picture(2, (49, 65)), ((0, 1), (0, 1), (0, 0)), mode="edge")

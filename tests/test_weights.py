@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import cv2
 import pytest
 import safetensors
 import torch
@@ -11,7 +10,7 @@ import torch
 from net import build_model, load_model
 from net.checkpoint import read_checkpoint, save_weights
 from tests.test_scripts import only_run
-from tests.toy import ROOT, process, script
+from tests.toy import ROOT, script
 from utils.config import Config, load_config, read_yaml
 from utils.errors import InputError
 from utils.provenance import GuideRecord, Provenance
@@ -98,15 +97,6 @@ def test_shipped_weights(path):
     model = load_model(path)
     guides = model.provenance.guides
     assert guides["text"].default.shape[1] == 384 if "text" in model.inputs else guides["clip"].revision
-
-
-@pytest.mark.slow
-def test_sample_by_default(tmp_path):
-    """`python test.py` alone: four tables, and a picture of one pair of each set."""
-    output = process("test.py", f"data.h5={tmp_path}/h5", f"test.output={tmp_path}/out")
-    for name in ("SampleIVF", "SampleMIF", "SampleMEF", "SampleMFF", ""):
-        assert cv2.imread(str(tmp_path / "out" / name / "comparison.png")) is not None
-        assert not name or f"The test result of {name}:" in output
 
 
 def test_no_test_image_is_trained_on(shared):

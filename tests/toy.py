@@ -22,6 +22,9 @@ CONFIG = ["--config", "configs/film_ivf.yaml"]
 FAST = [*TINY_NET, "train.crop=16", "train.augment=true", "train.lr=1e-3", "train.log_every=1"]
 FAST += ["train.num_workers=0", "test.num_workers=0"]
 
+GRAY = np.random.default_rng(0).integers(90, 160, (40, 48), dtype=np.uint8)
+RGB = np.random.default_rng(1).integers(90, 160, (40, 48, 3), dtype=np.uint8)
+
 
 def make_pairs(root: Path, names: list[str], split: str, size=(40, 48), dataset="Toy", task="IVF", dim=12, tokens=5):
     """A set of colour pairs in the VLF layout, with text features `dim` wide of unequal lengths."""
