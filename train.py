@@ -219,11 +219,8 @@ def open_sets(
 ) -> tuple[PairDataset, PairDataset | None]:
     """The training set, and the set to validate on if there is one.
 
-    Every random draw depends on seed, epoch and sample alone, not on the process or worker.
-
-    Raises:
-        InputError: no set, one that was made with another config, pairs smaller than the crop, or fewer pairs than a
-            step takes.
+    Every random draw depends on seed, epoch and sample alone, not on the process or worker. InputError: no set, one
+    that was made with another config, pairs smaller than the crop, or fewer pairs than a step takes.
     """
     train = config.train
     if not config.data.train:

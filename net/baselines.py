@@ -83,13 +83,9 @@ def _window_mean(x: Tensor, size: int) -> Tensor:
 
 
 def _saliency(x: Tensor) -> Tensor:
-    """How far a pixel's level is from those of all others (Zhai and Shah 2006), 0..1; 0 everywhere if x is constant.
+    """How far a pixel's 8-bit level is from those of all others (Zhai and Shah 2006), for (N, 1, H, W) in [0, 1].
 
-    Args:
-        x: (N, 1, H, W) in [0, 1], taken in 8-bit levels.
-
-    Returns:
-        sum over the pixels q of |I(p) - I(q)|, stretched to 0..1 in every image: (N, 1, H, W).
+    sum over the pixels q of |I(p) - I(q)|, stretched to 0..1 in every image; 0 where that is constant: (N, 1, H, W).
     """
     levels = (255 * x).round().clamp(0, 255).long().flatten(1)
     share = count_levels(levels, 256).to(x.dtype) / levels.shape[1]

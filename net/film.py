@@ -103,12 +103,8 @@ class Branch(nn.Module):
     Subclass this and implement `guide`. A stage passes channels, heads, blocks, block_class, hidden_dim and
     token_grid; take those that you do not use by `**sizes`, and pass them on.
 
-    Args:
-        in_channels: 1 in the first stage (the image itself), C after.
-        channels: C.
-        heads: of the Restormer blocks.
-        blocks: Restormer blocks.
-        block_class: what to build in place of a RestormerBlock, called with (channels, heads).
+    `in_channels` is 1 in the first stage (the image itself), C (`channels`) after. Each of the `blocks` is a
+    `block_class`, called with (channels, heads).
     """
 
     def __init__(
@@ -140,9 +136,8 @@ class TextGuidedBranch(Branch):
     A variant may replace a part of it: the class `guidance_class`, or the method `merge`.
 
     Args:
-        channels: C.
         hidden_dim: D, width of a token.
-        heads: heads of both attentions.
+        heads: of both attentions.
         token_grid: (H, W) that the feature map is resized to before it is cut into tokens. The
             published weights depend on it (288, 384): a token is a run of D consecutive values of the
             flattened (C, H, W) map, not a pixel, so the grid fixes what a token means and T = C*H*W/D.
@@ -231,11 +226,8 @@ class Stage(nn.Module):
 class Decoder(nn.Module):
     """Both sources' features (N, C, H, W) -> the fused image before the sigmoid, (N, outputs, H, W).
 
-    Call `join(a, b)`, then `forward` on its result; in two steps, so that the caller can free a and b.
-
-    Args:
-        channels, heads, blocks, block_class: as of `Branch`.
-        outputs: maps that it ends in.
+    Call `join(a, b)`, then `forward` on its result; in two steps, so that the caller can free a and b. Sizes are as of
+    `Branch`.
     """
 
     def __init__(self, channels: int, heads: int, blocks: int, outputs: int, block_class: type[nn.Module]):

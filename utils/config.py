@@ -175,14 +175,9 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
+    """The configuration of a YAML file, see `find_file`, or the defaults, with some replaced by `key=value` as in YAML.
 
-    Args:
-        path: a YAML file, see `find_file`; None: the defaults.
-        overrides: `key=value` with dotted keys and values as in YAML, which replace those of the file.
-
-    Raises:
-        InputError: missing or broken file, unknown key, wrong type, or a value out of its range.
+    InputError for a missing or broken file, an unknown key, a wrong type, or a value out of its range.
     """
     config = Config() if path is None else checked(Config, read_yaml(path), str(path))
     values: Any = config.as_dict()

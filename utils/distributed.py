@@ -16,12 +16,9 @@ PATIENCE = timedelta(days=1)  # the first rank may be encoding the texts of a wh
 
 
 def start(device: str) -> tuple[int, int, torch.device]:
-    """Join the group that torchrun started, if it did: the rank, the number of processes, and this process's device.
+    """Join torchrun's group, if there is one: the rank, the number of processes, and this process's device.
 
-    Only the first rank prints from now on.
-
-    Raises:
-        InputError: a device that is not here, e.g. for more processes than there are GPUs; one GPU for all processes.
+    Only the first rank prints from now on. InputError for a device that is not here, or one GPU for all processes.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:

@@ -142,10 +142,8 @@ def export_program(
 ) -> None:
     """Write a network on the CPU as an .onnx, once what was written gives the results of the network.
 
-    Built in are `text`, or else the default text, and `instruct`.
-
-    Raises:
-        InputError: what cannot be built in, traced or written, or results that differ. A file at `path` is unchanged.
+    Built in are `text`, or else the default text, and `instruct`. InputError for what cannot be built in, traced or
+    written, or results that differ; then a file at `path` is unchanged.
     """
     import onnxruntime
 

@@ -39,14 +39,10 @@ def hub_reached() -> bool:
 
 
 def find_newest(pattern: str) -> Path | None:
-    """The newest file or folder whose path matches a pattern.
+    """The newest file or folder whose path matches a pattern; ValueError if that is impossible.
 
-    Args:
-        pattern: a path with wildcards. A `*_` at the beginning of a folder's name ends at its first underscore, as the
-            time stamp of a run does: `exp/*_demo/model/last.pth` matches no run called my_demo.
-
-    Raises:
-        ValueError: the pattern is impossible.
+    A `*_` at the beginning of a folder's name ends at its first underscore, as the time stamp of a run does:
+    `exp/*_demo/model/last.pth` matches no run called my_demo.
     """
     start = Path(Path(pattern).anchor)
     parts = Path(pattern).relative_to(start).parts
@@ -61,10 +57,7 @@ def find_newest(pattern: str) -> Path | None:
 def newest_checkpoint(path: str | None, key: str) -> str | None:
     """The checkpoint that the value of a key means: of a run folder model/last.pth, of a pattern the newest match.
 
-    What is found is printed. Anything else stays as it is.
-
-    Raises:
-        InputError: the pattern is impossible, or nothing matches.
+    It prints what it finds; anything else stays as it is. InputError if nothing can match.
     """
     if path and "*" in path:
         try:
@@ -101,11 +94,7 @@ def write_file(path: str | Path, content: bytes | str, sync: bool = True) -> Non
 def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Write a file so that `path` is the old or the new one, whole, also after a kill and, with `sync`, a power cut.
 
-    Yields:
-        A path beside `path` to write to; the file there is renamed at the end of the block. Missing folders are made.
-
-    Raises:
-        InputError: it cannot be written; an old file at `path` is unchanged.
+    The block writes to the path that it gets, which is then renamed; missing folders are made. InputError if it fails.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -146,13 +135,8 @@ def atomic_folder(folder: Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder whose files move to `folder` at the end of the block; if the block fails, none does.
 
     Files at the top are tables of the images below: old ones are removed before the first image moves, and new ones
-    move after the last, so a table is never beside images of another run. Other files in `folder` are kept.
-
-    Args:
-        outdated: names of files or folders in `folder` to remove, too.
-
-    Raises:
-        InputError: another run is writing to `folder`, or it cannot be written.
+    move after the last, so a table is never beside images of another run. Other files in `folder` are kept, but for the
+    files and folders that `outdated` names. InputError if it cannot be written, or another run is writing to it.
     """
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.tmp")

@@ -205,11 +205,8 @@ def resume(
 ) -> tuple[int, int, float | None]:
     """Take up the training where the checkpoint train.resume stopped: its finished epochs, its steps and best score.
 
-    Args:
-        steps: of an epoch. A checkpoint has more than those of its epochs where train.steps ended the run.
-
-    Raises:
-        InputError: it cannot be resumed, or what decides a training differs.
+    An epoch has `steps`; a checkpoint has more than those of its epochs where train.steps ended the run. InputError if
+    it cannot be resumed, or what decides a training differs.
     """
     path = config.train.resume
     checkpoint = read_checkpoint(path, "train.resume")
@@ -255,13 +252,9 @@ def check_same_run(checkpoint: dict, config: Config, criterion: Loss, guidances:
 
 
 def mean_values(pending: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
-    """Means over some steps and over all ranks, as Python numbers: waits for the device.
+    """Means over some steps, (step, names of its samples, {loss term or "grad_norm": scalar}), and over all ranks.
 
-    Args:
-        pending: (step, names of its samples, {loss term or "grad_norm": scalar}).
-
-    Raises:
-        InputError: a loss or gradient that is not finite, on any rank; names the first such step.
+    As Python numbers: waits for the device. InputError names the first step on any rank with one that is not finite.
     """
     values = torch.stack([torch.stack([*terms.values()]) for _, _, terms in pending]).float()
     means = dict(zip(pending[0][2], distributed.mean(values.mean(dim=0)).tolist()))

@@ -29,14 +29,10 @@ def targets(image: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def warm_map(image: np.ndarray) -> np.ndarray:
-    """Targets and their surroundings as a map that can be cropped with the image: the further map "warm" of a pair.
+    """The map "warm" of a whole infrared image (H, W) float32 in 0..255, which can be cropped with it: (H, W) uint8.
 
-    Args:
-        image: (H, W) float32 in 0..255, a whole infrared image.
-
-    Returns:
-        (H, W) uint8: 255 on targets (see `targets`), 0 where rings may lie, less than 10 levels above the local mean,
-        and 127 between: lukewarm, or too small or too large for a target.
+    255 is on targets (see `targets`), 0 where rings may lie, less than 10 levels above the local mean, and 127 between:
+    lukewarm, or too small or too large for a target.
     """
     warm = np.where(_local_contrast(image) < 10, 0, 127).astype(np.uint8)
     warm.flat[targets(image)[0]] = 255

@@ -49,8 +49,7 @@ class PairDataset(Dataset):
             refuses it.
         augment: random flips, and 90-degree rotations of squares. One draw serves the whole pair.
         seed: with the epoch and the index it decides the draw, whatever worker or rank does it.
-        chroma: return chroma too; for whole images.
-        maps: further maps to return, by their names in the table of datasets.
+        maps: by their names in the table of datasets.
         leave_out: names of samples to leave out.
         crop_on: a further map, returned as `maps` are; half of the crops are placed so that they hold a pixel where it
             is over 0.5, if there is one.

@@ -42,9 +42,7 @@ class Endpoint:
     def ask(self, image: Image.Image, prompt: str) -> str:
         """The answer to a prompt, with the image if describe.way says so; never empty.
 
-        Raises:
-            Refused: the key or the model is wrong, or the server cannot be reached.
-            RuntimeError: this question got no answer.
+        Refused if every further question would fail, too; RuntimeError if this one got no answer.
         """
         url, content = self.config.url, prompt
         if self.config.way == "image":

@@ -90,13 +90,9 @@ class Segmenter:
 
 
 def measure_masks(masks: list) -> list[dict]:
-    """Sizes and boxes of masks, at most MOST_SEGMENTS, the largest first. Empty masks are left out.
+    """Masks (H, W), nonzero inside -> [{"share": part of the image, "box": [left, top, right, bottom]}, ...].
 
-    Args:
-        masks: (H, W) arrays or tensors, True or nonzero inside.
-
-    Returns:
-        [{"share": part of the image in (0, 1], "box": [left, top, right, bottom]}, ...]
+    At most MOST_SEGMENTS, the largest first; empty masks are left out.
     """
     segments = []
     for mask in masks:

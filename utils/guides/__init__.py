@@ -23,11 +23,9 @@ GUIDES |= {"text": Guide(open_text, make_text), "clip": Guide(open_clip, make_cl
 
 
 def makers_of(inputs: Iterable[str], config: Config, records: Mapping[str, GuideRecord]) -> dict[str, Callable]:
-    """For `make_sets`, by kind of the features that a network takes: (source, names, problems) -> a `FeatureMaker`.
+    """For `make_sets`, by kind of the features that a network's `inputs` take: how a set's `FeatureMaker` is opened.
 
-    Args:
-        inputs: what the network takes beside the images, its `inputs`.
-        records: by guide what the network was trained with, if it is trained already.
+    `records` says, by guide, what the network was trained with, if it is trained already.
     """
     guides = {feature.name: GUIDES[feature.name] for feature in features_of(inputs)}
     return {name: partial(guide.make, config, records.get(name)) for name, guide in guides.items() if guide.make}

@@ -36,9 +36,6 @@ class ClipEncoder:
     Attributes:
         dim: E, width of a vector.
         record: the path given as its name, and a digest of the weights as its revision: that has to be the same.
-
-    Raises:
-        InputError: weights that cannot be loaded.
     """
 
     def __init__(self, path: str = DEFAULT_CLIP, device: str | torch.device = "cpu"):

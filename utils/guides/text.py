@@ -156,15 +156,12 @@ def default_text(dataset: PairDataset, look_at: int = 256) -> Tensor:
 
 
 class TextEncoder:
-    """A frozen text encoder; every token of its last layer is kept.
+    """A frozen text encoder; every token of its last layer is kept. InputError for weights that cannot be loaded.
 
     Args:
         encoder: "blip2" (the Q-Former's text features, 768, as FILM uses them) or "auto" (an AutoModel
             that turns input_ids into last_hidden_state: BERT and its kin, encoders of T5 or BART).
         path: hub name or local folder; None is BLIP-2's hub name, or MiniLM (384) if it is installed.
-
-    Raises:
-        InputError: weights that cannot be loaded.
     """
 
     def __init__(self, encoder: str, path: str | None = None, device: str | torch.device = "cpu"):

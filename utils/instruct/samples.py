@@ -118,11 +118,10 @@ class Instruction:
 def wanted_sources(
     clean: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], named: Iterable[Instruction]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sources that some instructions want fused.
+    """The sources that the instructions `named` want fused.
 
-    Args:
-        clean: image_a, image_b and warm of a pair, (H, W) float32 in [0, 1].
-        present: by the degradation that is there, the source as it makes it.
+    `clean` has image_a, image_b and warm of a pair, (H, W) float32 in [0, 1]; `present` has, by the degradation that is
+    there, the source as it makes it.
     """
     undone, wishes = {entry.degrade for entry in named}, {entry.want for entry in named}
     left = {DEGRADATIONS[kind].source: degraded for kind, degraded in present.items() if kind not in undone}

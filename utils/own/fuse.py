@@ -207,10 +207,8 @@ def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
 def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> None:
     """Fuse a video, or a folder of frames, frame by frame.
 
-    With --align B is registered by the first frames: the cameras of a rig do not move against each other.
-
-    Raises:
-        InputError: sources that do not go together; or one that ends before the other, after the result is written.
+    With --align B is registered by the first frames: the cameras of a rig do not move against each other. InputError if
+    the sources do not go together; and, after the result is written, if one ends before the other.
     """
     (pair,), (features,), alignment = job.pairs, fuser.features, None
     (shares,) = fuser.shares(features)
