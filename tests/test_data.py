@@ -25,6 +25,7 @@ from utils.targets import warm_map
 PROCESS = ["data_process.py", "--config", "configs/film_ivf.yaml"]
 WARM = ["loss={contrast_weight: 0.1}"]
 IMAGES = Path("Image", "IVF", "Toy")
+FEATURE = Path("TextFeature", "IVF", "Toy", "a4.npy")
 
 
 def gray_of(path) -> np.ndarray:
@@ -134,9 +135,6 @@ def test_published_h5_opens(tmp_path):
     torch.testing.assert_close(batch["image_a"], torch.from_numpy(images))
     assert batch["text"].shape == (2, 4, 768) and batch["text_mask"].sum(1).tolist() == [3, 4]
     assert (batch["chroma"] == 128).all()
-
-
-FEATURE = Path("TextFeature", "IVF", "Toy", "a4.npy")
 
 
 DAMAGE = {  # how the toy training set is broken, and what the message must say

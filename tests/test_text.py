@@ -129,9 +129,8 @@ def test_data_process_encodes_where_there_is_no_feature(paragraphs, tmp_path, be
 def words(toy, tmp_path, bert) -> list[str]:
     """The toy sets, with paragraphs and no features: what makes their H5, trains and tests quickly."""
     for image in (tmp_path / "VLF" / "Image" / "IVF" / "Toy").glob("*/*.png"):
-        text = (
-            "a warm car" if image.parent.name == "IR" else f"the dark road {'and trees' if '1' in image.stem else ''}"
-        )
+        dark = f"the dark road {'and trees' if '1' in image.stem else ''}"
+        text = "a warm car" if image.parent.name == "IR" else dark
         write_file(tmp_path / "VLF" / "Text" / "IVF" / "Toy" / image.parent.name / f"{image.stem}.txt", text)
     shutil.rmtree(tmp_path / "VLF" / "TextFeature")
     words = [*CONFIG, *toy, *FAST, "train.epochs=1", f"text.path={bert}", "text.encoder=auto"]

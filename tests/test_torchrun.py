@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.test_scripts import only_run
-from tests.toy import CONFIG, ROOT, make_pairs, process, script
+from tests.toy import ROOT, make_pairs, process, script
 from utils.files import remove
 
 LAUNCH = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
