@@ -50,8 +50,8 @@ def make_images(root: Path, name: str, sizes: list[tuple[int, int]]) -> None:
     (base / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(len(sizes))))
 
 
-def one_step(name: str, tmp_path: Path, monkeypatch, *more: str) -> None:
-    """data_process.py and one step of train.py, with a config as it is but for `more`."""
+def one_step(name: str, tmp_path: Path, monkeypatch, *more: str, parts: int = 1) -> None:
+    """data_process.py and one step of train.py, in some parts, with a config as it is but for `more`."""
     for each, sizes in SETS[name].items():
         make_images(tmp_path / "VLF", each, sizes)
     seen, forward = [], FusionLoss.forward
@@ -63,10 +63,10 @@ def one_step(name: str, tmp_path: Path, monkeypatch, *more: str) -> None:
     config = load_config(f"configs/{name}.yaml")
     assert config.data.train == [*SETS[name]]
     script("data_process.py", *words, *SETS[name])
-    words += ["train.epochs=1", "train.num_workers=0", f"train.exp={tmp_path / 'exp'}"]
+    words += ["train.epochs=1", "train.num_workers=0", f"train.accumulate={parts}", f"train.exp={tmp_path / 'exp'}"]
     printed = script("train.py", *words)
     film = config.net["name"] == "film"
-    assert seen == [(2, 1, 288, 384) if film else (16, 1, 256, 256)]
+    assert seen == [(2 // parts, 1, 288, 384) if film else (16 // parts, 1, 256, 256)] * parts
     assert ("16 pairs (4 smaller than train.crop, padded)" in printed) != film
     (record,) = (json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines())
     assert record["step"] == 1 and 0 < record["total"] < 100 and record["lr"] == (1e-5 if film else 1e-4)
@@ -89,3 +89,10 @@ def test_medical_images_take_the_infrared_weights_and_train_nothing():
     config = load_config("configs/film_mif.yaml")
     assert config.ckpt == load_config("configs/film_ivf.yaml").ckpt and config.data.resize is None
     assert "data.train names no set" in script("train.py", "--config", "configs/film_mif.yaml", code=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, parts", [("film_ivf", 2), ("mgfusion_ivf", 4)])  # film_mef and film_mff compute the same
+def test_the_papers_network_takes_a_step_of_its_recipe(name, parts, tmp_path, monkeypatch):
+    """In parts and with blocks computed twice, as a whole step of MGFusion would take more than 16 GB."""
+    one_step(name, tmp_path, monkeypatch, "train.checkpointing=true", parts=parts)
