@@ -92,7 +92,7 @@ def test_medical_images_take_the_infrared_weights_and_train_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, parts", [("film_ivf", 2), ("mgfusion_ivf", 4)])  # film_mef and film_mff compute the same
+@pytest.mark.parametrize("name, parts", [("film_ivf", 2), ("mgfusion_ivf", 4)])  # film_mef, film_mff: as film_ivf
 def test_the_papers_network_takes_a_step_of_its_recipe(name, parts, tmp_path, monkeypatch):
     """In parts and with blocks computed twice, as a whole step of MGFusion would take more than 16 GB."""
     one_step(name, tmp_path, monkeypatch, "train.checkpointing=true", parts=parts)
