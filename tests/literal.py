@@ -425,6 +425,96 @@ def lost_targets(f, a, b):
     return (kept < 0.3).mean() if len(kept) else math.nan
 
 
+def multi_scale_similarity(f, a, b):
+    from skimage.metrics import structural_similarity as ssim
+
+    if min(f.shape) < 176:
+        return math.nan
+
+    def one(x, y):
+        weights, product = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333], 1.0
+        for scale, weight in enumerate(weights):
+            if scale:
+                x, y = (z[: len(z) // 2 * 2, : z.shape[1] // 2 * 2] for z in (x, y))
+                x, y = ((z[::2, ::2] + z[1::2, ::2] + z[::2, 1::2] + z[1::2, 1::2]) / 4 for z in (x, y))
+            options = dict(gaussian_weights=True, sigma=1.5, truncate=3.4, use_sample_covariance=False)
+            whole = ssim(x, y, data_range=255, full=True, **options)[1]
+            mx, my = (gaussian(z) for z in (x, y))
+            luminance = (2 * mx * my + 2.55**2) / (mx**2 + my**2 + 2.55**2)
+            last = scale == len(weights) - 1
+            product *= max((whole if last else whole / luminance)[5:-5, 5:-5].mean(), 0) ** weight
+        return product
+
+    def gaussian(z):
+        line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+        return correlate(z, np.outer(line, line) / line.sum() ** 2)
+
+    return one(a, f) + one(b, f)
+
+
+def weighted_fusion_quality(f, a, b):
+    def quality(x, y):
+        vx, vy, mx, my = x.var(), y.var(), x.mean(), y.mean()
+        structure = 2 * ((x - mx) * (y - my)).mean() / (vx + vy) if vx + vy else 1
+        return structure * (2 * mx * my / (mx**2 + my**2) if mx or my else 1)
+
+    total = weights = 0.0
+    for i in range(f.shape[0] - 7):
+        for j in range(f.shape[1] - 7):
+            wf, wa, wb = (x[i : i + 8, j : j + 8] for x in (f, a, b))
+            if wa.var() + wb.var() > 0:
+                share, weight = wa.var() / (wa.var() + wb.var()), max(wa.var(), wb.var())
+                total += weight * (share * quality(wa, wf) + (1 - share) * quality(wb, wf))
+                weights += weight
+    return total / weights if weights else math.nan
+
+
+def edge_fusion_quality(f, a, b):
+    kernel = np.array([[1, 0, -1]] * 3, float)
+
+    def edges(x):
+        return np.sqrt(correlate(x, kernel, mode="constant") ** 2 + correlate(x, kernel.T, mode="constant") ** 2)
+
+    return weighted_fusion_quality(f, a, b) * weighted_fusion_quality(*map(edges, (f, a, b)))
+
+
+def fusion_artefacts(f, a, b):
+    kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], float) / 8
+
+    def edges(x):
+        gv, gh = correlate(x, kernel, mode="mirror"), correlate(x, kernel.T, mode="mirror")
+        return np.hypot(gv, gh), np.arctan2(gv, gh)
+
+    (gf, af), *found = map(edges, (f, a, b))
+    numerator = denominator = 0.0
+    for i, j in np.ndindex(*f.shape):
+        lost, weights = 0.0, 0.0
+        for g, angle in found:
+            g, angle, direction = g[i, j], angle[i, j], af[i, j]
+            # angles are those of lines: modulo pi, in (-pi/2, pi/2]
+            angle, direction = (math.atan(math.tan(z)) for z in (angle, direction))
+            ratio = min(g, gf[i, j]) / max(g, gf[i, j]) if g and gf[i, j] else 0
+            kept = 0.9999 / (1 + math.exp(-19 * (ratio - 0.5)))
+            kept *= 0.9995 / (1 + math.exp(-22 * (abs(abs(angle - direction) - math.pi / 2) * 2 / math.pi - 0.5)))
+            weight = g**1.5 if g >= 2 else 0.001
+            lost, weights = lost + (1 - math.sqrt(kept)) * weight, weights + weight
+        numerator += lost * all(gf[i, j] > g[i, j] for g, _ in found)
+        denominator += weights
+    return numerator / denominator
+
+
+def gradient_deviation(f, truth):
+    kernel = np.array([[1, 0, -1]] * 3) / 3
+
+    def strength(x):
+        x = x[: len(x) // 2 * 2, : x.shape[1] // 2 * 2]
+        x = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+        return np.hypot(correlate(x, kernel, mode="constant"), correlate(x, kernel.T, mode="constant"))
+
+    x, y = strength(f), strength(truth)
+    return ((2 * x * y + 170) / (x**2 + y**2 + 170)).std(ddof=1)
+
+
 METRICS = {
     "EN": entropy,
     "SD": standard_deviation,
@@ -444,6 +534,10 @@ METRICS = {
     "EI": edge_intensity,
     "MEFSSIM": exposure_fusion_similarity,
     "MEFSSIMl": exposure_fusion_similarity_with_luminance,
+    "MSSSIM": multi_scale_similarity,
+    "QW": weighted_fusion_quality,
+    "QE": edge_fusion_quality,
+    "Nabf": fusion_artefacts,
     "TC": target_contrast,
     "TClost": lost_targets,
 }

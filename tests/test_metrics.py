@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import convolve2d
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests import literal
 from utils.data.images import read_image
 from utils.errors import InputError
 from utils.filters import CACHED, filter_windows
-from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS, PAPER_METRICS, measure
+from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS, PAPER_METRICS, TRUTH_METRICS, measure
 from utils.results.evaluate import Evaluator, average
 from utils.targets import kept_contrast, targets
 
@@ -114,7 +115,7 @@ def test_exposure_similarity_of_the_reference(reference, shared, every):
 def test_every_metric_has_a_literal_form():
     ours = {name for name, metric in METRICS.items() if metric.__module__ == "utils.metrics"}
     assert ours == set(literal.METRICS), "write the form of a new metric of utils/metrics.py in tests/literal.py"
-    assert set(METRICS) >= LOWER_IS_BETTER | INFRARED_ONLY
+    assert {*METRICS, *TRUTH_METRICS} >= LOWER_IS_BETTER | INFRARED_ONLY
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) & set(literal.METRICS)))
@@ -137,6 +138,45 @@ def test_batch_of_n_is_n_singles(name, dtype, tolerance):
     for i in range(3):
         alone = METRICS[name](*(x[i : i + 1] for x in batch))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def test_literal_form_of_larger_images():
+    """MSSSIM needs five scales."""
+    a, b = (picture(seed, 180, 190) for seed in (1, 2))
+    images = [(a + b) / 2, a, b]
+    expected = literal.METRICS["MSSSIM"](*images)
+    assert 0 < expected < 2 and METRICS["MSSSIM"](*tensors(*images)).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_metrics_to_the_truth():
+    fused, truth = picture(1, 54, 61), picture(2, 54, 61)
+    values = {name: metric(*tensors(fused, truth)).item() for name, metric in TRUTH_METRICS.items()}
+    assert values["PSNR_truth"] == pytest.approx(peak_signal_noise_ratio(truth, fused, data_range=255))
+    assert values["SSIM_truth"] == pytest.approx(structural_similarity(truth, fused, data_range=255))
+    assert values["GMSD_truth"] == pytest.approx(literal.gradient_deviation(fused, truth), rel=1e-9)
+    same = {name: metric(*tensors(truth, truth)).item() for name, metric in TRUTH_METRICS.items()}
+    assert same["PSNR_truth"] == math.inf and same["SSIM_truth"] == pytest.approx(1) and same["GMSD_truth"] == 0
+
+
+def test_several_results_of_one_pair():
+    """What is computed of the sources alone is computed once, and each result gives what it gives alone."""
+    fused, (a, b) = torch.cat(tensors(*map(picture, (3, 4, 5)))), tensors(picture(1), picture(2))
+    for name, metric in METRICS.items():
+        together = metric(fused, a.expand(3, -1, -1, -1), b.expand(3, -1, -1, -1))
+        alone = torch.cat([metric(f[None], a, b) for f in fused])
+        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10, equal_nan=True, msg=name)
+
+
+def test_artefacts_and_kept_edges():
+    """Noise is an artefact; a source is none. QW and QE are 1 for F = A = B and fall as edges go."""
+    a = picture(1)
+    noisy = (a + np.random.default_rng(0).normal(0, 20, a.shape)).clip(0, 255).round()
+    soft = cv2.GaussianBlur(a, (0, 0), 2)
+    for name in ("QW", "QE"):
+        same, less = (METRICS[name](*tensors(f, a, a)).item() for f in (a, soft))
+        assert same == pytest.approx(1) and less < 0.9
+    none, some = (METRICS["Nabf"](*tensors(f, a, a)).item() for f in (a, noisy))
+    assert none == 0 and some > 0.05
 
 
 def test_literal_form_with_targets():

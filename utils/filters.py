@@ -46,36 +46,50 @@ def filter_windows(x: Tensor, window: list[float], step: int = 1) -> Tensor:
     return x
 
 
-def local_moments(maps: Tensor, window: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+Moments = tuple[Tensor, Tensor]  # means and variances
+
+
+def local_moments(sources: Tensor, fused: Tensor, window: list[float]) -> tuple[Moments, Moments, Tensor]:
     """Means and variances in every whole window, and the covariances of F with A and with B.
 
     Args:
-        maps: A, B and F, one after the other (3N, 1, H, W).
+        sources: A and B of n pairs, (2, n, H, W), any range.
+        fused: F of m images, (1, m, H, W); m is n, or n is 1 and all are of one pair.
         window: K weights of `filter_windows` that add up to 1.
 
     Returns:
-        Means (3N, 1, H - K + 1, W - K + 1), variances likewise, and covariances (2N, ...). Rounding can make a
-        variance of a flat part slightly negative.
+        Of the sources (2, n, H - K + 1, W - K + 1) each, of F (1, m, ...) each, and covariances (2, m, ...). Rounding
+        can make a variance of a flat part slightly negative.
     """
-    n = len(maps) // 3
-    a, b, f = maps.chunk(3)
-    moments = filter_windows(torch.cat([maps, maps**2, a * f, b * f]), window)
-    mean, square, product = moments.split([3 * n, 3 * n, 2 * n])
-    return mean, square - mean**2, product - mean[: 2 * n] * mean[2 * n :].repeat(2, 1, 1, 1)
+    maps = [sources, fused, sources**2, fused**2, sources * fused]
+    filtered = filter_windows(torch.cat([x.flatten(0, 1)[:, None] for x in maps]), window)
+    parts = filtered.split([len(x) * x.shape[1] for x in maps])
+    of_s, of_f, square_s, square_f, product = (y.unflatten(0, x.shape[:2]).squeeze(2) for x, y in zip(maps, parts))
+    return (of_s, square_s - of_s**2), (of_f, square_f - of_f**2), product - of_s * of_f
 
 
 def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
     """Sobel derivatives of every channel of (N, C, H, W), any range, not normalised: a step of 1 gives 4.
 
     Args:
-        border: what is outside, a mode of `F.pad`: "constant" (zeros) or "replicate".
+        border: what is outside, a mode of `F.pad`: "constant" (zeros), "replicate" or "reflect".
 
     Returns:
         The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.
     """
+    return derivatives(x, 2, border)
+
+
+def prewitt(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `sobel`, weighted 1 1 1, with a border of zeros."""
+    return derivatives(x, 1)
+
+
+def derivatives(x: Tensor, centre: int, border: str = "constant") -> tuple[Tensor, Tensor]:
+    """As `sobel`, weighted 1 `centre` 1."""
     x = F.pad(x, (1, 1, 1, 1), mode=border)
-    down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]  # [1 2 1] along the columns
-    across = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    down = x[..., :-2, :] + centre * x[..., 1:-1, :] + x[..., 2:, :]  # [1 centre 1] along the columns
+    across = x[..., :-2] + centre * x[..., 1:-1] + x[..., 2:]
     return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]
 
 

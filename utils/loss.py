@@ -117,21 +117,19 @@ def visual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tenso
     if min(fused.shape[-2:]) < VIFF_MIN_SIDE:
         raise InputError(f"loss.vif_weight needs images of {VIFF_MIN_SIDE} pixels a side or more; raise train.crop")
     noise, floor = 2 / 255**2, 1e-6  # the floor keeps gradients of flat regions finite
-    n = len(fused)
-    maps = torch.cat([image_a, image_b, fused])
+    sources, fused = torch.cat([image_a, image_b], dim=1).transpose(0, 1), fused.transpose(0, 1)
     kept = total = 0
     for size in (17, 9, 5, 3):
         window = gaussian_window(size, size / 5)
         if size < 17:
-            maps = filter_windows(maps, window, step=2)
-        _, variance, covariance = local_moments(maps, window)
-        variance = variance.clamp(min=0)
-        source, target = variance[: 2 * n], variance[2 * n :].repeat(2, 1, 1, 1)
+            sources, fused = (filter_windows(x, window, step=2) for x in (sources, fused))
+        (_, source), (_, target), covariance = local_moments(sources, fused, window)
+        source, target = source.clamp(min=0), target.clamp(min=0)
         gain = (covariance / (source + floor)).clamp(min=0)
         residual = (target - gain**2 * source).clamp(min=0)
-        kept = kept + torch.log1p(gain**2 * source / (residual + noise)).sum(dim=(1, 2, 3))
-        total = total + torch.log1p(source / noise).sum(dim=(1, 2, 3))
-    return (kept / (total + floor)).view(2, n).T
+        kept = kept + torch.log1p(gain**2 * source / (residual + noise)).sum(dim=(2, 3))  # (2, N)
+        total = total + torch.log1p(source / noise).sum(dim=(2, 3))
+    return (kept / (total + floor)).T
 
 
 def grow(x: Tensor, window: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Fusion metrics as pure batched functions, matched to the evaluator of the published FILM code.
 
 Qcv, Qcb, CE and EI, which that evaluator lacks, follow the toolbox of VIFB (Zhang et al. 2020); MEFSSIM
-follows MEF-Net's authors; TC and TClost are ours.
+follows MEF-Net's authors; MSSSIM, QW, QE and Nabf the papers that they name; TC and TClost are ours.
 
 Every metric is `metric(fused, image_a, image_b) -> (N,)` on float tensors (N, 1, H, W) in 0..255, on
 any device, and computes in the dtype it is given: float64 equals the published numbers to 1e-6,
@@ -15,7 +15,8 @@ here with a slow literal form, `f(fused, image_a, image_b) -> float` on NumPy ar
 
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
-Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, SSIM under 7, Qcb if A, B or F
+Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, MSSSIM under 176, QW and QE under 8 or if both
+sources are flat, SSIM under 7, Qcb if A, B or F
 is constant, Qcv if one of them is constant and not black, TC and TClost if A has no target. PSNR of
 F = A = B is inf and of a black F -inf, left out likewise. VIFF of a flat source and a flat F is 1 for
 that source; CE of images without a common level is 0. MEFSSIM has a value for every image.
@@ -32,7 +33,16 @@ from torch import Tensor
 
 from utils.data.images import as_unit, open_images, to_8bit
 from utils.errors import InputError, enough_memory
-from utils.filters import count_levels, filter_windows, gaussian_window, local_moments, rank_levels, sobel
+from utils.filters import (
+    Moments,
+    count_levels,
+    filter_windows,
+    gaussian_window,
+    local_moments,
+    prewitt,
+    rank_levels,
+    sobel,
+)
 from utils.registry import nearest_or_broken
 from utils.targets import kept_contrast
 
@@ -44,6 +54,9 @@ PAPER_METRICS = ["EN", "SD", "SF", "AG", "VIFF", "Qabf"]  # of FILM's tables
 
 VIFF_MIN_SIDE = 41  # smaller images leave no whole window at the fourth scale
 SSIM_WINDOW = 7
+MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, from the finest on
+MSSSIM_MIN_SIDE = 176  # a whole window of 11 at the fifth scale
+QW_WINDOW = 8
 MEFSSIM_MASS = 1 - 3.7886e-8  # sum of the authors' window of 11 x 11, in single precision; it moves MEFSSIM by 1e-6
 
 
@@ -163,18 +176,24 @@ def sum_of_correlations_of_differences(fused: Tensor, image_a: Tensor, image_b: 
     return _pearson(image_a, fused - image_b) + _pearson(image_b, fused - image_a)
 
 
-def _both(x: Tensor) -> Tensor:
-    """F's maps (N, ...) twice, beside those of A and of B: (2N, ...)."""
-    return x.repeat(2, 1, 1, 1)
+def _layers(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B as (2, N, H, W), and F as (1, N, H, W).
+
+    Where A and B are one pair repeated by `expand`, as for several results of it, they are (2, 1, H, W): what is
+    computed of them alone is computed once.
+    """
+    repeated = len(fused) > 1 and image_a.stride(0) == image_b.stride(0) == 0
+    pair = [x[:1] if repeated else x for x in (image_a, image_b)]
+    return torch.stack(pair).squeeze(2), fused.squeeze(1)[None]
 
 
-def _centred(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor]:
-    """A, B, F stacked (3N, 1, H, W) less one offset a pair, and the offset (N, 1, 1, 1).
+def _centred(sources: Tensor, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_layers` less one offset a pair, and the offset (1, n, 1, 1).
 
     Variances do not change with an offset, and around zero they keep more digits in float32.
     """
-    offset = ((image_a + image_b + fused) / 3).mean(dim=(1, 2, 3), keepdim=True)
-    return torch.cat([image_a - offset, image_b - offset, fused - offset]), offset
+    offset = sources.mean(dim=(0, 2, 3), keepdim=True)
+    return sources - offset, fused - offset, offset
 
 
 @register_metric("VIFF")
@@ -184,28 +203,25 @@ def visual_information_fidelity(fused: Tensor, image_a: Tensor, image_b: Tensor)
     Four scales with Gaussian windows 17, 9, 5, 3; noise variance 2 on the 0..255 scale. The reference
     of each term is the source. Both terms share the maps of F. NaN under 41 pixels a side.
     """
-    n = len(fused)
     if min(fused.shape[-2:]) < VIFF_MIN_SIDE:
-        return fused.new_full((n,), math.nan)
+        return fused.new_full((len(fused),), math.nan)
     eps, noise = 1e-10, 2.0
-    maps, _ = _centred(fused, image_a, image_b)
-    numerator, denominator = fused.new_zeros(2, 2 * n)
+    sources, target, _ = _centred(*_layers(fused, image_a, image_b))
+    numerator = denominator = 0
     for size in (17, 9, 5, 3):
         window = gaussian_window(size, size / 5)
         if size < 17:
-            maps = filter_windows(maps, window, step=2)
-        _, variance, covariance = local_moments(maps, window)
-        variance = variance.clamp(min=0)
-        source, target = variance[: 2 * n], _both(variance[2 * n :])
+            sources, target = (filter_windows(x, window, step=2) for x in (sources, target))
+        (_, of_source), (_, of_target), covariance = local_moments(sources, target, window)
+        of_source, of_target = of_source.clamp(min=0), of_target.clamp(min=0)
 
-        flat = source < eps
-        gain = (covariance / (source + eps)).masked_fill(flat | (target < eps), 0).clamp(min=0)
-        residual = (target - gain * covariance).clamp(min=eps)
-        source = source.masked_fill(flat, 0)
-        numerator += torch.log1p(gain**2 * source / (residual + noise)).sum(dim=(1, 2, 3))
-        denominator += torch.log1p(source / noise).sum(dim=(1, 2, 3))
-    vifp = (numerator / denominator).nan_to_num(nan=1.0)
-    return vifp[:n] + vifp[n:]
+        flat = of_source < eps
+        gain = (covariance / (of_source + eps)).masked_fill(flat | (of_target < eps), 0).clamp(min=0)
+        residual = (of_target - gain * covariance).clamp(min=eps)
+        of_source = of_source.masked_fill(flat, 0)
+        numerator = numerator + torch.log1p(gain**2 * of_source / (residual + noise)).sum(dim=(2, 3))  # (2, N)
+        denominator = denominator + torch.log1p(of_source / noise).sum(dim=(2, 3))
+    return (numerator / denominator).nan_to_num(nan=1.0).sum(dim=0)
 
 
 @register_metric("Qabf")
@@ -214,19 +230,20 @@ def edge_preservation(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor
 
     Sobel with zero border; weights are the sources' edge strengths. NaN if no source has an edge.
     """
-    n = len(fused)
-    sx, sy = sobel(torch.cat([image_a, image_b, fused]))
-    strength = (sx**2 + sy**2).sqrt()
-    angle = torch.where(sx == 0, math.pi / 2, torch.atan(sy / sx))
-    source, target = strength[: 2 * n], _both(strength[2 * n :])
+
+    def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+        sx, sy = sobel(x)
+        return (sx**2 + sy**2).sqrt(), torch.where(sx == 0, math.pi / 2, torch.atan(sy / sx))
+
+    (source, angle), (target, target_angle) = map(edges, _layers(fused, image_a, image_b))
     # the smaller strength over the larger; where they are equal, the published form has the strength itself
     ratio = torch.minimum(source, target) / torch.maximum(source, target)
     ratio = torch.where(source == target, target, ratio)
-    agreement = 1 - (angle[: 2 * n] - _both(angle[2 * n :])).abs() / (math.pi / 2)
+    agreement = 1 - (angle - target_angle).abs() / (math.pi / 2)
     kept_strength = 0.9994 / (1 + torch.exp(-15 * (ratio - 0.5)))
     kept_angle = 0.9879 / (1 + torch.exp(-22 * (agreement - 0.8)))
-    kept = (kept_strength * kept_angle * source).sum(dim=(1, 2, 3)).view(2, n).sum(dim=0)
-    return kept / source.sum(dim=(1, 2, 3)).view(2, n).sum(dim=0)
+    kept = (kept_strength * kept_angle * source).sum(dim=(2, 3)).sum(dim=0)
+    return kept / source.sum(dim=(2, 3)).sum(dim=0)
 
 
 @register_metric("SSIM")
@@ -235,18 +252,117 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
 
     Peak 255. The mean is over whole windows. NaN under 7 pixels a side.
     """
-    n = len(fused)
     if min(fused.shape[-2:]) < SSIM_WINDOW:
-        return fused.new_full((n,), math.nan)
-    maps, offset = _centred(fused, image_a, image_b)
-    mean, variance, covariance = local_moments(maps, [1 / SSIM_WINDOW] * SSIM_WINDOW)
-    sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
-    source, target = sample * variance[: 2 * n], sample * _both(variance[2 * n :])
-    mean_s, mean_t = mean[: 2 * n] + _both(offset), _both(mean[2 * n :] + offset)
+        return fused.new_full((len(fused),), math.nan)
+    sources, target, offset = _centred(*_layers(fused, image_a, image_b))
+    window = [1 / SSIM_WINDOW] * SSIM_WINDOW
+    luminance, structure = _similarities(*local_moments(sources, target, window), offset, SSIM_WINDOW**2)
+    return (luminance * structure).mean(dim=(2, 3)).sum(dim=0)
+
+
+def _similarities(
+    source: Moments, fused: Moments, covariance: Tensor, offset: Tensor, sample: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """The two maps of SSIM: luminance; contrast and structure.
+
+    Args:
+        source, fused, covariance: as `local_moments` gives them, of images less `offset`.
+        sample: pixels of a window, for the sample's variance; infinite for the population's.
+    """
+    (mean_s, variance_s), (mean_f, variance_f) = source, fused
+    mean_s, mean_f, unbiased = mean_s + offset, mean_f + offset, 1 / (1 - 1 / sample)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_s * mean_t + c1) / (mean_s**2 + mean_t**2 + c1)
-    similarity = luminance * (2 * sample * covariance + c2) / (source + target + c2)
-    return _mean(similarity).view(2, n).sum(dim=0)
+    luminance = (2 * mean_s * mean_f + c1) / (mean_s**2 + mean_f**2 + c1)
+    return luminance, (2 * unbiased * covariance + c2) / (unbiased * (variance_s + variance_f) + c2)
+
+
+@register_metric("MSSSIM")
+def multi_scale_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """MSSSIM (Wang, Simoncelli and Bovik 2003): msssim(F, A) + msssim(F, B). Rewards structure at all scales.
+
+    Five scales, each the means over 2 x 2 pixels of the one before; Gaussian window 11 x 11, sigma 1.5, whole windows;
+    mean contrast and structure of each scale, and luminance of the last, to the power of its weight. A mean below 0
+    counts as 0. Peak 255. NaN under 176 pixels a side.
+    """
+    if min(fused.shape[-2:]) < MSSSIM_MIN_SIDE:
+        return fused.new_full((len(fused),), math.nan)
+    sources, target, offset = _centred(*_layers(fused, image_a, image_b))
+    product = 1
+    for scale, weight in enumerate(MSSSIM_WEIGHTS):
+        if scale:
+            sources, target = F.avg_pool2d(sources, 2), F.avg_pool2d(target, 2)
+        of_source, of_target, covariance = local_moments(sources, target, gaussian_window(11, 1.5))
+        luminance, similarity = _similarities(of_source, of_target, covariance, offset)
+        if scale == len(MSSSIM_WEIGHTS) - 1:
+            similarity = luminance * similarity
+        product = product * similarity.mean(dim=(2, 3)).clamp(min=0) ** weight
+    return product.sum(dim=0)
+
+
+def _weighted_quality(sources: Tensor, fused: Tensor) -> Tensor:
+    """Q_W of `_layers` in float64: (N,); NaN under 8 pixels a side, or if both sources are flat."""
+    if min(fused.shape[-2:]) < QW_WINDOW:
+        return fused.new_full((fused.shape[1],), math.nan)
+    # sums of eighths are exact, and so is a variance of 0
+    (mean_s, variance_s), (mean_f, variance_f), covariance = local_moments(sources, fused, [1 / QW_WINDOW] * QW_WINDOW)
+    variance_s, variance_f = variance_s.clamp(min=0), variance_f.clamp(min=0)
+    variances, squares = variance_s + variance_f, mean_s**2 + mean_f**2
+    structure = torch.where(variances > 0, 2 * covariance / variances, 1)
+    luminance = torch.where(squares > 0, 2 * mean_s * mean_f / squares, 1)
+    share = variance_s / variance_s.sum(dim=0)  # NaN where both sources are flat: no weight
+    quality = (share * luminance * structure).sum(dim=0)
+    weight = variance_s.amax(dim=0)
+    return (weight * quality.masked_fill(weight <= 0, 0)).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
+
+
+@register_metric("QW")
+def weighted_fusion_quality(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """QW (Piella and Heijmans 2003), in [-1, 1]: how well F keeps each window of the source that varies more there.
+
+    In all windows of 8 x 8, lambda Q(A, F) + (1 - lambda) Q(B, F), where Q is the universal quality index of Wang and
+    Bovik (2002) and lambda the share of A in the sum of the sources' variances; the mean over the windows is weighted
+    by the larger variance. Rewards the structure, brightness and contrast of the sharper source. Computed in float64.
+    """
+    layers = (x.double() for x in _layers(fused, image_a, image_b))
+    return _weighted_quality(*layers).to(fused.dtype)
+
+
+@register_metric("QE")
+def edge_fusion_quality(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """QE (Piella and Heijmans 2003): QW of the images times QW of their edge images, in [-1, 1]. Rewards kept edges.
+
+    The edge image is the norm of the Prewitt derivatives, zero border, and the exponent of the second factor 1, as in
+    the toolbox of Liu et al. (2012).
+    """
+    sources, target = (x.double() for x in _layers(fused, image_a, image_b))
+    edges = (torch.hypot(*prewitt(x)) for x in (sources, target))
+    return (_weighted_quality(sources, target) * _weighted_quality(*edges)).to(fused.dtype)
+
+
+@register_metric("Nabf", lower_is_better=True)
+def fusion_artefacts(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """Nabf (Petrovic 2007, as modified by Shreyamsha Kumar 2013), lower is better: edges of F that no source has.
+
+    Over pixels where F's edge is stronger than those of both sources, the sum of (1 - Q(A, F)) wA + (1 - Q(B, F)) wB,
+    over the sum of wA + wB at all pixels. Q as in Qabf with constants of its own, Sobel / 8 with a reflected border,
+    w = strength^1.5 where that is 2 or more, else 0.001. Rewards an F without noise, rings and halos.
+    """
+
+    def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+        sx, sy = (derivative / 8 for derivative in sobel(x, border="reflect"))
+        return torch.hypot(sx, sy), torch.atan(sx / sy).nan_to_num(nan=0)
+
+    if min(fused.shape[-2:]) < 2:
+        return fused.new_full((len(fused),), math.nan)
+    (source, angle), (target, target_angle) = map(edges, _layers(fused, image_a, image_b))
+    ratio = torch.minimum(source, target) / torch.maximum(source, target).clamp(min=1e-30)
+    agreement = ((angle - target_angle).abs() - math.pi / 2).abs() * 2 / math.pi
+    kept_strength = 0.9999 / (1 + torch.exp(-19 * (ratio - 0.5)))
+    kept_angle = 0.9995 / (1 + torch.exp(-22 * (agreement - 0.5)))
+    lost = 1 - (kept_strength * kept_angle).sqrt()
+    weight = torch.where(source >= 2, source**1.5, 0.001)
+    new = target > source.amax(dim=0, keepdim=True)
+    return (new * lost * weight).sum(dim=(0, 2, 3)) / weight.sum(dim=(0, 2, 3))
 
 
 @register_metric("EI")
@@ -256,8 +372,8 @@ def edge_intensity(fused: Tensor, image_a: Tensor | None = None, image_b: Tensor
 
 
 def _stretch(x: Tensor) -> Tensor:
-    """Every image to 0..255 by its own range, rounded half up; a black one stays, another constant one is NaN."""
-    low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+    """Every (H, W) to 0..255 by its own range, rounded half up; a black one stays, another constant one is NaN."""
+    low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
     return torch.where(high == 0, x, ((x - low) * 255 / (high - low) + 0.5).floor())
 
 
@@ -277,17 +393,15 @@ def chen_varshney(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     over blocks of 16 x 16; the weight of a block is the sum of the source's Sobel strength to the fifth.
     """
     side = 16
-    a, b, f = (_stretch(x) for x in (image_a, image_b, fused))
-    sources = torch.cat([a, b])
+    sources, target = map(_stretch, _layers(fused, image_a, image_b))
     seen = _in_frequency(
-        sources - _both(f), lambda r: 2.6 * (0.0192 + 0.144 * r) * torch.exp(-((0.144 * r) ** 1.1)), scale=8
+        sources - target, lambda r: 2.6 * (0.0192 + 0.144 * r) * torch.exp(-((0.144 * r) ** 1.1)), scale=8
     )
     gx, gy = sobel(sources)
     padding = (0, -fused.shape[3] % side, 0, -fused.shape[2] % side)  # the last blocks are filled up with zeros
-    maps = F.pad(torch.cat([(gx**2 + gy**2) ** 2.5, seen**2]), padding)
-    strength, difference = F.avg_pool2d(maps, side).chunk(2)
-    weighted = (strength * difference).sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
-    return weighted / strength.sum(dim=(1, 2, 3)).view(2, -1).sum(dim=0)
+    strength, difference = (F.avg_pool2d(F.pad(x, padding), side) for x in ((gx**2 + gy**2) ** 2.5, seen**2))
+    weighted = (strength * difference).sum(dim=(2, 3)).sum(dim=0)
+    return weighted / strength.sum(dim=(2, 3)).sum(dim=0)
 
 
 @register_metric("Qcb")
@@ -297,44 +411,43 @@ def chen_blum(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
     Computed in float64 always. Deep inside a large black area the definition compares rounding errors, so
     there even two correct programs differ, by some 0.01 on a medical image.
     """
-    dtype = fused.dtype
-    seen = _in_frequency(
-        _stretch(torch.cat([image_a, image_b, fused]).double()),
-        lambda r: torch.exp(-((r / 15.3870) ** 2)) - 0.7622 * torch.exp(-((r / 1.3456) ** 2)),
-        scale=30,
-    )
     half = 15
-    narrow, wide = (
-        filter_windows(
-            F.pad(seen, (half,) * 4),
-            [math.exp(-(t**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for t in range(-half, half + 1)],
+
+    def contrast(x: Tensor) -> Tensor:
+        seen = _in_frequency(
+            _stretch(x.double()),
+            lambda r: torch.exp(-((r / 15.3870) ** 2)) - 0.7622 * torch.exp(-((r / 1.3456) ** 2)),
+            scale=30,
         )
-        for sigma in (2, 4)
-    )
-    contrast = (narrow / wide - 1).abs()
-    contrast = contrast**3 / (contrast**2 + 1e-4)
-    a, b, f = contrast.chunk(3)
-    kept_a, kept_b = (torch.minimum(source, f) / torch.maximum(source, f) for source in (a, b))
-    return _mean((a**2 * kept_a + b**2 * kept_b) / (a**2 + b**2)).to(dtype)
+        narrow, wide = (
+            filter_windows(
+                F.pad(seen, (half,) * 4),
+                [math.exp(-(t**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for t in range(-half, half + 1)],
+            )
+            for sigma in (2, 4)
+        )
+        contrast = (narrow / wide - 1).abs()
+        return contrast**3 / (contrast**2 + 1e-4)
+
+    source, target = map(contrast, _layers(fused, image_a, image_b))
+    kept = torch.minimum(source, target) / torch.maximum(source, target)
+    kept = (source**2 * kept).sum(dim=0) / (source**2).sum(dim=0)
+    return kept.mean(dim=(1, 2)).to(fused.dtype)
 
 
 def _exposure_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (N, 1, H, W) of MEFSSIM: the similarity of contrast and structure, and that of luminance."""
-    n = len(fused)
-    maps = F.pad(torch.cat([image_a, image_b, fused]) / 255, (5,) * 4)  # a border of zeros
+    """Maps (N, H, W) of MEFSSIM: the similarity of contrast and structure, and that of luminance."""
+    sources, target = (F.pad(x / 255, (5,) * 4) for x in _layers(fused, image_a, image_b))  # a border of zeros
     window = [weight * math.sqrt(MEFSSIM_MASS) for weight in gaussian_window(11, 11 / 6)]
-    mean, variance, covariance = local_moments(maps, window)
-    (mean_a, mean_b, mean_f), (variance_a, variance_b, variance_f) = mean.split(n), variance.split(n)
+    (mean, variance), ((mean_f,), (variance_f,)), covariance = local_moments(sources, target, window)
     c1, c2 = 0.01**2, 0.03**2
 
-    of_a = variance_a >= variance_b  # A is the reference
-    reference = torch.where(of_a, variance_a, variance_b)
-    structure = (2 * torch.where(of_a, *covariance.split(n)) + c2) / (variance_f + reference + c2)
+    of_a = variance[0] >= variance[1]  # A is the reference
+    structure = (2 * torch.where(of_a, *covariance) + c2) / (variance_f + torch.where(of_a, *variance) + c2)
 
     overall = mean.mean(dim=(2, 3), keepdim=True)
     exposedness = torch.exp(-((mean - 0.5) ** 2 + (overall - 0.5) ** 2) / 0.08)
-    weight_a, weight_b, _ = exposedness.split(n)
-    expected = (weight_a * mean_a + weight_b * mean_b) / (weight_a + weight_b)
+    expected = (exposedness * mean).sum(dim=0) / exposedness.sum(dim=0)
     luminance = (2 * mean_f * expected + c1) / (mean_f**2 + expected**2 + c1)
     return structure, luminance
 
@@ -348,7 +461,7 @@ def exposure_fusion_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) 
     scale, C2 = 0.03^2. 1 for A = B = F, flat ones too. Differentiable, so that a training can maximise it. Meant for
     exposures and test.stretch=clamp: a stretch to the full range changes what is measured.
     """
-    return _mean(_exposure_similarity(fused, image_a, image_b)[0])
+    return _exposure_similarity(fused, image_a, image_b)[0].mean(dim=(1, 2))
 
 
 @register_metric("MEFSSIMl")
@@ -360,7 +473,7 @@ def exposure_fusion_similarity_with_luminance(fused: Tensor, image_a: Tensor, im
     well exposed a source is there, and as a whole. The rest is as in MEFSSIM.
     """
     structure, luminance = _exposure_similarity(fused, image_a, image_b)
-    return _mean(structure * luminance)
+    return (structure * luminance).mean(dim=(1, 2))
 
 
 @register_metric("TC", infrared_only=True)
@@ -387,6 +500,35 @@ def lost_targets(fused: Tensor, image_a: Tensor, image_b: Tensor | None = None) 
     return torch.stack(lost).to(fused.dtype)
 
 
+def gradient_deviation(fused: Tensor, truth: Tensor) -> Tensor:
+    """GMSD to the truth (Xue et al. 2014), lower is better: the standard deviation of the similarity of gradients.
+
+    Images are halved by means over 2 x 2 pixels first; Prewitt / 3, zero border, constant 170. 0 where F is the truth.
+    """
+    strength_f, strength_t = (torch.hypot(*prewitt(F.avg_pool2d(x, 2))) / 3 for x in (fused, truth))
+    similarity = (2 * strength_f * strength_t + 170) / (strength_f**2 + strength_t**2 + 170)
+    return similarity.flatten(1).std(dim=1)
+
+
+def noise_ratio_to_truth(fused: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of F to the truth in dB, peak 255; inf where they are equal."""
+    return 10 * (255**2 / _mean((fused - truth) ** 2)).log10()
+
+
+def similarity_to_truth(fused: Tensor, truth: Tensor) -> Tensor:
+    """SSIM of F and the truth, in [-1, 1], as in `structural_similarity`."""
+    truth = truth.expand_as(fused)
+    return structural_similarity(fused, truth, truth) / 2
+
+
+TRUTH_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # metric(fused, truth) -> (N,)
+    "PSNR_truth": noise_ratio_to_truth,
+    "SSIM_truth": similarity_to_truth,
+    "GMSD_truth": gradient_deviation,
+}
+LOWER_IS_BETTER.add("GMSD_truth")
+
+
 def check_metrics(names: Iterable[str]) -> None:
     """InputError if a name is not in METRICS."""
     for name in names:
@@ -394,7 +536,6 @@ def check_metrics(names: Iterable[str]) -> None:
             raise InputError(f"there is no metric '{name}'; {nearest_or_broken(name, METRICS)}")
 
 
-@torch.inference_mode()
 def measure(
     fused: str | Path | np.ndarray,
     a: str | Path | np.ndarray,
@@ -417,9 +558,33 @@ def measure(
     """
     check_metrics(metrics)
     opened = open_images({"fused": fused, "a": a, "b": b}, as_8bit=True)
-    levels = [to_8bit(as_unit(gray), "clamp") for gray, _ in opened]
-    task = "compute the metrics of {} x {} pixels".format(*levels[0].shape)
+    fused, a, b = (to_8bit(as_unit(gray), "clamp") for gray, _ in opened)
+    return measure_all([fused], a, b, metrics, device)[0]
+
+
+@torch.inference_mode()
+def measure_all(
+    fused: Sequence[np.ndarray],
+    a: np.ndarray,
+    b: np.ndarray,
+    metrics: Sequence[str],
+    device: str | torch.device = "cpu",
+    truth: np.ndarray | None = None,
+) -> list[dict[str, float]]:
+    """Measure several results of one pair, (H, W) uint8 each: {metric: value} of each.
+
+    Where there is a `truth`, what F should be, TRUTH_METRICS follow. InputError if there is not enough memory.
+    """
+
+    def levels(*images: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.stack(images))[:, None].to(device).double()  # (N, 1, H, W)
+
+    task = "compute the metrics of {} x {} pixels".format(*a.shape)
     with enough_memory(task, "leave some out of test.metrics, or use device=cpu"):
-        tensors = [torch.from_numpy(image)[None, None].to(device).double() for image in levels]
-        values = torch.cat([METRICS[metric](*tensors) for metric in metrics]).tolist()
-    return dict(zip(metrics, values))
+        results = levels(*fused)
+        sources = [levels(source).expand_as(results) for source in (a, b)]
+        columns = {metric: METRICS[metric](results, *sources) for metric in metrics}
+        if truth is not None:
+            columns |= {name: metric(results, levels(truth)) for name, metric in TRUTH_METRICS.items()}
+        rows = torch.stack([*columns.values()], dim=1).tolist()
+    return [dict(zip(columns, row)) for row in rows]
