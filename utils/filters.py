@@ -34,9 +34,9 @@ def filter_windows(x: Tensor, window: list[float], step: int = 1) -> Tensor:
     """
     if min(x.shape[2:]) < len(window):
         raise ValueError(f"maps of {tuple(x.shape[2:])} pixels hold no whole window of {len(window)}")
-    if x.device.type == "cpu" and len(x) > 1 and x.numel() > CACHED:
-        parts = x.split(max(1, CACHED // x[0].numel()))
-        return torch.cat([filter_windows(part, window, step) for part in parts])
+    if x.device.type == "cpu" and x.numel() > CACHED and len(x) * x.shape[1] > 1:
+        parts = x.flatten(0, 1)[:, None].split(max(1, CACHED // x[0, 0].numel()))
+        return torch.cat([filter_windows(part, window, step) for part in parts]).squeeze(1).unflatten(0, x.shape[:2])
     for dim in (2, 3):
         extent = x.shape[dim] - len(window) + 1
         shifted = [x[(slice(None),) * dim + (slice(k, k + extent, step),)] for k in range(len(window))]

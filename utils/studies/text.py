@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import wilcoxon
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -35,6 +34,7 @@ from utils.guides.text import open_text_encoder, text_use
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
 from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
+from utils.results.statistics import column, holm, signed_rank
 from utils.results.table import PICTURE_PAIRS, left_out_lines, write_results
 
 OWN = "own text"
@@ -159,24 +159,18 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 def p_values(per_image: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Whether a metric differs from that with own text: p of a two-sided Wilcoxon signed-rank test over the images.
 
-    All p together are corrected by Holm's method. A small p says that a change has a direction, not that it is large.
-    Images where the metric does not change (by 1e-9), or is undefined, do not count; p is 1 if none is left. n images
-    cannot give less than 2 ** (1 - n) times the number of tests: ten or fewer show nothing.
+    All p together are corrected by Holm's method, so ten images or fewer show nothing. A small p says that a change has
+    a direction, not that it is large.
 
     Returns:
         {label: {metric: p}} for all labels but that of own text.
     """
-    own, found = per_image[OWN], {}
-    for label, images in per_image.items():
-        for metric in next(iter(images.values())) if label != OWN else ():
-            differences = np.array([row[metric] - own[name][metric] for name, row in images.items()])
-            differences = differences[np.isfinite(differences) & (np.abs(differences) > 1e-9)]
-            found[label, metric] = float(wilcoxon(differences).pvalue) if len(differences) else 1.0
-    corrected: dict[str, dict[str, float]] = {label: {} for label, _ in found}
-    least = 0.0
-    for rank, (label, metric) in enumerate(sorted(found, key=found.get)):
-        least = min(1.0, max(least, found[label, metric] * (len(found) - rank)))
-        corrected[label][metric] = least
+    own = per_image[OWN]
+    tests = [(label, metric) for label in per_image if label != OWN for metric in next(iter(own.values()))]
+    found = [signed_rank(column(per_image, label, metric) - column(per_image, OWN, metric)) for label, metric in tests]
+    corrected: dict[str, dict[str, float]] = {label: {} for label, _ in tests}
+    for (label, metric), p in zip(tests, holm(found)):
+        corrected[label][metric] = p
     return corrected
 
 
