@@ -2,12 +2,11 @@
 
 import csv
 import io
-import re
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.data.images import list_images
+from utils.data.matching import match_names
 from utils.errors import InputError, shortened
 from utils.files import plain_name
 
@@ -52,9 +51,8 @@ def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
         raise InputError(f"which images of {a} are A and which B? Give two patterns, e.g. {example}, or a table")
     images = [list_images(side) if side.is_dir() else list_images(side.parent, side.name) for side in (a, b)]
     keys_a, keys_b = list(images[0]), list(images[1])
-    if a.is_dir() and b.is_dir() and set(keys_a) != set(keys_b):
-        ways = [(keys_a, keys_b), (cut(keys_a), cut(keys_b))]  # no other way of cutting pairs other names
-        keys_a, keys_b = min(ways, key=lambda way: len(set(way[0]) ^ set(way[1])))
+    if a.is_dir() and b.is_dir():
+        keys_a, keys_b = match_names(keys_a, keys_b)
     found_a, found_b = dict(zip(keys_a, images[0].values())), dict(zip(keys_b, images[1].values()))
     alone = found_a.keys() ^ found_b.keys()
     alone |= {key for found in (found_a, found_b) for key, paths in found.items() if len(paths) > 1}
@@ -70,19 +68,6 @@ def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
     if keys_a != list(images[0]) or keys_b != list(images[1]):
         print(f"paired by the middle of their names, e.g. {pairs[0].a.name} + {pairs[0].b.name}; --list shows all")
     return pairs
-
-
-def cut(names: list[str]) -> list[str]:
-    """Names without the beginning and end that all of them have, in whole words and numbers: 0001, not 1."""
-    parts = [re.findall(r"[^\W\d_]+|\d+|[\W_]", name) for name in names]
-    start = common(parts)
-    end = common([part[start:][::-1] for part in parts])
-    return ["".join(part[start : len(part) - end]) for part in parts]
-
-
-def common(parts: list[list[str]]) -> int:
-    """The number of words at the beginning that are equal in all lists."""
-    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*parts)))
 
 
 def read_table(path: Path, out: Path) -> list[OwnPair]:

@@ -1,0 +1,72 @@
+"""Results of other methods, read as they are: a folder of fused images that belong to the pairs of a set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.data.images import list_images, read_image
+from utils.data.matching import match_names
+from utils.errors import InputError, shortened
+
+
+class FusedFolder(NamedTuple):
+    """Fused images of one method.
+
+    Attributes:
+        label: what a table calls it.
+        files: the image of each pair, by the pair's name.
+    """
+
+    label: str
+    files: dict[str, Path]
+
+    def read(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """The fused image of a pair, (H, W) uint8, gray as `read_image` makes it; nothing is stretched.
+
+        InputError if it is not of the sources' `size`, or not of 8 bit.
+        """
+        image = read_image(self.files[name])[0]
+        if image.dtype != np.uint8:
+            raise InputError(f"{self.files[name]} has pixels of {image.dtype}; metrics are of 8 bit: save it so")
+        if image.shape != size:
+            here, there = ("{} x {}".format(*each) for each in (image.shape, size))
+            raise InputError(f"{self.files[name]} is {here} and its sources are {there}; a result must have their size")
+        return image
+
+
+def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
+    """The methods of --fused, "LABEL=FOLDER" or a folder that is called like its method.
+
+    Args:
+        names: of the pairs; an image belongs to the pair of its name, or of a name that differs by a beginning or an
+            end that all images of the folder have.
+
+    Raises:
+        InputError: a folder without images, pairs without a result, two images or methods of one name.
+    """
+    folders: dict[str, FusedFolder] = {}
+    for word in words:
+        label, equals, path = word.rpartition("=")
+        folder, label = Path(path), label if equals else Path(path).name
+        if label in folders:
+            raise InputError(f"two of --fused are called {label}; give them names: --fused NAME=FOLDER")
+        images = list_images(folder)
+        if not images:
+            raise InputError(f"--fused {word}: there are no images in {folder}")
+        keys, found_keys = match_names(names, list(images))
+        found = dict(zip(found_keys, images.values()))
+        lacking = [name for name, key in zip(names, keys) if key not in found]
+        if lacking:
+            raise InputError(
+                f"{folder} lacks the results of {len(lacking)} of {len(names)} pairs ({shortened(lacking)}); every "
+                "method of a table must have all"
+            )
+        twice = [found[key][1].name for key in keys if len(found[key]) > 1]
+        if twice:
+            raise InputError(f"{folder} has two images of one name ({shortened(twice)}); leave one")
+        if len(images) > len(names):
+            print(f"{label}: {len(images) - len(names)} images of {folder} belong to no pair and are left out")
+        folders[label] = FusedFolder(label, {name: found[key][0] for name, key in zip(names, keys)})
+    return list(folders.values())
