@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.data.matching import cut
 from utils.errors import InputError
 from utils.own.fit import Picture, common_size, resized
-from utils.own.pairing import cut, find_pairs, read_table
+from utils.own.pairing import find_pairs, read_table
 
 
 def put(folder, *names, size=(12, 16)):
