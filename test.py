@@ -15,11 +15,13 @@ browser, <test.output>/report. Results appear when the whole set is finished; th
 its own range, or clamp. Images of your own: fuse.py.
 """
 
-import json
+import argparse
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,20 +29,23 @@ import torch
 from net import FusionNetwork, build_model, configure_compute, load_model
 from utils import distributed
 from utils.config import Config, parse_args
-from utils.data.h5 import attribute, check_shape, h5_path, open_h5, recorded_task
-from utils.data.images import stack_rows, write_image
+from utils.data.h5 import h5_path, recorded_task
+from utils.data.images import STRETCHES, stack_rows, write_image
 from utils.data.make import make_sets
-from utils.data.pairs import PairDataset
 from utils.data.sources import find_set, find_sources
 from utils.errors import InputError, run_script
-from utils.files import newest_checkpoint, plain_name, to_json
+from utils.files import newest_checkpoint, to_json
 from utils.guides import describe_guidance, label_with_remarks, makers_of, open_guides
 from utils.guides.text import text_use
 from utils.metrics import check_metrics
 from utils.process import set_up_process
 from utils.results.cost import print_cost
-from utils.results.evaluate import applicable, average_all, fuse_set, shared_folder
+from utils.results.evaluate import Group, applicable, average_all, fuse_set, shared_folder
+from utils.results.figure import Figure
+from utils.results.methods import open_folders
 from utils.results.report import Report, open_report
+from utils.results.sets import TestSet, folder_set, keep_others, stored_set
+from utils.results.statistics import pool_seeds, rank_changes, statistics
 from utils.results.table import format_table, left_out_lines, published_rows, write_results
 
 SAMPLE = "configs/sample.yaml"
@@ -52,12 +57,24 @@ ARGUMENTS = {
     "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
     "--cost": {"action": "store_true", "help": "only print parameters, FLOPs, seconds, memory; ckpt=null: untrained"},
     "--overwrite": {"action": "store_true", "help": "replace results of another network, too"},
+    "--with": {
+        "metavar": "[NAME=]CKPT",
+        "action": "append",
+        "default": [],
+        "help": "a further checkpoint in the table",
+    },
+    "--fused": {"metavar": "NAME=FOLDER", "action": "append", "default": [], "help": "another method's fused images"},
+    "--a": {"metavar": "FOLDER", "help": "test on two folders of images, not on data.test: the sources A"},
+    "--b": {"metavar": "FOLDER", "help": "and the sources B"},
+    "--sensitivity": {"action": "store_true", "help": "also measure by the other ways to 8 bit: which ranks change?"},
+    "--figure": {"metavar": "WORDS", "help": '"names=x,y boxes=x,y,w,h;...": figure.png and .pdf with enlarged boxes'},
 }
 
 
 def main() -> None:
     config, args = parse_args(__doc__, arguments=ARGUMENTS, default=SAMPLE)
     config.test.compare |= args.compare or args.report
+    figure = Figure(args.figure) if args.figure else None
     set_up_process(config.precision)
     rank, _, device = distributed.start(config.device)
     if args.cost:
@@ -66,10 +83,20 @@ def main() -> None:
         return print_cost(model.eval(), config)
     output = Path(config.test.output)
     with open_report(output / "report", config) if args.report else nullcontext() as report:
-        opened = open_sets(config, args.overrides, device)
-        if not args.overwrite:
-            keep_others(opened)
-        pictures = [test_set(name, used, model, device, report)[1] for name, (used, model) in opened.items()]
+        if args.a or args.b:
+            tests = [(folder_set(args.a, args.b, config), *open_without_task(config, args, device))]
+        else:
+            opened = open_sets(config, args.overrides, device, bool(args.fused))
+            tests = [(stored_set(name, used), used, model) for name, (used, model) in opened.items()]
+        others = [open_others(vars(args)["with"], config, test.task, device) for test, *_ in tests]
+        pictures = []
+        for test, used, model in () if args.overwrite else tests:
+            keep_others(test, used.ckpt or (model.label if model else ", ".join(args.fused)))
+        for (test, used, model), of_test in zip(tests, others):
+            beside = TableOptions(of_test, args.fused, args.sensitivity, report, figure)
+            pictures.append(test_set(test, used, model, device, beside)[1])
+    if figure and rank == 0:
+        figure.write(output)
     rows = [of_set[0] for of_set in pictures if of_set]
     if len(rows) > 1 and rank == 0:
         write_image(output / "comparison.png", stack_rows(rows))
@@ -77,11 +104,14 @@ def main() -> None:
     distributed.stop()
 
 
-def open_sets(config: Config, overrides: list[str], device: torch.device) -> dict[str, tuple[Config, FusionNetwork]]:
+def open_sets(
+    config: Config, overrides: list[str], device: torch.device, can_be_none: bool = False
+) -> dict[str, tuple[Config, FusionNetwork]]:
     """Open the network of every set in data.test, and make the H5 files that are missing.
 
     Args:
         overrides: key=value of the command line.
+        can_be_none: as of `open_model`.
 
     Returns:
         {name of the set: (config with its checkpoint and the metrics that suit its task, network)}.
@@ -103,11 +133,23 @@ def open_sets(config: Config, overrides: list[str], device: torch.device) -> dic
             print(f"note: {note}")
         used = replace(config, ckpt=find_checkpoint(config.ckpt, task), test=replace(config.test, metrics=metrics))
         if used.ckpt not in models:
-            models[used.ckpt] = open_model(used, overrides, device)
+            models[used.ckpt] = open_model(used, overrides, device, can_be_none)
         opened[name] = used, models[used.ckpt]
     for name, (used, model) in opened.items():
         make_missing(name, used, model)
     return opened
+
+
+def open_without_task(
+    config: Config, args: argparse.Namespace, device: torch.device
+) -> tuple[Config, FusionNetwork | None]:
+    """The config and the network for two folders, whose task nobody knows; None: only results of others."""
+    check_metrics(config.test.metrics)
+    if args.fused and "{task}" in (config.ckpt or ""):
+        print("no network is in the table, as the task is not known; name one with ckpt=...")
+        config = replace(config, ckpt=None)
+    config = replace(config, ckpt=find_checkpoint(config.ckpt))
+    return config, open_model(config, args.overrides, device, bool(args.fused))
 
 
 def find_task(name: str, config: Config) -> str:
@@ -118,21 +160,24 @@ def find_task(name: str, config: Config) -> str:
     return find_set(config, "data.test", name).task
 
 
-def find_checkpoint(ckpt: str | None, task: str = "") -> str | None:
+def find_checkpoint(ckpt: str | None, task: str = "", key: str = "ckpt") -> str | None:
     """`ckpt` with a task for {task}, see `newest_checkpoint`."""
     if ckpt and "{task}" in ckpt:
         if not re.fullmatch(r"\w+", task):  # it becomes part of a file's name
             given = ckpt.replace("{task}", "IVF")
             raise InputError(f"say which weights: ckpt={given} for infrared and visible; the task is not known")
         ckpt = ckpt.replace("{task}", task)
-    return newest_checkpoint(ckpt, "ckpt")
+    return newest_checkpoint(ckpt, key)
 
 
-def open_model(config: Config, overrides: list[str], device: torch.device) -> FusionNetwork:
+def open_model(
+    config: Config, overrides: list[str], device: torch.device, can_be_none: bool = False
+) -> FusionNetwork | None:
     """The network of `ckpt`, or with ckpt=null one without weights that the config names.
 
     Args:
         overrides: key=value of the command line.
+        can_be_none: with ckpt=null and a network that has weights there is none, and the table has other methods alone.
 
     Raises:
         InputError: no weights, weights that cannot be used, or net.* on the command line that differ from them.
@@ -140,6 +185,8 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
     if config.ckpt is None:
         model = build_model(**config.net).to(device).eval()
         if any(True for _ in model.parameters()):
+            if can_be_none:
+                return None
             raise InputError("ckpt is not given; give the weights to test with ckpt=...")
     else:
         model = load_model(config.ckpt, device)
@@ -154,98 +201,141 @@ def open_model(config: Config, overrides: list[str], device: torch.device) -> Fu
     return model
 
 
-def make_missing(name: str, config: Config, model: FusionNetwork) -> None:
-    """Make the H5 file of a test set whose images are there, for a network; the first process does."""
+def make_missing(name: str, config: Config, model: FusionNetwork | None) -> None:
+    """Make the H5 file of a test set whose images are there, for a network if there is one; the first process does."""
     if distributed.place()[0] == 0 and not h5_path(config.data.h5, name).is_file():
         sources = [source for source in find_sources(config, [name]) if source.names.is_file()]
-        makers = makers_of(model.inputs, config, model.provenance.guides)
+        makers = makers_of(model.inputs, config, model.provenance.guides) if model else {}
         problems = make_sets(sources, makers, config.data.h5, num_workers=config.data.num_workers)
         if problems:
             raise InputError("\n".join(problems))
     distributed.gather(None)  # the others wait
 
 
-def keep_others(opened: dict[str, tuple[Config, FusionNetwork]]) -> None:
-    """InputError if the results of a set of `open_sets` would replace those of other weights."""
-    for name, (config, model) in opened.items():
-        folder, ours = result_folder(name, config), config.ckpt or model.label
-        try:
-            there = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            theirs = there["ckpt"] or there["network"]
-        except (OSError, ValueError, TypeError, KeyError):  # there are none, or they are damaged
-            continue
-        if theirs != ours:
-            raise InputError(
-                f"{folder} has the results of {theirs}; replace them by those of {ours} with --overwrite, or choose "
-                "another place with test.output=..."
-            )
+class Other(NamedTuple):
+    """A further checkpoint of a table."""
+
+    label: str
+    model: FusionNetwork
+    config: Config  # with its ckpt
 
 
-def dataset_of(name: str, config: Config) -> str:
-    """The dataset of a set, as its H5 file says or by its name."""
-    path = h5_path(config.data.h5, name)
-    with open_h5(path) as file:
-        dataset = attribute(file, "dataset") or name.rpartition("_")[0] or name
-    if not plain_name(dataset):
-        raise InputError(f"{path} is of a dataset {dataset!r}, which is no plain name; make it again")
-    return dataset
+def open_others(words: Sequence[str], config: Config, task: str, device: torch.device) -> list[Other]:
+    """The checkpoints of --with, LABEL=CKPT or CKPT, for a set of a task; InputError as of `load_model`."""
+    others = []
+    for word in words:
+        label, equals, path = word.partition("=")
+        used = replace(config, ckpt=find_checkpoint(path if equals else word, task, "--with"))
+        model = load_model(used.ckpt, device)
+        others.append(Other(label if equals else "", model, used))
+    return others
 
 
-def result_folder(name: str, config: Config) -> Path:
-    """Where the results of a set go: to its dataset's folder, or to its own if data.test names several of a dataset."""
-    dataset = dataset_of(name, config)
-    same = [other for other in config.data.test if other.rpartition("_")[0] == dataset]
-    return Path(config.test.output) / (dataset if same == [name] else name)
+def same_but_for_seed(models: Mapping[str, FusionNetwork]) -> list[list[str]]:
+    """The labels of networks whose trainings had one config but for the seed and what changes no result."""
+    kinds: dict[str, list[str]] = {}
+    for label, model in models.items():
+        config = model.provenance.config or {}
+        kept = {key: value for key, value in config.items() if key not in ("seed", "name", "ckpt", "device", "test")}
+        kept["train"] = {k: v for k, v in config.get("train", {}).items() if k not in ("exp", "resume", "num_workers")}
+        kinds.setdefault(to_json(kept) if config else label, []).append(label)
+    return [labels for labels in kinds.values() if len(labels) > 1]
+
+
+class TableOptions(NamedTuple):
+    """What a table has beside the network of ckpt, of the command line."""
+
+    others: Sequence[Other] = ()
+    fused: Sequence[str] = ()  # --fused
+    sensitivity: bool = False
+    report: Report | None = None
+    figure: Figure | None = None
 
 
 def test_set(
-    name: str, config: Config, model: FusionNetwork, device: torch.device, report: Report | None = None
+    test: TestSet, config: Config, model: FusionNetwork | None, device: torch.device, beside: TableOptions | None = None
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """Fuse one set, save the images and the numbers, print the table.
 
-    Returns:
-        The network's means, and with test.compare pictures of some pairs.
-    """
-    path = h5_path(config.data.h5, name)
-    dataset = PairDataset([path], model.inputs, chroma=True)
-    check_shape(path, config.data, training=False)
-    guidances = open_guides(config, model, [dataset], device)
-    dataset_name, task, folder = dataset_of(name, config), recorded_task(path), result_folder(name, config)
+    Args:
+        model: None: only what `beside` has.
 
-    compare = config.test.compare
-    blocks = published_rows(PUBLISHED, dataset_name) if compare else []
-    rules = [build_model(rule) for rule in BASELINES.get(task, RULES) if compare and rule != model.name]
-    label = label_with_remarks(model, guidances)
-    networks = {label: model} | {rule.label: rule.to(device).eval() for rule in rules}
-    with shared_folder(folder, outdated=["comparison.png"]) as staged:
-        show = report.add_images if report else None
-        per_image, pictures = fuse_set(networks, dataset, guidances, config.test, device, staged, show)
+    Returns:
+        The first row's means, and where there are several pictures of some pairs.
+    """
+    beside, compare = beside or TableOptions(), config.test.compare
+    groups: list[Group] = []
+    for label, network, used in [("", model, config), *beside.others] if model else beside.others:
+        dataset = test.open(network.inputs)
+        guidances = open_guides(used, network, [dataset], device)
+        label = label or label_with_remarks(network, guidances)
+        taken = [each for group in groups for each in group.networks]
+        groups.append(
+            Group({f"{label} ({called(used.ckpt)})" if label in taken else label: network}, dataset, guidances)
+        )
+    trained = {label: network for group in groups for label, network in group.networks.items()}
+    first = groups[0] if groups else Group({}, test.open(()), {})
+    rules = [
+        build_model(rule) for rule in BASELINES.get(test.task, RULES) if compare and rule != (model and model.name)
+    ]
+    groups = [*(groups or [first]), Group({rule.label: rule.to(device).eval() for rule in rules}, first.dataset, {})]
+    folders = open_folders(beside.fused, [name for _, name in first.dataset.samples])
+    blocks = published_rows(PUBLISHED, test.dataset) if compare else []
+
+    def show(index: int, images: dict[str, np.ndarray]) -> None:
+        if beside.report:
+            beside.report.add_images(index, [*images.values()])
+        if beside.figure:
+            beside.figure.add(first.dataset.samples[index][1], images)
+
+    with shared_folder(test.folder, outdated=["comparison.png"]) as staged:
+        stretches = STRETCHES if beside.sensitivity else ()
+        measured, pictures = fuse_set(groups, folders, config.test, device, staged, show, stretches)
+        runs = measured[config.test.stretch]
+        per_image, spread = pool_seeds(runs, same_but_for_seed(trained))
         means, left_out = average_all(per_image)
-        records = {kind: guidance.record for kind, guidance in guidances.items() if guidance.record}
+        columns = list(next(iter(means.values())))  # those to a truth are further ones
+        records = {kind: guidance.record for kind, guidance in first.guidances.items() if guidance.record}
+        label = next(iter(means))
         summary = {
-            "set": name,
-            "dataset": dataset_name,
+            "set": test.name,
+            "dataset": test.dataset,
             "network": label,
-            "ckpt": config.ckpt,
+            "ckpt": config.ckpt if model else None,
             "guides": {kind: {"name": r.name, "revision": r.revision} for kind, r in records.items()},
             "text": text_use(config, records.get("text")),
             "stretch": config.test.stretch,
             "precision": config.precision,
-            "metrics": config.test.metrics,
+            "metrics": columns,
             "mean": means,
+            "std": spread,
             "left_out": left_out,
             "published": dict(blocks),
+            **statistics(per_image, columns),
         }
-        if report:
-            report.add_numbers(summary, per_image)
+        by_stretch = {stretch: average_all(found)[0] for stretch, found in measured.items()}
+        if beside.sensitivity:
+            summary["sensitivity"] = by_stretch
+        if beside.report:
+            beside.report.add_numbers(summary, per_image)
         if distributed.place()[0] == 0:
-            write_results(staged, summary, per_image, pictures)
-    print(f"\nguided by {describe_guidance(guidances)}")
-    print("\n" + format_table(dataset_name, config.test.metrics, means, blocks))
+            write_results(staged, summary, runs, pictures)
+    print(f"\nguided by {describe_guidance(first.guidances)}")
+    print("\n" + format_table(test.dataset, columns, means, blocks, summary))
+    for row, deviations in spread.items():
+        print(f"{row}: ± " + ", ".join(f"{metric} {deviation:.3f}" for metric, deviation in deviations.items()))
+    if beside.sensitivity:
+        print("\n".join(rank_changes(by_stretch)))
     names = list(per_image[label])
-    print(f"measured: {len(names)} images of {name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
-    print("\n".join([*left_out_lines(left_out), f"written: {folder}"]))
+    print(f"measured: {len(names)} images of {test.name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
+    print("\n".join([*left_out_lines(left_out), f"written: {test.folder}"]))
     return means[label], pictures
+
+
+def called(ckpt: str) -> str:
+    """What tells a checkpoint from another one of the same network: its run, or the file's name."""
+    path = Path(ckpt)
+    return path.parents[1].name if path.parent.name == "model" else path.stem
 
 
 if __name__ == "__main__":

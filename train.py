@@ -40,11 +40,10 @@ from utils.files import commit, newest_checkpoint
 from utils.guides import describe_guidance, open_guides
 from utils.guides.guidance import Guidance
 from utils.loss import Loss, build_loss
-from utils.metrics import LOWER_IS_BETTER, check_metrics
+from utils.metrics import LOWER_IS_BETTER, check_metrics, measure_all
 from utils.process import set_up_process, worker_count
 from utils.provenance import Provenance
 from utils.results.evaluate import (
-    Evaluator,
     applicable,
     average,
     fuse_dataset,
@@ -271,12 +270,13 @@ def validate(
 ) -> dict[str, float]:
     """Means of `metrics` over a set of whole images, 8 bit by test.stretch; `share` = (rank, ranks)."""
     rank, ranks = share
-    evaluator = Evaluator(metrics, device)
+    measured = {}
     pairs = fuse_dataset([model], dataset, device, guidances, config.train.num_workers, share)
     bar = tqdm(pairs, "validation", len(dataset) // ranks, leave=False, unit="pair", disable=rank > 0 or None)
     for i, (batch, (fused,)) in enumerate(bar):  # numbered by rank and place: two sets may have images of one name
-        evaluator.add(f"{rank}_{i}", to_8bit(fused, config.test.stretch), *sources_8bit(batch))
-    return average({key: row for part in distributed.gather(evaluator.results) for key, row in part.items()})[0]
+        fused = to_8bit(fused, config.test.stretch)
+        measured[f"{rank}_{i}"] = measure_all([fused], *sources_8bit(batch), metrics, device)[0]
+    return average({key: row for part in distributed.gather(measured) for key, row in part.items()})[0]
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:

@@ -16,8 +16,8 @@ from tests import literal
 from utils.data.images import read_image
 from utils.errors import InputError
 from utils.filters import CACHED, filter_windows
-from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS, PAPER_METRICS, TRUTH_METRICS, measure
-from utils.results.evaluate import Evaluator, average
+from utils.metrics import INFRARED_ONLY, LOWER_IS_BETTER, METRICS, PAPER_METRICS, TRUTH_METRICS, measure, measure_all
+from utils.results.evaluate import average
 from utils.targets import kept_contrast, targets
 
 # of FILM's evaluator
@@ -270,9 +270,8 @@ def test_known_exposure_similarity():
 
 def test_too_little_memory_is_one_sentence(monkeypatch):
     monkeypatch.setitem(METRICS, "SD", lambda *images: torch.empty(10**15))  # the allocator's own error
-    evaluator = Evaluator(["EN", "SD"], torch.device("cpu"))
     with pytest.raises(InputError, match="not enough memory to compute the metrics of 53 x 61 pixels; "):
-        evaluator.add("a", *[picture(1).astype(np.uint8)] * 3)
+        measure(*[picture(1).astype(np.uint8)] * 3, ["EN", "SD"])
 
 
 @pytest.mark.parametrize("shape, step", [((3, 2, 20, 23), 1), ((5, 1, 130, 140), 2)])  # the second in parts
@@ -342,11 +341,10 @@ def test_better_image_scores_better():
 
 
 def test_arrays_of_any_range_and_files_are_measured_alike(tmp_path):
-    """As the evaluator does; mixtures of 0..1 and 0..255 are refused, by name."""
+    """As tables do; mixtures of 0..1 and 0..255 are refused, by name."""
     gray = [picture(seed).astype(np.uint8) for seed in (1, 2, 3)]
-    evaluator = Evaluator(PAPER_METRICS, torch.device("cpu"))
-    evaluator.add("x", *gray)
-    assert list(measure(*gray)) == PAPER_METRICS and measure(*gray) == evaluator.results["x"]
+    assert list(measure(*gray)) == PAPER_METRICS
+    assert [measure(*gray)] == measure_all(gray[:1], *gray[1:], PAPER_METRICS)
     rgb = [np.dstack([a, b, c]) for a, b, c in (gray, gray[::-1], (gray[1], gray[2], gray[0]))]
     for images in (gray, rgb):
         wanted = measure(*images, ["VIFF", "MI"])

@@ -23,7 +23,7 @@ def test_the_interval_of_a_mean_covers_it():
         low, high = interval(rng.normal(3, 1, 40))
         covered += low < 3 < high
     assert 0.88 < covered / 200 < 0.99
-    assert interval(np.array([2.0])) == (2, 2) and all(map(math.isnan, interval(np.array([]))))
+    assert all(map(math.isnan, [*interval(np.array([])), *interval(np.array([2.0]))]))
     assert interval(np.arange(9.0)) == interval(np.arange(9.0))
 
 

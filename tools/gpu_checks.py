@@ -28,9 +28,9 @@ from tools.bench import interleave, pictures, synchronize
 from utils.data.features import collate_features, features_of
 from utils.files import commit
 from utils.loss import build_loss
-from utils.metrics import METRICS
+from utils.metrics import METRICS, measure_all
 from utils.process import set_up_process
-from utils.results.evaluate import Evaluator, split_batch, to_device
+from utils.results.evaluate import split_batch, to_device
 
 
 class Row(NamedTuple):
@@ -312,11 +312,9 @@ def relative(values: Sequence[float], expected: Sequence[float]) -> float:
 
 def evaluator(m: Machine) -> list[Row]:
     """Every metric of images of several sizes, on the device and on the CPU."""
-    on_cpu, on_device = Evaluator(list(METRICS), torch.device("cpu")), Evaluator(list(METRICS), m.device)
-    for i, size in enumerate([(120, 160), (90, 140), (101, 133)]):
-        for each in (on_cpu, on_device):
-            each.add(str(i), *(image[0] for image in triples(1, size)))
-    columns = {name: [[row[name] for row in each.results.values()] for each in (on_device, on_cpu)] for name in METRICS}
+    images = [[image[0] for image in triples(1, size)] for size in [(120, 160), (90, 140), (200, 233)]]
+    found = [[measure_all([f], a, b, [*METRICS], device)[0] for f, a, b in images] for device in (m.device, "cpu")]
+    columns = {name: [[row[name] for row in rows] for rows in found] for name in METRICS}
     return [at_most(name, relative(*column), 1e-9, "relative") for name, column in columns.items()]
 
 

@@ -56,8 +56,9 @@ from tools.gpu_checks import (
 from utils.config import load_config
 from utils.data.images import read_image
 from utils.loss import build_loss
+from utils.metrics import measure_all
 from utils.process import set_up_process
-from utils.results.evaluate import Evaluator, to_device
+from utils.results.evaluate import to_device
 
 # --- what the machine can do ------------------------------------------------------------------------
 
@@ -262,13 +263,12 @@ def six_metrics(m: Machine) -> list[Row]:
         for i in range(count):
             for k in range(3):
                 Path(folder, f"{i}_{k}.png").write_bytes(coded[i % distinct + k])
-        evaluator, reading, start = Evaluator(SIX, m.device), 0.0, time.perf_counter()
+        results, reading, start = {}, 0.0, time.perf_counter()
         for i in range(count):
             began = time.perf_counter()
             images = [read_image(Path(folder, f"{i}_{k}.png"))[0] for k in range(3)]
             reading += time.perf_counter() - began
-            evaluator.add(str(i), *images)
-        results = evaluator.results
+            (results[str(i)],) = measure_all(images[:1], *images[1:], SIX, m.device)
         total = time.perf_counter() - start
     if len(results) != count or not all(math.isfinite(v) for row in results.values() for v in row.values()):
         raise ValueError("a value is missing")

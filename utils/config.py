@@ -119,7 +119,7 @@ class Test:
     """How fused images become 8 bit, and where they go."""
 
     # minmax: each image to its own range, truncated, as FILM's released test.py; clamp: clamp and round
-    stretch: Literal["minmax", "clamp"] = "minmax"
+    stretch: Literal["minmax", "clamp", "truncate", "round"] = "minmax"
     metrics: Metrics = field(default_factory=lambda: ["EN", "SD", "SF", "AG", "VIFF", "Qabf"])
     compare: bool = False  # show weight-free rules, published results and a picture beside it, as --compare
     output: str = "test_output"  # the results of each dataset are a folder in it

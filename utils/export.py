@@ -26,7 +26,7 @@ from torch.export import Dim
 
 from net import FusionNetwork
 from net.checkpoint import halved, save_weights
-from test import SAMPLE, find_checkpoint, keep_others, open_model, open_sets, test_set
+from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
 from utils.errors import InputError, reason_of, run_script
@@ -36,6 +36,7 @@ from utils.guides.guidance import Encoder
 from utils.guides.text import open_users_encoder
 from utils.instruct.guide import encode_instructions
 from utils.process import pick_device, set_up_process
+from utils.results.sets import keep_others, stored_set
 
 ARGUMENTS = {
     "--text": {"metavar": "TEXT", "help": "build in this text in place of the default text"},
@@ -76,11 +77,12 @@ def export_weights(path: Path, config: Config, overrides: list[str], overwrite: 
     """Round the weights of `ckpt` to half precision, test them on the sets of the config, and write a .safetensors."""
     device = pick_device(config.device)
     opened = open_sets(config, overrides, device)
-    if not overwrite:
-        keep_others(opened)
+    tests = [stored_set(name, used) for name, (used, _) in opened.items()]
+    for test, (used, model) in zip(() if overwrite else tests, opened.values()):
+        keep_others(test, used.ckpt or model.label)
     model = next(model for _, model in opened.values())  # of all sets
     model.load_state_dict(halved(model.state_dict()))
-    metrics = {name: test_set(name, used, model, device)[0] for name, (used, _) in opened.items()}
+    metrics = {test.name: test_set(test, used, model, device)[0] for test, (used, _) in zip(tests, opened.values())}
     save_weights(path, model.checkpoint(replace(model.provenance, metrics=metrics)))
     print(f"weights in half precision, measured as above: {path}")
 

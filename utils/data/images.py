@@ -154,16 +154,23 @@ def as_unit(image: np.ndarray) -> np.ndarray:
     return unit
 
 
+STRETCHES = ("minmax", "clamp", "truncate", "round")
+
+
 def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
     """A fused image (H, W) in [0, 1] as uint8.
 
-    Stretch "minmax" is that of FILM's released test.py: to 0..255 from the image's own range, truncated, which moves
-    EN, SD, SF and AG by itself. With "clamp", and for a constant image, pixels are clamped to [0, 1] and rounded.
+    Stretch is one of STRETCHES. "minmax" is that of FILM's released test.py: to 0..255 from the image's own range,
+    truncated, which moves EN, SD, SF and AG by itself; "round" rounds that. With "clamp", and for a constant image,
+    pixels are clamped to [0, 1] and rounded; "truncate" truncates them.
     """
     low, high = fused.min(), fused.max()
-    if stretch == "minmax" and high > low:
-        return ((fused - low) / (high - low) * 255).astype(np.uint8)
-    return (fused.clip(0, 1) * 255).round().astype(np.uint8)
+    if stretch in ("minmax", "round") and high > low:
+        fused = (fused - low) / (high - low)
+    elif stretch == "minmax":
+        stretch = "clamp"
+    levels = fused.clip(0, 1) * 255
+    return (levels if stretch in ("minmax", "truncate") else levels.round()).astype(np.uint8)
 
 
 def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:

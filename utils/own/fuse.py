@@ -18,11 +18,12 @@ from utils.errors import InputError
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_users_encoder, text_use
 from utils.instruct.guide import INSTRUCTION, NOTHING, encode_instructions, shares_of
+from utils.metrics import measure_all
 from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job, check_no_source
 from utils.own.pairing import OwnPair
 from utils.own.video import in_step, open_both, open_output
-from utils.results.evaluate import Evaluator, average_all, fuse_batch
+from utils.results.evaluate import average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
 
 Shares = tuple[float, float]  # of A and of B
@@ -129,7 +130,7 @@ def list_pairs(job: Job) -> None:
 
 def fuse_pairs(fuser: Fuser, job: Job) -> None:
     """Fuse all pairs of images, and measure them if the job says so; InputError with a line for each that failed."""
-    problems, evaluators = [], [Evaluator(job.metrics, fuser.device) for _ in fuser.labels]
+    problems, per_image = [], {label: {} for label in fuser.labels}
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
@@ -140,13 +141,15 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
                 bar.write(f"{pair.name}: {remark(alignment)}")
             fused = [to_8bit(each, job.stretch) for each in fuser([pair.name], [(a, b)], features)[:, 0]]
             save(job, pair, a, b, fused, fuser.labels, fuser.shares(features))
-            for evaluator, each in zip(evaluators if job.metrics else (), fused):
-                evaluator.add(pair.name, each, to_8bit(a.gray, "clamp"), to_8bit(b.gray, "clamp"))
+            if job.metrics:
+                sources = [to_8bit(source.gray, "clamp") for source in (a, b)]
+                for label, row in zip(fuser.labels, measure_all(fused, *sources, job.metrics, fuser.device)):
+                    per_image[label][pair.name] = row
         except InputError as error:
             problems.append(str(error))
     done = len(job.pairs) - len(problems)
     if job.metrics and done:
-        tell(dict(zip(fuser.labels, (evaluator.results for evaluator in evaluators))), job)
+        tell(per_image, job)
     print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
@@ -200,7 +203,7 @@ def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
     """Print the means of {label: {image: {metric: value}}}, and write all values to `job.table`."""
     means, left_out = average_all(per_image)
     print("\n".join([format_table(str(job.out), job.metrics, means), *left_out_lines(left_out)]))
-    write_csv(job.table, per_image, job.metrics, job.stretch)
+    write_csv(job.table, per_image, job.stretch)
     print(f"of each image: {job.table}")
 
 

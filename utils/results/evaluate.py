@@ -1,10 +1,11 @@
 """From a network and a set of pairs to fused 8-bit images and their metrics; torchrun's processes share the pairs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder
 from utils.guides.guidance import Guidance
-from utils.metrics import INFRARED_ONLY, measure
+from utils.metrics import INFRARED_ONLY, measure_all
 from utils.process import worker_count
+from utils.results.methods import FusedFolder
 from utils.results.table import PICTURE_PAIRS
 
 
@@ -38,22 +40,6 @@ def applicable(metrics: list[str], tasks: Mapping[str, str]) -> tuple[list[str],
     are = "are" if len(left_out) > 1 else "is"
     note = f"{' and '.join(left_out)} {are} for an infrared source A and left out of {' and '.join(others)}"
     return [metric for metric in metrics if metric not in left_out], note
-
-
-class Evaluator:
-    """Measures 8-bit images one by one, in float64 on `device`; `metrics` are names in METRICS.
-
-    Attributes:
-        results: {image name: {metric: value}} of all images so far.
-    """
-
-    def __init__(self, metrics: list[str], device: torch.device):
-        self.metrics, self.device = metrics, device
-        self.results: dict[str, dict[str, float]] = {}
-
-    def add(self, name: str, *images: np.ndarray) -> None:
-        """Measure one image: F, A and B, (H, W) uint8 each; InputError if there is not enough memory."""
-        self.results[name] = measure(*images, self.metrics, self.device)
 
 
 def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -74,9 +60,14 @@ def average_all(per_image: dict[str, dict[str, dict[str, float]]]) -> tuple[dict
     return dict(zip(per_image, means)), dict(zip(per_image, left_out))
 
 
+def image_8bit(batch: dict, key: str) -> np.ndarray:
+    """An image of a batch of one pair, e.g. image_a, as (H, W) uint8, as the metrics take it."""
+    return to_8bit(batch[key][0, 0].numpy(), "clamp")
+
+
 def sources_8bit(batch: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Both sources of a batch of one pair as (H, W) uint8, as the metrics take them."""
-    return tuple(to_8bit(batch[key][0, 0].numpy(), "clamp") for key in ("image_a", "image_b"))
+    """Both sources of a batch of one pair, see `image_8bit`."""
+    return image_8bit(batch, "image_a"), image_8bit(batch, "image_b")
 
 
 def to_device(batch: dict, device: torch.device, guidances: Mapping[str, Guidance]) -> dict:
@@ -140,7 +131,7 @@ def fuse_dataset(
     options = {"pin_memory": device.type == "cuda", "generator": torch.Generator()}  # no random number of the process
     options["num_workers"] = worker_count(num_workers)
     for batch in DataLoader(part, batch_size=1, collate_fn=collate, **options):
-        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0])
+        yield batch, list(fuse_batch(models, batch, device, guidances)[:, 0]) if models else []
 
 
 @contextmanager
@@ -151,63 +142,86 @@ def shared_folder(folder: Path, outdated: list[str]) -> Iterator[Path]:
         distributed.gather(None)
 
 
+class Group(NamedTuple):
+    """Networks that fuse a set together, by label: that of a checkpoint, or rules, or none."""
+
+    networks: dict[str, FusionNetwork]
+    dataset: PairDataset  # whole pairs
+    guidances: Mapping[str, Guidance]  # of `open_guides` for it
+
+
 def fuse_set(
-    networks: dict[str, FusionNetwork],
-    dataset: PairDataset,
-    guidances: Mapping[str, Guidance],
+    groups: Sequence[Group],
+    folders: Sequence[FusedFolder],
     options: Test,
     device: torch.device,
     folder: Path,
-    show: Callable[[int, list[np.ndarray]], None] | None = None,
-) -> tuple[dict[str, dict[str, dict[str, float]]], list[np.ndarray]]:
+    show: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+    stretches: Sequence[str] = (),
+) -> tuple[dict[str, dict[str, dict[str, dict[str, float]]]], list[np.ndarray]]:
     """Fuse one set and write the results of the first network, <folder>/Gray/<name>.png and RGB/<name>.png.
 
     Args:
-        networks: by label, the network that is tested, and others to compare it with.
-        dataset: whole pairs with chroma.
-        guidances: of `open_guides` for it.
+        groups: the first one's dataset has chroma, and the map "truth" if the set has a truth.
+        folders: results of other methods.
         folder: where to.
-        show: called for each pair with its place in the set and A, B, fused, in colour, and what the others give.
+        show: called for each pair with its place in the set and, by label, A, B, the first result, that in colour, and
+            the others.
+        stretches: how else results become 8 bit, to measure them so, too.
 
     Returns:
-        {label: {image: {metric: value}}}, in the order of the set, and where there are several networks pictures of
-        the first PICTURE_PAIRS pairs, (H, W, 3) BGR uint8; the same in every process.
+        By stretch, the first that of `options`: {label: {image: {metric: value}}}, in the order of the set; and where
+        there are several results pictures of the first PICTURE_PAIRS pairs, (H, W, 3) BGR uint8. The same in every
+        process.
 
     Raises:
-        InputError: a damaged sample, NaN, not enough memory, or an image that cannot be written.
+        InputError: a damaged sample or image, NaN, not enough memory, or an image that cannot be written.
     """
-    evaluators = {label: Evaluator(options.metrics, device) for label in networks}
-    first, *others = networks
+    dataset, has_network = groups[0].dataset, bool(groups[0].networks)
+    labels = [*(label for group in groups for label in group.networks), *(method.label for method in folders)]
+    measured = {stretch: {label: {} for label in labels} for stretch in [options.stretch, *stretches]}
     pictures: dict[int, np.ndarray] = {}
 
     def save(index: int, image: str, sources: tuple, fused: list[np.ndarray], chroma: np.ndarray) -> None:
         color = colorize(fused[0], chroma)
-        write_image(folder / "Gray" / f"{image}.png", fused[0])
-        write_image(folder / "RGB" / f"{image}.png", color)
-        shown = [*sources, fused[0], color, *fused[1:]]
-        if others and index < PICTURE_PAIRS:
-            pictures[index] = side_by_side(shown, [f"A of {image}", "B", first, "in colour", *others])
+        if has_network:
+            write_image(folder / "Gray" / f"{image}.png", fused[0])
+            write_image(folder / "RGB" / f"{image}.png", color)
+        shown = dict(zip(["A", "B", labels[0], "in colour", *labels[1:]], [*sources, fused[0], color, *fused[1:]]))
+        if len(labels) > 1 and index < PICTURE_PAIRS:
+            pictures[index] = side_by_side([*shown.values()], [f"A of {image}", *list(shown)[1:]])
         if show:
             show(index, shown)
 
     rank, ranks = distributed.place()
     share, written = range(rank, len(dataset), ranks), []
-    pairs = fuse_dataset([*networks.values()], dataset, device, guidances, options.num_workers, (rank, ranks))
+    pairs = zip(
+        *(
+            fuse_dataset([*networks.values()], of_group, device, guidances, options.num_workers, (rank, ranks))
+            for networks, of_group, guidances in groups
+        )
+    )
     bar = tqdm(pairs, desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0 or None)
     with ThreadPoolExecutor() as pool:  # drawing and encoding need no lock of Python
-        for (batch, outputs), index in zip(bar, share):
+        for fused_by_groups, index in zip(bar, share):
+            batch = fused_by_groups[0][0]
             image, sources = batch["name"][0], sources_8bit(batch)
-            fused = [to_8bit(output, options.stretch) for output in outputs]
-            written.append(pool.submit(save, index, image, sources, fused, batch["chroma"][0].numpy()))
-            for evaluator, result in zip(evaluators.values(), fused):
-                evaluator.add(image, result, *sources)
+            truth = image_8bit(batch, "truth") if "truth" in batch else None
+            outputs = [output for _, of_group in fused_by_groups for output in of_group]
+            read = [method.read(image, sources[0].shape) for method in folders]
+            for stretch, per_image in measured.items():
+                fused = [*(to_8bit(output, stretch) for output in outputs), *read]
+                if stretch == options.stretch:
+                    written.append(pool.submit(save, index, image, sources, fused, batch["chroma"][0].numpy()))
+                for label, row in zip(labels, measure_all(fused, *sources, options.metrics, device, truth)):
+                    per_image[label][image] = row
     for each in written:
         each.result()  # raises what went wrong there
 
-    parts = distributed.gather(({label: evaluator.results for label, evaluator in evaluators.items()}, pictures))
+    parts = distributed.gather((measured, pictures))
     pictures = {index: picture for _, drawn in parts for index, picture in drawn.items()}
-    per_image = {}
-    for label in networks:
-        rows = {image: row for measured, _ in parts for image, row in measured[label].items()}
-        per_image[label] = {image: rows[image] for _, image in dataset.samples}
-    return per_image, [pictures[index] for index in sorted(pictures)]
+    for stretch, per_image in measured.items():
+        for label in labels:
+            rows = {image: row for of_rank, _ in parts for image, row in of_rank[stretch][label].items()}
+            per_image[label] = {image: rows[image] for _, image in dataset.samples}
+    return measured, [pictures[index] for index in sorted(pictures)]

@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.files import commit, to_json, write_file
 from utils.metrics import LOWER_IS_BETTER
 from utils.results.evaluate import shared_folder
-from utils.results.table import left_out_lines, ranks
+from utils.results.table import left_out_lines
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARK = "<title>Fusion report</title>"  # in every page of ours
@@ -47,7 +47,7 @@ class Report:
         shown = {
             "labels": labels,
             "images": images,
-            "ranks": ranks(mean, summary["metrics"]),
+            "ranks": summary["marks"],
             "note": f"{summary['ckpt'] or 'no weights'}, 8 bit by {summary['stretch']}, {summary['precision']}.",
             "left_out": left_out_lines(summary["left_out"]),
         }

@@ -1,7 +1,7 @@
 """How sure a table's numbers are: intervals of means, paired differences, ranks. Seeded: twice the same."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -26,8 +26,8 @@ class Difference:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of n values, by the percentiles of RESAMPLES bootstrap means; NaN for none."""
-    if not len(values):
+    """95 % interval of the mean of n values, by the percentiles of RESAMPLES bootstrap means; NaN for one or none."""
+    if len(values) < 2:
         return math.nan, math.nan
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
@@ -73,6 +73,69 @@ def differences(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[s
             x = x[np.isfinite(x)]
             table[label][metric] = Difference(float(x.mean()) if len(x) else math.nan, *interval(x), p)
     return table
+
+
+def statistics(rows: dict[str, Values], metrics: list[str]) -> dict:
+    """All of the above and below of a table, JSON-ready: "interval", "difference", "marks" and "rank"."""
+    compared = differences(rows, metrics) if len(rows) > 1 else {}
+    return {
+        "interval": intervals(rows, metrics),
+        "difference": {
+            label: {metric: asdict(each) for metric, each in row.items()} for label, row in compared.items()
+        },
+        "marks": marks(rows, metrics),
+        "rank": mean_ranks(rows, metrics),
+    }
+
+
+def rank_changes(by_stretch: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """A line for each rank by means that depends on how results become 8 bit, {stretch: {label: {metric: mean}}}."""
+    lines, (usual, *_) = [], by_stretch
+    for metric in next(iter(by_stretch[usual].values())):
+        sign = 1 if metric in LOWER_IS_BETTER else -1
+        places = {
+            stretch: dict(
+                zip(means, rankdata([sign * row[metric] for row in means.values()], method="min").astype(int))
+            )
+            for stretch, means in by_stretch.items()
+        }
+        for label, place in places[usual].items():
+            others = [f"{of[label]} by {stretch}" for stretch, of in places.items() if of[label] != place]
+            if others:
+                lines.append(f"{metric}: {label} is {place} by {usual}, and {', '.join(others)}")
+    return (
+        ["-- ranks that change with the way to 8 bit", *lines] if lines else ["no rank changes with the way to 8 bit"]
+    )
+
+
+def pool_seeds(rows: dict[str, Values], runs: list[list[str]]) -> tuple[dict[str, Values], dict[str, dict[str, float]]]:
+    """Rows of runs that differ by their seed alone as one row.
+
+    Args:
+        runs: the labels of each such group.
+
+    Returns:
+        The rows, with the mean over the runs of each image and metric in place of a group's first row, and by its label
+        the standard deviation of the runs' means.
+    """
+    pooled, spread, first = dict(rows), {}, {labels[0]: labels for labels in runs if len(labels) > 1}
+    for labels in first.values():
+        for label in labels:
+            del pooled[label]
+    table: dict[str, Values] = {}
+    for label in rows:
+        if label in first:
+            metrics = next(iter(rows[label].values()))
+            found = {metric: np.array([column(rows, run, metric) for run in first[label]]) for metric in metrics}
+            new = f"{label} ({len(first[label])} seeds)"
+            table[new] = {
+                image: {metric: float(x[:, i].mean()) for metric, x in found.items()}
+                for i, image in enumerate(rows[label])
+            }
+            spread[new] = {metric: float(x.mean(axis=1).std(ddof=1)) for metric, x in found.items()}
+        elif label in pooled:
+            table[label] = rows[label]
+    return table, spread
 
 
 def marks(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, int]]:

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from utils.config import read_yaml
 from utils.data.images import stack_rows, write_image
 from utils.files import to_json, write_file
 from utils.metrics import LOWER_IS_BETTER, PAPER_METRICS
+from utils.results.statistics import SURE
 
 PAPER_HEADER = "                 EN      SD      SF      AG     VIFF     Qabf"
 LINE = "=" * 80
@@ -25,20 +27,28 @@ def arrow(metric: str, down: str = "↓") -> str:
     return down if metric in LOWER_IS_BETTER else ""
 
 
-def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, float]], blocks: list[tuple] = ()) -> str:
+def format_table(
+    dataset: str,
+    metrics: list[str],
+    rows: dict[str, dict[str, float]],
+    blocks: list[tuple] = (),
+    sure: dict | None = None,
+) -> str:
     """The table of one dataset, as the published code prints it, and the first row minus each of the others.
 
     Args:
         metrics: columns.
         rows: {label: {metric: mean}}.
         blocks: further (title, rows) under it, e.g. published ones.
+        sure: what `statistics` says of the rows.
     """
     (first, ours), *compared = rows.items()
     compared += [row for _, block in blocks for row in block.items()]
     width = max(LABEL_WIDTH, *map(len, rows), *(len(f"- {label}") for label, _ in compared))
 
-    def line(label: str, values: list[float | None], sign: str = "") -> str:
-        cells = ("-" if value is None else f"{value:{sign}.2f}" for value in values)
+    def line(label: str, values: list[float | None], sign: str = "", after: Sequence[str] = ()) -> str:
+        cells = ["-" if value is None else f"{value:{sign}.2f}" for value in values]
+        cells = [cell + mark for cell, mark in zip(cells, after)] if after else cells
         return f"{label:<{width}} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
 
     header = PAPER_HEADER
@@ -48,26 +58,24 @@ def format_table(dataset: str, metrics: list[str], rows: dict[str, dict[str, flo
     for title, block in [("", rows), *blocks]:
         lines += [f"-- {title}"] if title else []
         lines += [line(label, [row.get(metric) for metric in metrics]) for label, row in block.items()]
+    halves = {
+        label: [(high - low) / 2 for low, high in row.values()]
+        for label, row in (sure or {}).get("interval", {}).items()
+    }
+    if any(map(math.isfinite, chain(*halves.values()))):
+        lines.append("-- half of the 95 % interval of the mean, by bootstrap over the images")
+        lines += [line(label, values) for label, values in halves.items()]
     if compared:
-        lines.append(f"-- {first} minus the row")
+        star = "; *: more than chance (signed rank, Holm)" if sure else ""
+        lines.append(f"-- {first} minus the row{star}")
     for label, row in compared:
-        lines.append(line(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], sign="+"))
+        found = sure["difference"].get(label) if sure and label in rows else None
+        stars = ["*" if found[metric]["p"] < SURE else "" for metric in metrics] if found else ()
+        lines.append(line(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], "+", stars))
+    if sure and len(rows) > 1:
+        places = sorted(sure["rank"].items(), key=lambda item: item[1])
+        lines += ["-- mean rank over images and metrics", ", ".join(f"{label} {rank:.2f}" for label, rank in places)]
     return "\n".join([*lines, LINE])
-
-
-def ranks(rows: dict[str, dict[str, float]], metrics: list[str]) -> dict[str, dict[str, int]]:
-    """By label and metric 1 for the best and 2 for the second best, of the values as printed; 0 for the others.
-
-    A single row is compared with none and has no best value.
-    """
-    places = {label: dict.fromkeys(metrics, 0) for label in rows}
-    for metric in metrics if len(rows) > 1 else ():
-        sign = 1 if metric in LOWER_IS_BETTER else -1
-        values = {label: sign * round(row[metric], 2) for label, row in rows.items() if not math.isnan(row[metric])}
-        places_of = {value: place for place, value in enumerate(sorted(set(values.values()))[:2], start=1)}
-        for label, value in values.items():
-            places[label][metric] = places_of.get(value, 0)
-    return places
 
 
 def left_out_lines(left_out: dict[str, dict[str, list[str]]]) -> list[str]:
@@ -88,9 +96,12 @@ def escape_latex(text: str) -> str:
 def to_paste(summary: dict, latex: bool) -> str:
     """A table ready to paste, with a `summary` as for `write_results`: LaTeX with booktabs, or Markdown.
 
-    Best bold, second underlined, published rows apart; comments name the images that are left out of a mean.
+    Best bold, second underlined, where they are so by more than chance; rows of several seeds with their standard
+    deviation; published rows apart; comments name the images that are left out of a mean.
     """
-    metrics, rows, places = summary["metrics"], summary["mean"], ranks(summary["mean"], summary["metrics"])
+    metrics, rows, places = summary["metrics"], summary["mean"], summary["marks"]
+    plus_minus = r"$\pm$" if latex else "±"
+    plus_minus = r"$\pm$" if latex else "±"
     marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
 
     def escape(text: str) -> str:
@@ -100,13 +111,18 @@ def to_paste(summary: dict, latex: bool) -> str:
         cells = [escape(label), *cells]
         return " & ".join(cells) + r" \\" if latex else f"| {' | '.join(cells)} |"
 
-    def number(value: float | None, place: int = 0) -> str:
-        return "-" if value is None or math.isnan(value) else marks[place].format(f"{value:.2f}")
+    def number(value: float | None, place: int = 0, spread: float | None = None) -> str:
+        if value is None or math.isnan(value):
+            return "-"
+        after = "" if spread is None else f" {plus_minus} {spread:.2f}"
+        return marks[place].format(f"{value:.2f}") + after
 
     down = r"$\downarrow$" if latex else "↓"
     lines = [line(summary["dataset"], [escape(metric) + arrow(metric, down) for metric in metrics])]
     lines.append(r"\midrule" if latex else "| --- |" + " ---: |" * len(metrics))
-    lines += [line(label, [number(row[m], places[label][m]) for m in metrics]) for label, row in rows.items()]
+    for label, row in rows.items():
+        spread = summary["std"].get(label, {})
+        lines.append(line(label, [number(row[m], places[label][m], spread.get(m)) for m in metrics]))
     for source, block in summary["published"].items():
         head = escape(f"published: {source}")
         if latex:
@@ -129,13 +145,14 @@ def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, 
     ]
 
 
-def write_csv(path: Path, per_image: dict[str, dict[str, dict[str, float]]], metrics: list[str], stretch: str) -> None:
-    """Write {label: {image: {metric: value}}} as a row for each image of each network."""
+def write_csv(path: Path, per_image: dict[str, dict[str, dict[str, float]]], stretch: str) -> None:
+    """Write {label: {image: {metric: value}}} tidily: a row for each method, image and metric."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["network", "image", *metrics, "stretch"])
+    table.writerow(["method", "image", "metric", "value", "stretch"])
     for label, images in per_image.items():
-        table.writerows([label, name, *(row[metric] for metric in metrics), stretch] for name, row in images.items())
+        for image, values in images.items():
+            table.writerows([label, image, metric, value, stretch] for metric, value in values.items())
     write_file(path, text.getvalue())
 
 
@@ -150,11 +167,12 @@ def write_results(
     Args:
         folder: where to; every file is replaced as a whole.
         summary: JSON-ready facts of the run, with "dataset", "metrics", "stretch", "mean" {label: {metric: mean}},
-            "published" {source: rows like those of mean} and "left_out" {label: {metric: images}}.
+            "published" {source: rows like those of mean}, "left_out" {label: {metric: images}}, "std" {label: {metric:
+            deviation}} of rows that are of several seeds, and what `statistics` gives.
         per_image: {label: {image: {metric: value}}}.
         pictures: of some pairs, (H, W, 3) BGR uint8; comparison.png has them under each other.
     """
-    write_csv(folder / "metrics.csv", per_image, summary["metrics"], summary["stretch"])
+    write_csv(folder / "metrics.csv", per_image, summary["stretch"])
     write_file(folder / "table.tex", to_paste(summary, latex=True))
     write_file(folder / "table.md", to_paste(summary, latex=False))
     write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))

@@ -31,10 +31,11 @@ from utils.files import atomic_folder
 from utils.guides import open_guides
 from utils.guides.guidance import Guidance
 from utils.guides.text import open_text_encoder, text_use
+from utils.metrics import measure_all
 from utils.opencv import cv2
 from utils.process import pick_device, set_up_process
-from utils.results.evaluate import Evaluator, average_all, fuse_batch, sources_8bit
-from utils.results.statistics import column, holm, signed_rank
+from utils.results.evaluate import average_all, fuse_batch, sources_8bit
+from utils.results.statistics import column, holm, signed_rank, statistics
 from utils.results.table import PICTURE_PAIRS, left_out_lines, write_results
 
 OWN = "own text"
@@ -79,7 +80,7 @@ def text_study(
     default = {"default text": record.default} if record and record.default is not None else {}
     for_all = {"empty text": empty, **default, "the sentence": said}
 
-    evaluators: dict[str, Evaluator] = {}
+    per_image: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     changes: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     shown: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []  # the pairs that change most
     pairs = zip(DataLoader(dataset, batch_size=1, collate_fn=collate), variants(dataset, config.seed))
@@ -88,8 +89,8 @@ def text_study(
         for label, text in (texts | for_all).items():
             batch |= collate_features("text", [text])
             fused = fuse_batch([model], batch, device, guidances)[0, 0]
-            evaluator = evaluators.setdefault(label, Evaluator(config.test.metrics, device))
-            evaluator.add(name, to_8bit(fused, config.test.stretch), *sources)
+            results = [to_8bit(fused, config.test.stretch)]
+            (per_image[label][name],) = measure_all(results, *sources, config.test.metrics, device)
             if label == OWN:
                 own = fused
             else:
@@ -98,7 +99,6 @@ def text_study(
         shown.append((name, own, maps))
         shown = sorted(shown, key=lambda row: -np.mean([*row[2].values()]))[:PICTURE_PAIRS]
 
-    per_image = {label: evaluator.results for label, evaluator in evaluators.items()}
     (means, left_out), (change, _) = average_all(per_image), average_all(changes)
     summary = {
         "ckpt": config.ckpt,
@@ -111,9 +111,10 @@ def text_study(
         "left_out": left_out,
         "change": change,
         "p": p_values(per_image),
+        "std": {},
         "change_per_image": changes,
     }
-    write_results(folder, summary, per_image)
+    write_results(folder, summary | statistics(per_image, config.test.metrics), per_image)
     write_image(folder / "text_study.png", stack_rows([draw_maps(*row) for row in shown]))
     print(f"\nthe text study on {len(dataset)} pairs of {set_name}; the sentence: {sentence}\n")
     print("\n".join([study_table(summary), NOTES, *left_out_lines(left_out)]))
