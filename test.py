@@ -42,7 +42,7 @@ from utils.process import set_up_process
 from utils.results.cost import print_cost
 from utils.results.evaluate import Group, applicable, average_all, fuse_set, shared_folder
 from utils.results.figure import Figure
-from utils.results.methods import open_folders
+from utils.results.methods import label_of, open_folders
 from utils.results.report import Report, open_report
 from utils.results.sets import TestSet, folder_set, keep_others, stored_set
 from utils.results.statistics import pool_seeds, rank_changes, statistics
@@ -91,7 +91,7 @@ def main() -> None:
         others = [open_others(vars(args)["with"], config, test.task, device) for test, *_ in tests]
         pictures = []
         for test, used, model in () if args.overwrite else tests:
-            keep_others(test, used.ckpt or (model.label if model else ", ".join(args.fused)))
+            keep_others(test, used.ckpt or (model.label if model else label_of(args.fused[0])))
         for (test, used, model), of_test in zip(tests, others):
             beside = TableOptions(of_test, args.fused, args.sensitivity, report, figure)
             pictures.append(test_set(test, used, model, device, beside)[1])

@@ -135,11 +135,12 @@ def test_a_metric_is_a_column(prepared, tmp_path):
     output = script("test.py", *prepared, *MEAN, "test.metrics=[EN,MC]", "test.stretch=clamp", "--compare", "--report")
     assert re.search(r"\n +EN +MC\n", output)
     folder = tmp_path / "out" / "Toy"
-    rows = {row["image"]: row for row in csv.DictReader((folder / "metrics.csv").open()) if row["network"] == "mean"}
+    rows = [row for row in csv.DictReader((folder / "metrics.csv").open()) if row["method"] == "mean"]
+    values = {row["image"]: float(row["value"]) for row in rows if row["metric"] == "MC"}
     for name in ("b1", "b2"):
         fused = cv2.imread(str(folder / "Gray" / f"{name}.png"), -1).astype(float)
         expected = (fused.max() - fused.min()) / (fused.max() + fused.min())
-        assert float(rows[name]["MC"]) == pytest.approx(expected)
+        assert values[name] == pytest.approx(expected)
     script("train.py", *prepared, "train.epochs=1", "data.val=[Toy_test]", "train.val_every=1", "train.best=MC")
     assert "MC" in torch.load(only_run(tmp_path) / "model" / "best.pth", weights_only=True)["scores"]
     test_metrics.test_every_metric_has_a_literal_form()  # of ours alone

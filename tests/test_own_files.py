@@ -62,7 +62,7 @@ def test_results_are_measured_beside_rules(tmp_path, monkeypatch):
         assert re.search(rf"^{label} +\d\.\d\d +\d\.\d\d$", said, re.M), label
     with open("fused/metrics.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["network", "image", "EN", "Qabf", "stretch"] and len(rows) == 1 + 4 * 2
+    assert rows[0] == ["method", "image", "metric", "value", "stretch"] and len(rows) == 1 + 4 * 2 * 2
     assert cv2.imread("fused/1.png").shape[1] == 6 * 68  # A, B, and four results
     folders = [path.parent.name for path in sorted(Path("fused").glob("*/22.png"))]
     assert folders == ["0_mean", "1_max", "2_laplacian", "3_mertens"]

@@ -28,6 +28,8 @@ SUMMARY = {
     "mean": {"ours": {"EN": 7.001, "CE": 2.0}, "max": {"EN": 6.9, "CE": 1.0}, "mean": {"EN": 7.0, "CE": float("nan")}},
     "published": {"A & B~, Table 1": {"FILM": {"EN": 7.4}}},
     "left_out": {"mean": {"CE": ["a", "b"]}},
+    "marks": {"ours": {"EN": 1, "CE": 2}, "max": {"EN": 2, "CE": 1}, "mean": {"EN": 0, "CE": 0}},
+    "std": {"max": {"EN": 0.123, "CE": 0.2}},
 }
 
 # what a reader does; the title holds what came of it
@@ -133,8 +135,8 @@ def test_tables_to_paste():
 My\_set & EN & CE$\downarrow$ \\
 \midrule
 ours & \textbf{7.00} & \underline{2.00} \\
-max & \underline{6.90} & \textbf{1.00} \\
-mean & \textbf{7.00} & - \\
+max & \underline{6.90} $\pm$ 0.12 & \textbf{1.00} $\pm$ 0.20 \\
+mean & 7.00 & - \\
 \midrule
 \multicolumn{3}{l}{published: A \& B\textasciitilde{}, Table 1} \\
 FILM & 7.40 & - \\
@@ -148,8 +150,8 @@ FILM & 7.40 & - \\
         == """| My_set | EN | CE↓ |
 | --- | ---: | ---: |
 | ours | **7.00** | <u>2.00</u> |
-| max | <u>6.90</u> | **1.00** |
-| mean | **7.00** | - |
+| max | <u>6.90</u> ± 0.12 | **1.00** ± 0.20 |
+| mean | 7.00 | - |
 | published: A & B~, Table 1 | | |
 | FILM | 7.40 | - |
 <!-- left out of the mean CE of mean, undefined there: 2 (a, b) -->

@@ -63,8 +63,8 @@ def test_train_then_test(prepared, tmp_path):
     assert (above[0] != above[1])[:, :57].any() and (above[0] == above[1])[:, 57:].all()
     summary = json.loads((out / "metrics.json").read_text())
     rows = list(csv.DictReader((out / "metrics.csv").open()))
-    assert len(rows) == 5 * 2 and summary["stretch"] == rows[0]["stretch"] == "minmax"
-    per_image = [float(row["SF"]) for row in rows if row["network"] == "FILM"]
+    assert len(rows) == 5 * 2 * len(summary["metrics"]) and summary["stretch"] == rows[0]["stretch"] == "minmax"
+    per_image = [float(row["value"]) for row in rows if (row["method"], row["metric"]) == ("FILM", "SF")]
     assert summary["mean"]["FILM"]["SF"] == pytest.approx(np.mean(per_image))
 
     others = [*prepared, f"ckpt={folder}/model/last.pth", "test.stretch=clamp", "precision=bf16"]

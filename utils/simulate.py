@@ -146,7 +146,7 @@ def main(config: Config, words: list[str]) -> None:
 
 
 def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
-    """Write images, texts and at last the split file of a simulated set."""
+    """Write images, the photograph as their truth if the row has one, texts and at last the split file."""
     problems: list[str] = []
     names, images = read_names(real.names, problems), real.list_images(side)
     problems += [f"'{name}' has no image in {real.folder('Image') / side}" for name in names if name not in images]
@@ -156,10 +156,13 @@ def simulate_set(made: Source, real: Source, side: str, config: Config) -> None:
     for name in tqdm(names, desc=made.name, unit="pair", disable=None):
         gray, chroma = read_image(images[name][0])
         rng = np.random.default_rng([config.seed, *f"{made.dataset}/{name}".encode()])
-        pair = make_pair(colorize(to_8bit(as_unit(gray), "clamp"), chroma), rng)
+        photograph = colorize(to_8bit(as_unit(gray), "clamp"), chroma)
+        pair = make_pair(photograph, rng)
         needs_text = config.text.use not in ("default", "none")
         has_text = needs_text or real.text_file(side, name).is_file()
         paragraph = real.read_text(side, name) if has_text else ""
+        if made.truth:
+            write_image(made.image_file(made.truth, name), photograph)
         for made_side, image, sentence in zip((made.a, made.b), pair, sentences):
             write_image(made.image_file(made_side, name), image)
             if has_text:

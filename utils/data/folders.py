@@ -15,7 +15,7 @@ from utils.errors import InputError, shortened
 
 
 class FolderPairs(Dataset):
-    """The pairs of two folders, whole, with chroma and without features: samples as `PairDataset` gives them.
+    """The pairs of two folders, whole, with chroma and without features of their own: samples as of `PairDataset`.
 
     Args:
         a, b: the folders; images of equal names are a pair, or of names that differ by a beginning or an end that all
@@ -56,4 +56,6 @@ class FolderPairs(Dataset):
         if chroma is None:
             chroma = np.full((2, *gray_a.shape), NEUTRAL, np.uint8)
         images = {"image_a": as_unit(gray_a)[None], "image_b": as_unit(gray_b)[None], "chroma": chroma}
-        return {"name": self.samples[index][1]} | {key: torch.from_numpy(image) for key, image in images.items()}
+        given = {kind: feature.instead for kind, feature in self.features.items() if feature.instead is not None}
+        tensors = {key: torch.from_numpy(image) for key, image in images.items()}
+        return {"name": self.samples[index][1]} | tensors | given

@@ -1,18 +1,16 @@
 """Which names of two folders belong together: equal ones, or those that differ by what all names of a side have."""
 
 import re
-from itertools import takewhile
+from itertools import product, takewhile
 
 
 def match_names(one: list[str], other: list[str]) -> tuple[list[str], list[str]]:
     """Keys for two lists of names, such that equal keys belong together.
 
-    The names themselves; or, if more find a partner so, the names without the beginning and the end that all names of
-    a side have: IR1 and VIS1.
+    The names themselves; or, if more find a partner so, those of one side or of both without the beginning and the end
+    that all names of the side have: IR1 and VIS1.
     """
-    ways = [(one, other)]
-    if set(one) != set(other):
-        ways.append((cut(one), cut(other)))  # no other way of cutting pairs other names
+    ways = product((one, cut(one)), (other, cut(other)))
     return min(ways, key=lambda way: len(set(way[0]) ^ set(way[1])))
 
 

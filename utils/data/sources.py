@@ -34,6 +34,7 @@ class Row:
     b: str
     color: list[str]  # those of a and b whose colour a result gets
     maps: dict[str, str] = field(default_factory=dict)  # further gray images of each pair, for losses: {name: side}
+    truth: str | None = None  # the side of what a result should be, where somebody knows: tables compare with it
 
 
 @dataclass
@@ -140,6 +141,7 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
         raise InputError(f"{config.data.datasets} has no dataset '{dataset}'; {nearest(dataset, table)}")
     where = f"the row {dataset} of {config.data.datasets}"
     row = checked(Row, table[dataset], where)
+    row.maps |= {"truth": row.truth} if row.truth else {}
     sides = [row.a, row.b, *row.maps.values()]
     if row.a == row.b or any(side.count("*") > 1 for side in sides):
         raise InputError(f"{where} must name different folders, or files with one * for the name: {', '.join(sides)}")

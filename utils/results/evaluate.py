@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,8 +163,8 @@ def fuse_set(
     """Fuse one set and write the results of the first network, <folder>/Gray/<name>.png and RGB/<name>.png.
 
     Args:
-        groups: the first one's dataset has chroma, and the map "truth" if the set has a truth.
-        folders: results of other methods.
+        groups: the first one's dataset has chroma, and the map "truth" if the set has a truth; the last one has rules.
+        folders: results of other methods; they come before the rules.
         folder: where to.
         show: called for each pair with its place in the set and, by label, A, B, the first result, that in colour, and
             the others.
@@ -178,7 +179,9 @@ def fuse_set(
         InputError: a damaged sample or image, NaN, not enough memory, or an image that cannot be written.
     """
     dataset, has_network = groups[0].dataset, bool(groups[0].networks)
-    labels = [*(label for group in groups for label in group.networks), *(method.label for method in folders)]
+    *tested, rules = groups
+    labels = [label for group in tested for label in group.networks]
+    labels += [*(method.label for method in folders), *rules.networks]
     measured = {stretch: {label: {} for label in labels} for stretch in [options.stretch, *stretches]}
     pictures: dict[int, np.ndarray] = {}
 
@@ -207,10 +210,11 @@ def fuse_set(
             batch = fused_by_groups[0][0]
             image, sources = batch["name"][0], sources_8bit(batch)
             truth = image_8bit(batch, "truth") if "truth" in batch else None
-            outputs = [output for _, of_group in fused_by_groups for output in of_group]
+            *outputs, of_rules = (of_group for _, of_group in fused_by_groups)
             read = [method.read(image, sources[0].shape) for method in folders]
             for stretch, per_image in measured.items():
-                fused = [*(to_8bit(output, stretch) for output in outputs), *read]
+                fused = [to_8bit(output, stretch) for output in chain(*outputs)]
+                fused += [*read, *(to_8bit(output, stretch) for output in of_rules)]
                 if stretch == options.stretch:
                     written.append(pool.submit(save, index, image, sources, fused, batch["chroma"][0].numpy()))
                 for label, row in zip(labels, measure_all(fused, *sources, options.metrics, device, truth)):

@@ -36,10 +36,17 @@ class FusedFolder(NamedTuple):
         return image
 
 
+def label_of(word: str) -> str:
+    """The label of a word of --fused, "LABEL=FOLDER" or a folder that is called like its method."""
+    label, equals, path = word.rpartition("=")
+    return label if equals else Path(path).name
+
+
 def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
-    """The methods of --fused, "LABEL=FOLDER" or a folder that is called like its method.
+    """The methods of --fused.
 
     Args:
+        words: see `label_of`.
         names: of the pairs; an image belongs to the pair of its name, or of a name that differs by a beginning or an
             end that all images of the folder have.
 
@@ -48,8 +55,7 @@ def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
     """
     folders: dict[str, FusedFolder] = {}
     for word in words:
-        label, equals, path = word.rpartition("=")
-        folder, label = Path(path), label if equals else Path(path).name
+        folder, label = Path(word.rpartition("=")[2]), label_of(word)
         if label in folders:
             raise InputError(f"two of --fused are called {label}; give them names: --fused NAME=FOLDER")
         images = list_images(folder)
