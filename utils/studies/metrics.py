@@ -55,7 +55,8 @@ simulated: mean over the pairs of Spearman's rank correlation over the methods, 
   all: mean of the three, low and high its 95 % interval by the bootstrap; Kendall: the same of Kendall's tau; truth's
   place: where the metric puts the photograph itself among the methods, 1 the best
 others: mean change against the network's result in standard deviations of the metric over the pairs, + for better also
-  where lower is better; bold: the metric rewards the damage, p < {SURE} (signed rank, Holm)"""
+  where lower is better; bold: the metric rewards the damage, p < {SURE} (signed rank, Holm)
+pairs and methods for which a metric has no value, or has the same for all, are left out of its numbers"""
 
 
 def main() -> None:
@@ -63,13 +64,14 @@ def main() -> None:
     if args.number < 2 or not (args.words or config.data.test):
         raise InputError("name photographs, e.g. RoadScene_test, or data.test=[Lytro_test]; --number is 2 or more")
     set_up_process(config.precision)
-    photos = [path for word in args.words for path in photographs(word, config)]
-    jobs = {
-        f"{task}, simulated": (task, simulated(task, spread(photos, args.number), config.seed)) for task in SIMULATORS
-    }
-    jobs = jobs if photos else {}
+    jobs: dict[str, tuple[str, Iterable[Pair]]] = {}
+    photos = spread([path for word in args.words for path in photographs(word, config)], args.number)
+    for task in SIMULATORS if photos else ():
+        jobs[f"{task}, simulated"] = task, simulated(task, photos, config.seed)
     for name in config.data.test:
-        jobs[name] = find_set(config, "data.test", name).task, real(spread(set_files(name, config), args.number))
+        files = spread(set_files(name, config), args.number)
+        pairs = ((pair, *map(smaller, read_pair(a, b, None)), None) for pair, a, b in files)
+        jobs[name] = find_set(config, "data.test", name).task, pairs
     found, tables = {}, []
     for title, (task, pairs) in jobs.items():
         rows = measure_methods(task, pairs, config, args.overrides)
@@ -112,12 +114,6 @@ def smaller(picture: Picture) -> Picture:
     """A picture with no side longer than SIDE."""
     scale = min(1, SIDE / max(picture.gray.shape))
     return resized(picture, tuple(round(scale * side) for side in picture.gray.shape))
-
-
-def real(files: list[tuple[str, Path, Path]]) -> Iterator[Pair]:
-    """The pairs of `set_files`."""
-    for name, a, b in files:
-        yield name, *map(smaller, read_pair(a, b, None)), None
 
 
 def simulated(task: str, photos: list[Path], seed: int) -> Iterator[Pair]:
@@ -172,7 +168,7 @@ def agreement(rows: dict[str, Values]) -> dict[str, dict[str, float]]:
                 taus.append([kendalltau(values[known], each[known]).statistic for each in true])
         if rhos:
             low, high = interval(np.mean(rhos, axis=1))
-            place = rankdata(-goodness(rows, metric), axis=1, nan_policy="omit")[:, [*rows].index(TRUTH)]
+            place = rankdata(-goodness(rows, metric), "min", axis=1, nan_policy="omit")[:, [*rows].index(TRUTH)]
             of = dict(zip((name.removesuffix("_truth") for name in TRUTH_METRICS), np.mean(rhos, axis=0)))
             of |= {"all": np.mean(rhos), "low": low, "high": high, "Kendall": np.mean(taus)}
             found[metric] = of | {"truth's place": np.nanmean(place)}
@@ -182,13 +178,15 @@ def agreement(rows: dict[str, Values]) -> dict[str, dict[str, float]]:
 def attacks(rows: dict[str, Values]) -> tuple[dict[str, dict[str, float]], set[tuple[str, str]]]:
     """How each metric changes under ATTACKS, {metric: {attack: change}}, and where it surely rewards one; see NOTES."""
     first, found, sure = next(iter(rows)), {}, set()
+    others = [label for label in ATTACKS if label != first]  # the network may be a rule
     metrics = list(next(iter(rows[first].values())))
-    changes = differences({label: rows[label] for label in (first, *ATTACKS)}, metrics)
+    changes = differences({label: rows[label] for label in (first, *others)}, metrics)
     for metric in metrics:
         values, sign = column(rows, first, metric), -1 if metric in LOWER_IS_BETTER else 1
-        unit = values[np.isfinite(values)].std() or np.nan
-        found[metric] = {label: sign * changes[label][metric].mean / unit for label in ATTACKS}
-        sure |= {(metric, k) for k, change in found[metric].items() if change > 0 and changes[k][metric].p < SURE}
+        unit = values[np.isfinite(values)].std() if np.isfinite(values).any() else 0
+        if unit > 0:
+            found[metric] = {label: sign * changes[label][metric].mean / unit for label in others}
+            sure |= {(metric, k) for k, change in found[metric].items() if change > 0 and changes[k][metric].p < SURE}
     return found, sure
 
 
