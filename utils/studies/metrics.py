@@ -13,7 +13,7 @@ metrics_study.md, and all values, metrics_study.json.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +33,14 @@ from utils.own.fit import Picture, read_pair, read_picture, resized
 from utils.own.fuse import Fuser
 from utils.own.pairing import OwnPair
 from utils.process import pick_device, set_up_process
-from utils.results.evaluate import applicable
+from utils.results.evaluate import applicable, average_all
 from utils.results.statistics import SURE, Values, column, differences, interval
 from utils.simulate import SIMULATORS
 
 SIDE = 288  # pixels; longer images are made smaller
 TRUTH = "truth"
 WORDS = "photographs: folders, or sets whose images B they are; and keys of the config, e.g. data.test=[Lytro_test]"
-NUMBER = {"metavar": "N", "type": int, "default": 15, "help": "pairs of a table, evenly spread; 15"}
+NUMBER = {"metavar": "N", "type": int, "default": 12, "help": "pairs of a table, evenly spread; 12"}
 Pair = tuple[str, Picture, Picture, np.ndarray | None]  # name, A, B, and the truth (H, W) uint8 where it is known
 DAMAGE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {  # (H, W) in [0, 1], clamped afterwards
     "blurred": lambda x, rng: cv2.GaussianBlur(x, (0, 0), 1),
@@ -52,8 +52,8 @@ DAMAGE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {  
 ATTACKS = [*DAMAGE, "mean", "max", "source A", "source B"]
 NOTES = f"""
 simulated: mean over the pairs of Spearman's rank correlation over the methods, + for good also where lower is better;
-  all: mean of the three, low and high its 95 % interval by the bootstrap; Kendall: the same of Kendall's tau; truth's
-  place: where the metric puts the photograph itself among the methods, 1 the best
+  all: mean of the three, low and high its 95 % interval by the bootstrap; Kendall: the same of Kendall's tau;
+  undamaged: all, without damaged results; truth's place: that of the photograph itself among the methods, 1 the best
 others: mean change against the network's result in standard deviations of the metric over the pairs, + for better also
   where lower is better; bold: the metric rewards the damage, p < {SURE} (signed rank, Holm)
 pairs and methods for which a metric has no value, or has the same for all, are left out of its numbers"""
@@ -79,6 +79,10 @@ def main() -> None:
         title = f"{title}, {len(rows['mean'])} pairs"
         found[title] = {"study": study, "per_image": rows}
         tables.append(table(title, study, sure))
+        if TRUTH in rows:
+            means = average_all(rows)[0]
+            means = {label: {name: of[name] for name in TRUTH_METRICS} for label, of in means.items()}
+            tables.append(table(title, means, digits=3))
     text, folder = "\n\n".join(tables), Path(config.test.output)
     write_file(folder / "metrics_study.md", f"{text}\n")
     write_file(folder / "metrics_study.json", to_json(found, indent=1))
@@ -152,25 +156,29 @@ def goodness(rows: dict[str, Values], metric: str) -> np.ndarray:
     return np.stack([column(rows, k, metric) for k in rows], axis=1) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
-def agreement(rows: dict[str, Values]) -> dict[str, dict[str, float]]:
-    """How far each metric agrees with the truth: {metric: {column: value}}, the best first; see NOTES.
+def correlations(rows: dict[str, Values], metric: str, rank: Callable) -> np.ndarray:
+    """The rank correlation of a metric with each of TRUTH_METRICS over the methods, (pairs, 3); see NOTES."""
+    truths, found = [goodness(rows, name) for name in TRUTH_METRICS], []
+    for values, *true in zip(goodness(rows, metric), *truths):
+        known = ~np.isnan(values)
+        if len(set(values[known])) > 1:
+            found.append([rank(values[known], each[known]).statistic for each in true])
+    return np.array(found)
 
-    Methods for which a metric is undefined do not count, nor do pairs where it is the same for all.
-    """
+
+def agreement(rows: dict[str, Values]) -> dict[str, dict[str, float]]:
+    """How far each metric agrees with the truth: {metric: {column: value}}, the best first; see NOTES."""
     methods, found = {label: values for label, values in rows.items() if label != TRUTH}, {}
-    truths = [goodness(methods, name) for name in TRUTH_METRICS]
+    undamaged = {label: values for label, values in methods.items() if label not in DAMAGE}
     for metric in next(iter(next(iter(rows.values())).values())):
-        rhos, taus = [], []
-        for values, *true in zip(goodness(methods, metric), *truths):
-            known = ~np.isnan(values)
-            if len(set(values[known])) > 1:
-                rhos.append([spearmanr(values[known], each[known]).statistic for each in true])
-                taus.append([kendalltau(values[known], each[known]).statistic for each in true])
-        if rhos:
-            low, high = interval(np.mean(rhos, axis=1))
+        rhos = correlations(methods, metric, spearmanr)
+        if len(rhos):
+            low, high = interval(rhos.mean(axis=1))
             place = rankdata(-goodness(rows, metric), "min", axis=1, nan_policy="omit")[:, [*rows].index(TRUTH)]
-            of = dict(zip((name.removesuffix("_truth") for name in TRUTH_METRICS), np.mean(rhos, axis=0)))
-            of |= {"all": np.mean(rhos), "low": low, "high": high, "Kendall": np.mean(taus)}
+            of = dict(zip((name.removesuffix("_truth") for name in TRUTH_METRICS), rhos.mean(axis=0)))
+            of |= {"all": rhos.mean(), "low": low, "high": high}
+            of["Kendall"] = correlations(methods, metric, kendalltau).mean()
+            of["undamaged"] = np.nanmean(correlations(undamaged, metric, spearmanr))
             found[metric] = of | {"truth's place": np.nanmean(place)}
     return dict(sorted(found.items(), key=lambda row: -row[1]["all"]))
 
@@ -190,14 +198,15 @@ def attacks(rows: dict[str, Values]) -> tuple[dict[str, dict[str, float]], set[t
     return found, sure
 
 
-def table(title: str, study: dict[str, dict[str, float]], bold: set[tuple[str, str]]) -> str:
-    """{row: {column: value}} in Markdown, its columns wide enough to be read on a terminal."""
-    lines = [[title, *next(iter(study.values()))]]
-    lines.append(["---", *["---:"] * len(lines[0][1:])])
-    for row, of in study.items():
-        lines.append(
-            [row, *(f"**{value:.2f}**" if (row, key) in bold else f"{value:.2f}" for key, value in of.items())]
-        )
+def table(title: str, study: dict[str, dict[str, float]], bold: Set = frozenset(), digits: int = 2) -> str:
+    """{row: {column: value}} in Markdown, wide enough for a terminal; the cells (row, column) of `bold` are bold."""
+
+    def cell(row: str, key: str, value: float) -> str:
+        return f"**{value:.{digits}f}**" if (row, key) in bold else f"{value:.{digits}f}"
+
+    columns = [*next(iter(study.values()))]
+    lines = [[title, *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[row, *(cell(row, key, value) for key, value in of.items())] for row, of in study.items()]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths))} |" for line in lines)
 
