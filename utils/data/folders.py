@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from utils.data.features import features_of
 from utils.data.images import NEUTRAL, as_unit, list_images, merge_chroma, open_images
-from utils.data.matching import match_names
+from utils.data.matching import match_files
 from utils.data.pairs import StoredFeature
 from utils.errors import InputError, shortened
 
@@ -18,8 +18,7 @@ class FolderPairs(Dataset):
     """The pairs of two folders, whole, with chroma and without features of their own: samples as of `PairDataset`.
 
     Args:
-        a, b: the folders; images of equal names are a pair, or of names that differ by a beginning or an end that all
-            of a folder have.
+        a, b: the folders; `match_files` pairs their images.
         inputs: what a network takes beside the images.
 
     Raises:
@@ -27,23 +26,14 @@ class FolderPairs(Dataset):
     """
 
     def __init__(self, a: Path, b: Path, inputs: Sequence[str] = ()):
-        found = [list_images(side) for side in (a, b)]
-        keys = match_names(*map(list, found))
-        (of_a, of_b) = (dict(zip(names, files.values())) for names, files in zip(keys, found))
-        alone = [
-            path.name
-            for key in {*of_a, *of_b}
-            for path in (*of_a.get(key, ()), *of_b.get(key, ()))
-            if len(of_a.get(key, ())) != 1 or len(of_b.get(key, ())) != 1
-        ]
-        if alone or not of_a:
+        pairs, alone = match_files(list_images(a), list_images(b))
+        if alone or not pairs:
             raise InputError(
                 f"each image of {a} and {b} needs one partner of its name; without: "
-                f"{shortened(sorted(alone)) or 'no images at all'}"
+                f"{shortened([path.name for path in alone]) or 'no images at all'}"
             )
         self.path = f"{a}+{b}"
-        self.samples = [(self.path, name) for name in found[0]]
-        self.files = [(of_a[key][0], of_b[key][0]) for key in keys[0]]
+        self.samples, self.files = [(self.path, name) for name in pairs], list(pairs.values())
         self.features = {each.name: StoredFeature(lacking=self.path) for each in features_of(inputs)}
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.data.images import list_images
-from utils.data.matching import match_names
+from utils.data.matching import match_files
 from utils.errors import InputError, shortened
 from utils.files import plain_name
 
@@ -50,22 +50,17 @@ def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
         example = f'"{a}/*_ir.png" "{a}/*_vis.png"'
         raise InputError(f"which images of {a} are A and which B? Give two patterns, e.g. {example}, or a table")
     images = [list_images(side) if side.is_dir() else list_images(side.parent, side.name) for side in (a, b)]
-    keys_a, keys_b = list(images[0]), list(images[1])
-    if a.is_dir() and b.is_dir():
-        keys_a, keys_b = match_names(keys_a, keys_b)
-    found_a, found_b = dict(zip(keys_a, images[0].values())), dict(zip(keys_b, images[1].values()))
-    alone = found_a.keys() ^ found_b.keys()
-    alone |= {key for found in (found_a, found_b) for key, paths in found.items() if len(paths) > 1}
-    if alone or not found_a:
-        files = [path.name for found in (found_a, found_b) for key in sorted(alone) for path in found.get(key, ())]
+    folders = a.is_dir() and b.is_dir()
+    found, alone = match_files(*images, cutting=folders)
+    if alone or not found:
         raise InputError(
             f"the images of {a} and {b} cannot be paired: each needs one partner of the same name, or of a name that "
             "differs by a beginning or an end that all of its side have (* is the name in a pattern). Without: "
-            f"{shortened(files) or 'no images at all'}. Otherwise list the pairs in a table, pairs.csv"
+            f"{shortened([path.name for path in alone]) or 'no images at all'}. Otherwise list the pairs in a table, "
+            "pairs.csv"
         )
-    names = {key: key or paths[0].stem for key, paths in found_a.items()}
-    pairs = [OwnPair(name, *found_a[key], *found_b[key], out / f"{name}.png") for key, name in names.items()]
-    if keys_a != list(images[0]) or keys_b != list(images[1]):
+    pairs = [OwnPair(name, *files, out / f"{name}.png") for name, files in found.items()]
+    if folders and any(path.stem != pair.name for pair in pairs for path in (pair.a, pair.b)):
         print(f"paired by the middle of their names, e.g. {pairs[0].a.name} + {pairs[0].b.name}; --list shows all")
     return pairs
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.data.images import list_images, read_image
-from utils.data.matching import match_names
+from utils.data.matching import match_files
 from utils.errors import InputError, shortened
 
 
@@ -47,8 +47,7 @@ def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
 
     Args:
         words: see `label_of`.
-        names: of the pairs; an image belongs to the pair of its name, or of a name that differs by a beginning or an
-            end that all images of the folder have.
+        names: of the pairs; `match_files` finds their images.
 
     Raises:
         InputError: a folder without images, pairs without a result, two images or methods of one name.
@@ -61,18 +60,15 @@ def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
         images = list_images(folder)
         if not images:
             raise InputError(f"--fused {word}: there are no images in {folder}")
-        keys, found_keys = match_names(names, list(images))
-        found = dict(zip(found_keys, images.values()))
-        lacking = [name for name, key in zip(names, keys) if key not in found]
+        pairs, _ = match_files({name: [name] for name in names}, images)
+        files = dict(pairs.values())
+        lacking = [name for name in names if name not in files]
         if lacking:
             raise InputError(
-                f"{folder} lacks the results of {len(lacking)} of {len(names)} pairs ({shortened(lacking)}); every "
-                "method of a table must have all"
+                f"{folder} lacks the results of {len(lacking)} of {len(names)} pairs, or has two images of one name "
+                f"({shortened(lacking)}); every method of a table must have one of each pair"
             )
-        twice = [found[key][1].name for key in keys if len(found[key]) > 1]
-        if twice:
-            raise InputError(f"{folder} has two images of one name ({shortened(twice)}); leave one")
         if len(images) > len(names):
             print(f"{label}: {len(images) - len(names)} images of {folder} belong to no pair and are left out")
-        folders[label] = FusedFolder(label, {name: found[key][0] for name, key in zip(names, keys)})
+        folders[label] = FusedFolder(label, files)
     return list(folders.values())
