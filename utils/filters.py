@@ -1,6 +1,7 @@
 """Filters that the losses and the metrics share, on maps (N, C, H, W) of any device and dtype; and gray levels."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,29 +69,23 @@ def local_moments(sources: Tensor, fused: Tensor, window: list[float]) -> tuple[
     return (of_s, square_s - of_s**2), (of_f, square_f - of_f**2), product - of_s * of_f
 
 
-def sobel(x: Tensor, border: str = "constant") -> tuple[Tensor, Tensor]:
+def sobel(x: Tensor, border: str = "constant", centre: int = 2) -> tuple[Tensor, Tensor]:
     """Sobel derivatives of every channel of (N, C, H, W), any range, not normalised: a step of 1 gives 4.
 
     Args:
         border: what is outside, a mode of `F.pad`: "constant" (zeros), "replicate" or "reflect".
+        centre: the middle one of the weights, 1 2 1.
 
     Returns:
-        The right column less the left one, and the upper row less the lower one, weighted 1 2 1: (N, C, H, W) each.
+        The right column less the left one, and the upper row less the lower one, so weighted: (N, C, H, W) each.
     """
-    return derivatives(x, 2, border)
-
-
-def prewitt(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `sobel`, weighted 1 1 1, with a border of zeros."""
-    return derivatives(x, 1)
-
-
-def derivatives(x: Tensor, centre: int, border: str = "constant") -> tuple[Tensor, Tensor]:
-    """As `sobel`, weighted 1 `centre` 1."""
     x = F.pad(x, (1, 1, 1, 1), mode=border)
     down = x[..., :-2, :] + centre * x[..., 1:-1, :] + x[..., 2:, :]  # [1 centre 1] along the columns
     across = x[..., :-2] + centre * x[..., 1:-1] + x[..., 2:]
     return down[..., 2:] - down[..., :-2], across[..., :-2, :] - across[..., 2:, :]
+
+
+prewitt = partial(sobel, centre=1)  # weighted 1 1 1
 
 
 def count_levels(levels: Tensor, size: int) -> Tensor:

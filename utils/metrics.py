@@ -33,16 +33,7 @@ from torch import Tensor
 
 from utils.data.images import as_unit, open_images, to_8bit
 from utils.errors import InputError, enough_memory
-from utils.filters import (
-    Moments,
-    count_levels,
-    filter_windows,
-    gaussian_window,
-    local_moments,
-    prewitt,
-    rank_levels,
-    sobel,
-)
+from utils.filters import count_levels, filter_windows, gaussian_window, local_moments, prewitt, rank_levels, sobel
 from utils.registry import nearest_or_broken
 from utils.targets import kept_contrast
 
@@ -257,20 +248,19 @@ def structural_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Te
         return fused.new_full((len(fused),), math.nan)
     sources, target, offset = _centred(*_layers(fused, image_a, image_b))
     window = [1 / SSIM_WINDOW] * SSIM_WINDOW
-    luminance, structure = _similarities(*local_moments(sources, target, window), offset, SSIM_WINDOW**2)
+    luminance, structure = _similarities(sources, target, offset, window, SSIM_WINDOW**2)
     return (luminance * structure).mean(dim=(2, 3)).sum(dim=0)
 
 
 def _similarities(
-    source: Moments, fused: Moments, covariance: Tensor, offset: Tensor, sample: float = math.inf
+    sources: Tensor, fused: Tensor, offset: Tensor, window: list[float], sample: float = math.inf
 ) -> tuple[Tensor, Tensor]:
-    """The two maps of SSIM: luminance; contrast and structure.
+    """The two maps of SSIM of `_centred` images: luminance; contrast and structure.
 
     Args:
-        source, fused, covariance: as `local_moments` gives them, of images less `offset`.
         sample: pixels of a window, for the sample's variance; infinite for the population's.
     """
-    (mean_s, variance_s), (mean_f, variance_f) = source, fused
+    (mean_s, variance_s), (mean_f, variance_f), covariance = local_moments(sources, fused, window)
     mean_s, mean_f, unbiased = mean_s + offset, mean_f + offset, 1 / (1 - 1 / sample)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     luminance = (2 * mean_s * mean_f + c1) / (mean_s**2 + mean_f**2 + c1)
@@ -292,8 +282,7 @@ def multi_scale_similarity(fused: Tensor, image_a: Tensor, image_b: Tensor) -> T
     for scale, weight in enumerate(MSSSIM_WEIGHTS):
         if scale:
             sources, target = F.avg_pool2d(sources, 2), F.avg_pool2d(target, 2)
-        of_source, of_target, covariance = local_moments(sources, target, gaussian_window(11, 1.5))
-        luminance, similarity = _similarities(of_source, of_target, covariance, offset)
+        luminance, similarity = _similarities(sources, target, offset, gaussian_window(11, 1.5))
         if scale == len(MSSSIM_WEIGHTS) - 1:
             similarity = luminance * similarity
         product = product * similarity.mean(dim=(2, 3)).clamp(min=0) ** weight
