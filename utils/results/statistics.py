@@ -1,32 +1,40 @@
 """How sure a table's numbers are: intervals of means, paired differences, ranks. Seeded: twice the same."""
 
 import math
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
+from utils.files import to_json
 from utils.metrics import LOWER_IS_BETTER
 
 RESAMPLES = 2000  # of the images of a set, for the bootstrap
 SURE = 0.05  # a difference counts from this p on
+ALIKE = {"seed", "name", "ckpt", "device", "test", "exp", "resume", "num_workers"}  # keys that make no other method
 
 Values = dict[str, dict[str, float]]  # {image: {metric: value}}
 
 
-@dataclass
-class Difference:
-    """The mean of a row less that of the first row, over the images where both have a value."""
+def sign(metric: str) -> int:
+    """What makes a metric one where higher is better."""
+    return -1 if metric in LOWER_IS_BETTER else 1
 
-    mean: float
-    low: float  # 95 % interval of the mean, by the bootstrap
-    high: float
-    p: float  # two-sided signed-rank test (Wilcoxon), times Holm's factor for the rows of the table
+
+def column(rows: dict[str, Values], label: str, metric: str) -> np.ndarray:
+    """The values of all images of a row, NaN or inf where the metric has none."""
+    return np.array([values[metric] for values in rows[label].values()])
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of those that are defined, NaN if none is."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of n values, by the percentiles of RESAMPLES bootstrap means; NaN for one or none."""
+    """95 % interval of `mean`, by the percentiles of RESAMPLES bootstrap means; NaN for one value or none."""
+    values = values[np.isfinite(values)]
     if len(values) < 2:
         return math.nan, math.nan
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
@@ -52,90 +60,31 @@ def holm(p: list[float]) -> list[float]:
     return corrected
 
 
-def column(rows: dict[str, Values], label: str, metric: str) -> np.ndarray:
-    """The values of all images of a row, NaN or inf where the metric has none."""
-    return np.array([values[metric] for values in rows[label].values()])
-
-
-def intervals(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    """The interval of each mean, {label: {metric: (low, high)}}."""
-    found = {label: {metric: column(rows, label, metric) for metric in metrics} for label in rows}
-    return {k: {metric: interval(x[np.isfinite(x)]) for metric, x in of.items()} for k, of in found.items()}
-
-
-def differences(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, Difference]]:
-    """Each further row against the first, {label: {metric: Difference}}."""
-    first, *others = rows
-    table: dict[str, dict[str, Difference]] = {label: {} for label in others}
-    for metric in metrics:
-        pairs = [column(rows, label, metric) - column(rows, first, metric) for label in others]
-        for label, x, p in zip(others, pairs, holm([signed_rank(x) for x in pairs])):
-            x = x[np.isfinite(x)]
-            table[label][metric] = Difference(float(x.mean()) if len(x) else math.nan, *interval(x), p)
-    return table
-
-
 def statistics(rows: dict[str, Values], metrics: list[str]) -> dict:
-    """All of the above and below of a table, JSON-ready: "interval", "difference", "marks" and "rank"."""
-    compared = differences(rows, metrics) if len(rows) > 1 else {}
+    """What a table says beside its means, JSON-ready: "interval", "difference", "marks" and "rank"."""
     return {
-        "interval": intervals(rows, metrics),
-        "difference": {
-            label: {metric: asdict(each) for metric, each in row.items()} for label, row in compared.items()
-        },
+        "interval": {label: {metric: interval(column(rows, label, metric)) for metric in metrics} for label in rows},
+        "difference": differences(rows, metrics),
         "marks": marks(rows, metrics),
         "rank": mean_ranks(rows, metrics),
     }
 
 
-def rank_changes(by_stretch: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """A line for each rank by means that depends on how results become 8 bit, {stretch: {label: {metric: mean}}}."""
-    lines, (usual, *_) = [], by_stretch
-    for metric in next(iter(by_stretch[usual].values())):
-        sign = 1 if metric in LOWER_IS_BETTER else -1
-        places = {
-            stretch: dict(
-                zip(means, rankdata([sign * row[metric] for row in means.values()], method="min").astype(int))
-            )
-            for stretch, means in by_stretch.items()
-        }
-        for label, place in places[usual].items():
-            others = [f"{of[label]} by {stretch}" for stretch, of in places.items() if of[label] != place]
-            if others:
-                lines.append(f"{metric}: {label} is {place} by {usual}, and {', '.join(others)}")
-    return (
-        ["-- ranks that change with the way to 8 bit", *lines] if lines else ["no rank changes with the way to 8 bit"]
-    )
-
-
-def pool_seeds(rows: dict[str, Values], runs: list[list[str]]) -> tuple[dict[str, Values], dict[str, dict[str, float]]]:
-    """Rows of runs that differ by their seed alone as one row.
-
-    Args:
-        runs: the labels of each such group.
+def differences(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Each further row less the first, over the images where both have a value.
 
     Returns:
-        The rows, with the mean over the runs of each image and metric in place of a group's first row, and by its label
-        the standard deviation of the runs' means.
+        {label: {metric: {"mean", "low", "high", "p"}}}: the mean and its `interval`, and p of `signed_rank`, corrected
+        for the rows of the table.
     """
-    pooled, spread, first = dict(rows), {}, {labels[0]: labels for labels in runs if len(labels) > 1}
-    for labels in first.values():
-        for label in labels:
-            del pooled[label]
-    table: dict[str, Values] = {}
-    for label in rows:
-        if label in first:
-            metrics = next(iter(rows[label].values()))
-            found = {metric: np.array([column(rows, run, metric) for run in first[label]]) for metric in metrics}
-            new = f"{label} ({len(first[label])} seeds)"
-            table[new] = {
-                image: {metric: float(x[:, i].mean()) for metric, x in found.items()}
-                for i, image in enumerate(rows[label])
-            }
-            spread[new] = {metric: float(x.mean(axis=1).std(ddof=1)) for metric, x in found.items()}
-        elif label in pooled:
-            table[label] = rows[label]
-    return table, spread
+    first, *others = rows
+    table: dict[str, dict] = {label: {} for label in others}
+    for metric in metrics:
+        found = [column(rows, label, metric) - column(rows, first, metric) for label in others]
+        for label, x, p in zip(others, found, holm([signed_rank(x) for x in found])):
+            low, high = interval(x)
+            table[label][metric] = {"mean": mean(x), "low": low, "high": high, "p": p}
+    return table
 
 
 def marks(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, int]]:
@@ -146,10 +95,9 @@ def marks(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, in
     """
     places = {label: dict.fromkeys(metrics, 0) for label in rows}
     for metric in metrics:
-        sign = 1 if metric in LOWER_IS_BETTER else -1
-        found = {label: column(rows, label, metric) for label in rows}
-        means = {k: sign * x[np.isfinite(x)].mean() for k, x in found.items() if np.isfinite(x).any()}
-        order = sorted(means, key=means.get)
+        found = {label: sign(metric) * column(rows, label, metric) for label in rows}
+        means = {label: mean(x) for label, x in found.items() if np.isfinite(x).any()}
+        order = sorted(means, key=means.get, reverse=True)
         for place, (label, following) in enumerate(pairwise(order[:3]), start=1):
             if signed_rank(found[label] - found[following]) > SURE:
                 break
@@ -159,11 +107,49 @@ def marks(rows: dict[str, Values], metrics: list[str]) -> dict[str, dict[str, in
 
 def mean_ranks(rows: dict[str, Values], metrics: list[str]) -> dict[str, float]:
     """By label the mean over images and metrics of a row's place among all rows, 1 the best; ties share places."""
-    labels = list(rows)
-    found = np.array(
-        [[column(rows, label, metric) for metric in metrics] for label in labels]
-    )  # (rows, metrics, images)
-    sign = np.array([1 if metric in LOWER_IS_BETTER else -1 for metric in metrics])[:, None]
-    defined = np.isfinite(found).all(axis=0)
-    ranks = rankdata(sign * found, axis=0)[:, defined]
-    return dict(zip(labels, ranks.mean(axis=1).tolist()))
+    found = np.array([[sign(metric) * column(rows, label, metric) for metric in metrics] for label in rows])
+    defined = np.isfinite(found).all(axis=0)  # (metrics, images)
+    return dict(zip(rows, rankdata(-found, axis=0)[:, defined].mean(axis=1).tolist()))
+
+
+def rank_changes(by_stretch: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """A line for each rank by means that depends on how results become 8 bit, {stretch: {label: {metric: mean}}}."""
+    lines, (usual, *_) = [], by_stretch
+    for metric in next(iter(by_stretch[usual].values())):
+        places = {
+            stretch: rankdata([-sign(metric) * row[metric] for row in means.values()], method="min").astype(int)
+            for stretch, means in by_stretch.items()
+        }
+        for i, (label, place) in enumerate(zip(by_stretch[usual], places[usual])):
+            others = [f"{of[i]} by {stretch}" for stretch, of in places.items() if of[i] != place]
+            if others:
+                lines.append(f"{metric}: {label} is {place} by {usual}, and {', '.join(others)}")
+    return ["-- ranks that change with the way to 8 bit", *(lines or ["none"])]
+
+
+def pool_seeds(rows: dict[str, Values], configs: dict[str, dict | None]) -> tuple[dict[str, Values], Values]:
+    """Rows of trainings whose configs are one but for the seed, and for what changes no result, as one row.
+
+    Args:
+        configs: of the rows that have been trained, by label; None where it is not known.
+
+    Returns:
+        The rows, with the mean over the runs of each image and metric in place of such a group's first row, and by its
+        label the standard deviation of the runs' means.
+    """
+    kinds: dict[str, list[str]] = {}
+    for label in rows:
+        config = {k: v for k, v in (configs.get(label) or {}).items() if k not in ALIKE}
+        config["train"] = {k: v for k, v in config.get("train", {}).items() if k not in ALIKE}
+        kinds.setdefault(to_json(config) if configs.get(label) else label, []).append(label)
+    table, spread = {}, {}
+    for runs in kinds.values():
+        label, values = runs[0], rows[runs[0]]
+        if len(runs) > 1:
+            label, metrics = f"{label} ({len(runs)} seeds)", next(iter(values.values()))
+            found = {metric: np.array([column(rows, run, metric) for run in runs]) for metric in metrics}
+            means = {metric: x.mean(axis=0).tolist() for metric, x in found.items()}
+            values = {image: {metric: means[metric][i] for metric in metrics} for i, image in enumerate(values)}
+            spread[label] = {metric: float(x.mean(axis=1).std(ddof=1)) for metric, x in found.items()}
+        table[label] = values
+    return table, spread

@@ -1,9 +1,9 @@
 """What is a metric worth? Whether it agrees with a truth, and which damage it rewards.
 
-    python -m utils.studies.metrics RoadScene_test photos               agreement, on pairs made of photographs
+    python -m utils.studies.metrics RoadScene_test LLVIP_test           agreement, on pairs made of photographs
     python -m utils.studies.metrics "data.test=[RoadScene_test,Lytro_test]" --number 20      damage, on real pairs
 
-Words are photographs: a folder, or a set, whose images B they are. Pairs of two focuses and of two exposures are
+Words are sets whose images B are photographs. Pairs of two focuses and of two exposures are
 simulated from each, so the photograph is the truth (of exposures, one of many that would do). For every pair a metric
 ranks what the network of the task, rules without weights and damage to the network's result give, and the sources; its
 rank correlation with PSNR, SSIM and GMSD to the truth is its agreement. On the sets of data.test a table says how each
@@ -23,23 +23,23 @@ from tqdm import tqdm
 
 from test import BASELINES, RULES, find_checkpoint, open_model
 from utils.config import Config, parse_args
-from utils.data.images import as_unit, colorize, list_images, split_color, to_8bit
+from utils.data.images import as_unit, colorize, split_color, to_8bit
 from utils.data.sources import find_set, read_names
 from utils.errors import InputError, run_script
 from utils.files import to_json, write_file
-from utils.metrics import LOWER_IS_BETTER, METRICS, TRUTH_METRICS, measure_all
+from utils.metrics import METRICS, TRUTH_METRICS, measure_all
 from utils.opencv import cv2
 from utils.own.fit import Picture, read_pair, read_picture, resized
 from utils.own.fuse import Fuser
 from utils.own.pairing import OwnPair
 from utils.process import pick_device, set_up_process
 from utils.results.evaluate import applicable, average_all
-from utils.results.statistics import SURE, Values, column, differences, interval
+from utils.results.statistics import SURE, Values, column, differences, interval, sign
 from utils.simulate import SIMULATORS
 
 SIDE = 288  # pixels; longer images are made smaller
 TRUTH = "truth"
-WORDS = "photographs: folders, or sets whose images B they are; and keys of the config, e.g. data.test=[Lytro_test]"
+WORDS = "sets whose images B are photographs; and keys of the config, e.g. data.test=[Lytro_test]"
 NUMBER = {"metavar": "N", "type": int, "default": 12, "help": "pairs of a table, evenly spread; 12"}
 Pair = tuple[str, Picture, Picture, np.ndarray | None]  # name, A, B, and the truth (H, W) uint8 where it is known
 DAMAGE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {  # (H, W) in [0, 1], clamped afterwards
@@ -65,7 +65,7 @@ def main() -> None:
         raise InputError("name photographs, e.g. RoadScene_test, or data.test=[Lytro_test]; --number is 2 or more")
     set_up_process(config.precision)
     jobs: dict[str, tuple[str, Iterable[Pair]]] = {}
-    photos = spread([path for word in args.words for path in photographs(word, config)], args.number)
+    photos = spread([b for word in args.words for _, _, b in set_files(word, config)], args.number)
     for task in SIMULATORS if photos else ():
         jobs[f"{task}, simulated"] = task, simulated(task, photos, config.seed)
     for name in config.data.test:
@@ -97,21 +97,11 @@ def spread(items: list, number: int) -> list:
 def set_files(name: str, config: Config) -> list[tuple[str, Path, Path]]:
     """Name, A and B of the pairs of a set; InputError where one lacks an image."""
     source, problems = find_set(config, "the study", name), []
-    sides = [source.list_images(side) for side in (source.a, source.b)]
+    sides = [(side, source.list_images(side)) for side in (source.a, source.b)]
     names = read_names(source.names, problems)
-    problems += [f"'{pair}' lacks an image" for pair in names if any(pair not in images for images in sides)]
     if problems:
-        raise InputError(f"{name} cannot be used: {'; '.join(problems)}")
-    return [(pair, *(images[pair][0] for images in sides)) for pair in names]
-
-
-def photographs(word: str, config: Config) -> list[Path]:
-    """The images of a folder, or the images B of a set."""
-    if not Path(word).is_dir():
-        return [b for _, _, b in set_files(word, config)]
-    if not (found := [path for paths in list_images(Path(word)).values() for path in paths]):
-        raise InputError(f"there are no images in {word}")
-    return found
+        raise InputError(f"{source.names} cannot be used: {'; '.join(problems)}")
+    return [(pair, *(source.only_image(side, pair, files) for side, files in sides)) for pair in names]
 
 
 def smaller(picture: Picture) -> Picture:
@@ -153,7 +143,7 @@ def measure_methods(task: str, pairs: Iterable[Pair], config: Config, overrides:
 
 def goodness(rows: dict[str, Values], metric: str) -> np.ndarray:
     """A metric of all pairs and methods, (pairs, methods), its sign such that more is better."""
-    return np.stack([column(rows, k, metric) for k in rows], axis=1) * (-1 if metric in LOWER_IS_BETTER else 1)
+    return sign(metric) * np.stack([column(rows, label, metric) for label in rows], axis=1)
 
 
 def correlations(rows: dict[str, Values], metric: str, rank: Callable) -> np.ndarray:
@@ -186,15 +176,15 @@ def agreement(rows: dict[str, Values]) -> dict[str, dict[str, float]]:
 def attacks(rows: dict[str, Values]) -> tuple[dict[str, dict[str, float]], set[tuple[str, str]]]:
     """How each metric changes under ATTACKS, {metric: {attack: change}}, and where it surely rewards one; see NOTES."""
     first, found, sure = next(iter(rows)), {}, set()
-    others = [label for label in ATTACKS if label != first]  # the network may be a rule
+    rows = {label: rows[label] for label in dict.fromkeys([first, *ATTACKS])}  # the network may be a rule
     metrics = list(next(iter(rows[first].values())))
-    changes = differences({label: rows[label] for label in (first, *others)}, metrics)
+    changes = differences(rows, metrics)
     for metric in metrics:
-        values, sign = column(rows, first, metric), -1 if metric in LOWER_IS_BETTER else 1
+        values = column(rows, first, metric)
         unit = values[np.isfinite(values)].std() if np.isfinite(values).any() else 0
         if unit > 0:
-            found[metric] = {label: sign * changes[label][metric].mean / unit for label in others}
-            sure |= {(metric, k) for k, change in found[metric].items() if change > 0 and changes[k][metric].p < SURE}
+            found[metric] = {label: sign(metric) * of[metric]["mean"] / unit for label, of in changes.items()}
+            sure |= {(metric, k) for k, x in found[metric].items() if x > 0 and changes[k][metric]["p"] < SURE}
     return found, sure
 
 
