@@ -17,7 +17,7 @@ its own range, or clamp. Images of your own: fuse.py.
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +57,7 @@ ARGUMENTS = {
     "--report": {"action": "store_true", "help": "also write <test.output>/report, a page for the browser"},
     "--cost": {"action": "store_true", "help": "only print parameters, FLOPs, seconds, memory; ckpt=null: untrained"},
     "--overwrite": {"action": "store_true", "help": "replace results of another network, too"},
-    "--with": {
-        "metavar": "[NAME=]CKPT",
-        "action": "append",
-        "default": [],
-        "help": "a further checkpoint in the table",
-    },
+    "--with": {"metavar": "[NAME=]CKPT", "action": "append", "default": [], "help": "a further checkpoint"},
     "--fused": {"metavar": "NAME=FOLDER", "action": "append", "default": [], "help": "another method's fused images"},
     "--a": {"metavar": "FOLDER", "help": "test on two folders of images, not on data.test: the sources A"},
     "--b": {"metavar": "FOLDER", "help": "and the sources B"},
@@ -84,17 +79,19 @@ def main() -> None:
     output = Path(config.test.output)
     with open_report(output / "report", config) if args.report else nullcontext() as report:
         if args.a or args.b:
-            tests = [(folder_set(args.a, args.b, config), *open_without_task(config, args, device))]
+            opened = [(folder_set(args.a, args.b, config), *open_for_folders(config, args, device))]
         else:
-            opened = open_sets(config, args.overrides, device, bool(args.fused))
-            tests = [(stored_set(name, used), used, model) for name, (used, model) in opened.items()]
-        others = [open_others(vars(args)["with"], config, test.task, device) for test, *_ in tests]
-        pictures = []
-        for test, used, model in () if args.overwrite else tests:
-            keep_others(test, used.ckpt or (model.label if model else label_of(args.fused[0])))
-        for (test, used, model), of_test in zip(tests, others):
-            beside = TableOptions(of_test, args.fused, args.sensitivity, report, figure)
-            pictures.append(test_set(test, used, model, device, beside)[1])
+            of_sets = open_sets(config, args.overrides, device, bool(args.fused))
+            opened = [(stored_set(name, used), used, model) for name, (used, model) in of_sets.items()]
+        tests = []
+        for test, used, model in opened:
+            ours = [Tested("", model, used)] if model else []
+            tests.append((test, used, [*ours, *open_others(vars(args)["with"], config, test.task, device)]))
+        for test, _, networks in () if args.overwrite else tests:
+            ours = [each.config.ckpt or each.model.label for each in networks] or [label_of(args.fused[0])]
+            keep_others(test, ours[0])
+        shown = args.fused, args.sensitivity, report, figure
+        pictures = [test_set(test, used, networks, device, *shown)[1] for test, used, networks in tests]
     if figure and rank == 0:
         figure.write(output)
     rows = [of_set[0] for of_set in pictures if of_set]
@@ -140,7 +137,7 @@ def open_sets(
     return opened
 
 
-def open_without_task(
+def open_for_folders(
     config: Config, args: argparse.Namespace, device: torch.device
 ) -> tuple[Config, FusionNetwork | None]:
     """The config and the network for two folders, whose task nobody knows; None: only results of others."""
@@ -212,87 +209,66 @@ def make_missing(name: str, config: Config, model: FusionNetwork | None) -> None
     distributed.gather(None)  # the others wait
 
 
-class Other(NamedTuple):
-    """A further checkpoint of a table."""
+class Tested(NamedTuple):
+    """A network of a table, with the config that has its ckpt; without a label it has the network's."""
 
     label: str
     model: FusionNetwork
-    config: Config  # with its ckpt
+    config: Config
 
 
-def open_others(words: Sequence[str], config: Config, task: str, device: torch.device) -> list[Other]:
+def open_others(words: Sequence[str], config: Config, task: str, device: torch.device) -> list[Tested]:
     """The checkpoints of --with, LABEL=CKPT or CKPT, for a set of a task; InputError as of `load_model`."""
     others = []
     for word in words:
-        label, equals, path = word.partition("=")
-        used = replace(config, ckpt=find_checkpoint(path if equals else word, task, "--with"))
-        model = load_model(used.ckpt, device)
-        others.append(Other(label if equals else "", model, used))
+        label, _, path = word.rpartition("=")
+        ckpt = find_checkpoint(path, task, "--with")
+        others.append(Tested(label, load_model(ckpt, device), replace(config, ckpt=ckpt)))
     return others
 
 
-def same_but_for_seed(models: Mapping[str, FusionNetwork]) -> list[list[str]]:
-    """The labels of networks whose trainings had one config but for the seed and what changes no result."""
-    kinds: dict[str, list[str]] = {}
-    for label, model in models.items():
-        config = model.provenance.config or {}
-        kept = {key: value for key, value in config.items() if key not in ("seed", "name", "ckpt", "device", "test")}
-        kept["train"] = {k: v for k, v in config.get("train", {}).items() if k not in ("exp", "resume", "num_workers")}
-        kinds.setdefault(to_json(kept) if config else label, []).append(label)
-    return [labels for labels in kinds.values() if len(labels) > 1]
-
-
-class TableOptions(NamedTuple):
-    """What a table has beside the network of ckpt, of the command line."""
-
-    others: Sequence[Other] = ()
-    fused: Sequence[str] = ()  # --fused
-    sensitivity: bool = False
-    report: Report | None = None
-    figure: Figure | None = None
-
-
 def test_set(
-    test: TestSet, config: Config, model: FusionNetwork | None, device: torch.device, beside: TableOptions | None = None
+    test: TestSet,
+    config: Config,
+    networks: Sequence[Tested],
+    device: torch.device,
+    fused: Sequence[str] = (),
+    sensitivity: bool = False,
+    report: Report | None = None,
+    figure: Figure | None = None,
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Fuse one set, save the images and the numbers, print the table.
+    """Fuse one set, save the images of the first network and the numbers, print the table.
 
     Args:
-        model: None: only what `beside` has.
+        fused: results of others, the words of --fused; the first row if there are no networks.
+        sensitivity: measure by all STRETCHES.
 
     Returns:
         The first row's means, and where there are several pictures of some pairs.
     """
-    beside, compare = beside or TableOptions(), config.test.compare
     groups: list[Group] = []
-    for label, network, used in [("", model, config), *beside.others] if model else beside.others:
+    trainings: dict[str, dict | None] = {}  # their configs
+    for label, network, used in networks:
         dataset = test.open(network.inputs)
         guidances = open_guides(used, network, [dataset], device)
         label = label or label_with_remarks(network, guidances)
-        taken = [each for group in groups for each in group.networks]
-        groups.append(
-            Group({f"{label} ({called(used.ckpt)})" if label in taken else label: network}, dataset, guidances)
-        )
-    trained = {label: network for group in groups for label, network in group.networks.items()}
-    first = groups[0] if groups else Group({}, test.open(()), {})
-    rules = [
-        build_model(rule) for rule in BASELINES.get(test.task, RULES) if compare and rule != (model and model.name)
-    ]
-    groups = [*(groups or [first]), Group({rule.label: rule.to(device).eval() for rule in rules}, first.dataset, {})]
-    folders = open_folders(beside.fused, [name for _, name in first.dataset.samples])
+        label = f"{label} ({called(used.ckpt)})" if label in trainings else label
+        groups.append(Group({label: network}, dataset, guidances))
+        trainings[label] = network.provenance.config
+    groups = groups or [Group({}, test.open(()), {})]
+    first, compare = groups[0], config.test.compare
+    known = {network.name for _, network, _ in networks}
+    rules = [build_model(rule) for rule in BASELINES.get(test.task, RULES) if compare and rule not in known]
+    groups.append(Group({rule.label: rule.to(device).eval() for rule in rules}, first.dataset, {}))
+    folders = open_folders(fused, [name for _, name in first.dataset.samples])
     blocks = published_rows(PUBLISHED, test.dataset) if compare else []
-
-    def show(index: int, images: dict[str, np.ndarray]) -> None:
-        if beside.report:
-            beside.report.add_images(index, [*images.values()])
-        if beside.figure:
-            beside.figure.add(first.dataset.samples[index][1], images)
+    shows = [each.add_images for each in (report, figure) if each]
 
     with shared_folder(test.folder, outdated=["comparison.png"]) as staged:
-        stretches = STRETCHES if beside.sensitivity else ()
-        measured, pictures = fuse_set(groups, folders, config.test, device, staged, show, stretches)
+        stretches = STRETCHES if sensitivity else ()
+        measured, pictures = fuse_set(groups, folders, config.test, device, staged, shows, stretches)
         runs = measured[config.test.stretch]
-        per_image, spread = pool_seeds(runs, same_but_for_seed(trained))
+        per_image, spread = pool_seeds(runs, trainings)
         means, left_out = average_all(per_image)
         columns = list(next(iter(means.values())))  # those to a truth are further ones
         records = {kind: guidance.record for kind, guidance in first.guidances.items() if guidance.record}
@@ -301,7 +277,7 @@ def test_set(
             "set": test.name,
             "dataset": test.dataset,
             "network": label,
-            "ckpt": config.ckpt if model else None,
+            "ckpt": networks[0].config.ckpt if networks else None,
             "guides": {kind: {"name": r.name, "revision": r.revision} for kind, r in records.items()},
             "text": text_use(config, records.get("text")),
             "stretch": config.test.stretch,
@@ -314,17 +290,17 @@ def test_set(
             **statistics(per_image, columns),
         }
         by_stretch = {stretch: average_all(found)[0] for stretch, found in measured.items()}
-        if beside.sensitivity:
+        if sensitivity:
             summary["sensitivity"] = by_stretch
-        if beside.report:
-            beside.report.add_numbers(summary, per_image)
+        if report:
+            report.add_numbers(summary, per_image)
         if distributed.place()[0] == 0:
             write_results(staged, summary, runs, pictures)
     print(f"\nguided by {describe_guidance(first.guidances)}")
     print("\n" + format_table(test.dataset, columns, means, blocks, summary))
     for row, deviations in spread.items():
         print(f"{row}: ± " + ", ".join(f"{metric} {deviation:.3f}" for metric, deviation in deviations.items()))
-    if beside.sensitivity:
+    if sensitivity:
         print("\n".join(rank_changes(by_stretch)))
     names = list(per_image[label])
     print(f"measured: {len(names)} images of {test.name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")

@@ -68,7 +68,7 @@ def page(tmp_path):
     rng, values = np.random.default_rng(0), {"a": (3.0, 1.0), "b": (1.0, 2.0), "c</script>": (2.0, None)}
     report = Report(tmp_path / "report")
     for i in range(len(values)):
-        report.add_images(i, list(rng.integers(0, 256, (6, 30, 40), dtype=np.uint8)))
+        report.add_images(i, "", dict(enumerate(rng.integers(0, 256, (6, 30, 40), dtype=np.uint8))))
     report.add_numbers(SUMMARY, {"ours": {name: dict(zip(("EN", "CE"), row)) for name, row in values.items()}})
     report.write(Config(), "abc")
     return tmp_path / "report" / "index.html"

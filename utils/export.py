@@ -26,7 +26,7 @@ from torch.export import Dim
 
 from net import FusionNetwork
 from net.checkpoint import halved, save_weights
-from test import SAMPLE, find_checkpoint, open_model, open_sets, test_set
+from test import SAMPLE, Tested, find_checkpoint, open_model, open_sets, test_set
 from utils.config import Config, parse_args
 from utils.data.features import features_of
 from utils.errors import InputError, reason_of, run_script
@@ -82,7 +82,9 @@ def export_weights(path: Path, config: Config, overrides: list[str], overwrite: 
         keep_others(test, used.ckpt or model.label)
     model = next(model for _, model in opened.values())  # of all sets
     model.load_state_dict(halved(model.state_dict()))
-    metrics = {test.name: test_set(test, used, model, device)[0] for test, (used, _) in zip(tests, opened.values())}
+    metrics = {}
+    for test, (used, _) in zip(tests, opened.values()):
+        metrics[test.name], _ = test_set(test, used, [Tested("", model, used)], device)
     save_weights(path, model.checkpoint(replace(model.provenance, metrics=metrics)))
     print(f"weights in half precision, measured as above: {path}")
 

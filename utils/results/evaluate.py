@@ -157,7 +157,7 @@ def fuse_set(
     options: Test,
     device: torch.device,
     folder: Path,
-    show: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+    shows: Sequence[Callable[[int, str, dict[str, np.ndarray]], None]] = (),
     stretches: Sequence[str] = (),
 ) -> tuple[dict[str, dict[str, dict[str, dict[str, float]]]], list[np.ndarray]]:
     """Fuse one set and write the results of the first network, <folder>/Gray/<name>.png and RGB/<name>.png.
@@ -166,8 +166,8 @@ def fuse_set(
         groups: the first one's dataset has chroma, and the map "truth" if the set has a truth; the last one has rules.
         folders: results of other methods; they come before the rules.
         folder: where to.
-        show: called for each pair with its place in the set and, by label, A, B, the first result, that in colour, and
-            the others.
+        shows: called for each pair with its place in the set, its name and, by label, A, B, the first result, that in
+            colour, and the others.
         stretches: how else results become 8 bit, to measure them so, too.
 
     Returns:
@@ -193,8 +193,8 @@ def fuse_set(
         shown = dict(zip(["A", "B", labels[0], "in colour", *labels[1:]], [*sources, fused[0], color, *fused[1:]]))
         if len(labels) > 1 and index < PICTURE_PAIRS:
             pictures[index] = side_by_side([*shown.values()], [f"A of {image}", *list(shown)[1:]])
-        if show:
-            show(index, shown)
+        for show in shows:
+            show(index, image, shown)
 
     rank, ranks = distributed.place()
     share, written = range(rank, len(dataset), ranks), []

@@ -33,7 +33,7 @@ class Figure:
             raise InputError(f"--figure takes \"names=a,b boxes=x,y,w,h;x,y,w,h\" in whole pixels, not '{words}'")
         self.rows: dict[str, np.ndarray] = {}
 
-    def add(self, name: str, images: dict[str, np.ndarray]) -> None:
+    def add_images(self, index: int, name: str, images: dict[str, np.ndarray]) -> None:
         """Draw the row of a pair, {label: image, gray or BGR uint8}, if it is wanted."""
         if name in self.names:
             cells = [self.cell(name, image) for image in images.values()]

@@ -28,12 +28,12 @@ class Report:
         self.folder = folder
         self.sets: list[dict] = []
 
-    def add_images(self, index: int, images: list[np.ndarray]) -> None:
+    def add_images(self, index: int, name: str, images: dict[str, np.ndarray]) -> None:
         """Add the `index`-th pair of the next set: A, B, fused, in colour, and what other networks give.
 
         (H, W) gray or (H, W, 3) BGR uint8 each.
         """
-        for k, image in enumerate(images):
+        for k, image in enumerate(images.values()):
             write_image(self.folder / IMAGES / f"{len(self.sets) + 1}" / f"{index}_{k}.png", image)
 
     def add_numbers(self, summary: dict, per_image: dict[str, dict[str, dict[str, float]]]) -> None:

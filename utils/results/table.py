@@ -101,7 +101,6 @@ def to_paste(summary: dict, latex: bool) -> str:
     """
     metrics, rows, places = summary["metrics"], summary["mean"], summary["marks"]
     plus_minus = r"$\pm$" if latex else "±"
-    plus_minus = r"$\pm$" if latex else "±"
     marks = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}") if latex else ("{}", "**{}**", "<u>{}</u>")
 
     def escape(text: str) -> str:
