@@ -80,9 +80,8 @@ def main() -> None:
         found[title] = {"study": study, "per_image": rows}
         tables.append(table(title, study, sure))
         if TRUTH in rows:
-            means = average_all(rows)[0]
-            means = {label: {name: of[name] for name in TRUTH_METRICS} for label, of in means.items()}
-            tables.append(table(title, means, digits=3))
+            means = average_all(rows)[0].items()
+            tables.append(table(title, {label: {name: of[name] for name in TRUTH_METRICS} for label, of in means}))
     text, folder = "\n\n".join(tables), Path(config.test.output)
     write_file(folder / "metrics_study.md", f"{text}\n")
     write_file(folder / "metrics_study.json", to_json(found, indent=1))
@@ -188,15 +187,12 @@ def attacks(rows: dict[str, Values]) -> tuple[dict[str, dict[str, float]], set[t
     return found, sure
 
 
-def table(title: str, study: dict[str, dict[str, float]], bold: Set = frozenset(), digits: int = 2) -> str:
+def table(title: str, study: dict[str, dict[str, float]], bold: Set = frozenset()) -> str:
     """{row: {column: value}} in Markdown, wide enough for a terminal; the cells (row, column) of `bold` are bold."""
-
-    def cell(row: str, key: str, value: float) -> str:
-        return f"**{value:.{digits}f}**" if (row, key) in bold else f"{value:.{digits}f}"
-
     columns = [*next(iter(study.values()))]
     lines = [[title, *columns], ["---", *["---:"] * len(columns)]]
-    lines += [[row, *(cell(row, key, value) for key, value in of.items())] for row, of in study.items()]
+    for row, of in study.items():
+        lines.append([row, *(f"**{x:.3f}**" if (row, key) in bold else f"{x:.3f}" for key, x in of.items())])
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths))} |" for line in lines)
 
