@@ -198,13 +198,11 @@ def fuse_set(
 
     rank, ranks = distributed.place()
     share, written = range(rank, len(dataset), ranks), []
-    pairs = zip(
-        *(
-            fuse_dataset([*networks.values()], of_group, device, guidances, options.num_workers, (rank, ranks))
-            for networks, of_group, guidances in groups
-        )
-    )
-    bar = tqdm(pairs, desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0 or None)
+    by_group = [
+        fuse_dataset([*networks.values()], of_group, device, guidances, options.num_workers, (rank, ranks))
+        for networks, of_group, guidances in groups
+    ]
+    bar = tqdm(zip(*by_group), desc=Path(dataset.path).stem, total=len(share), unit="pair", disable=rank > 0 or None)
     with ThreadPoolExecutor() as pool:  # drawing and encoding need no lock of Python
         for fused_by_groups, index in zip(bar, share):
             batch = fused_by_groups[0][0]

@@ -12,15 +12,10 @@ from utils.errors import InputError, shortened
 
 
 class FusedFolder(NamedTuple):
-    """Fused images of one method.
-
-    Attributes:
-        label: what a table calls it.
-        files: the image of each pair, by the pair's name.
-    """
+    """Fused images of one method."""
 
     label: str
-    files: dict[str, Path]
+    files: dict[str, Path]  # by the names of the pairs
 
     def read(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """The fused image of a pair, (H, W) uint8, gray as `read_image` makes it; nothing is stretched.

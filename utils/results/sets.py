@@ -18,21 +18,14 @@ from utils.files import plain_name
 
 @dataclass
 class TestSet:
-    """Pairs to test on.
-
-    Attributes:
-        name: e.g. MSRS_test.
-        dataset: which a table is headed by, and finds published results by.
-        task: empty if it is not known.
-        folder: where the results go.
-        open: inputs of a network -> its pairs, whole, with chroma, and the map "truth" if there is one.
-    """
+    """Pairs to test on."""
 
     __test__ = False  # pytest takes it for a test
-    name: str
-    dataset: str
-    task: str
-    folder: Path
+    name: str  # e.g. MSRS_test
+    dataset: str  # which a table is headed by, and finds published results by
+    task: str  # empty if it is not known
+    folder: Path  # of the results
+    # inputs of a network -> its pairs, whole, with chroma, and the map "truth" if there is one
     open: Callable[[Sequence[str]], Dataset]
 
 

@@ -4,8 +4,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def format_table(
     metrics: list[str],
     rows: dict[str, dict[str, float]],
     blocks: list[tuple] = (),
-    sure: dict | None = None,
+    sure: Mapping = {},
 ) -> str:
     """The table of one dataset, as the published code prints it, and the first row minus each of the others.
 
@@ -48,8 +48,8 @@ def format_table(
 
     def line(label: str, values: list[float | None], sign: str = "", after: Sequence[str] = ()) -> str:
         cells = ["-" if value is None else f"{value:{sign}.2f}" for value in values]
-        cells = [cell + mark for cell, mark in zip(cells, after)] if after else cells
-        return f"{label:<{width}} {''.join(f'{cell:<8}' for cell in cells)}".rstrip()
+        marked = (f"{cell + mark:<8}" for cell, mark in zip(cells, after or repeat("")))
+        return f"{label:<{width}} {''.join(marked)}".rstrip()
 
     header = PAPER_HEADER
     if metrics != PAPER_METRICS:
@@ -58,10 +58,7 @@ def format_table(
     for title, block in [("", rows), *blocks]:
         lines += [f"-- {title}"] if title else []
         lines += [line(label, [row.get(metric) for metric in metrics]) for label, row in block.items()]
-    halves = {
-        label: [(high - low) / 2 for low, high in row.values()]
-        for label, row in (sure or {}).get("interval", {}).items()
-    }
+    halves = {k: [(high - low) / 2 for low, high in of.values()] for k, of in sure.get("interval", {}).items()}
     if any(map(math.isfinite, chain(*halves.values()))):
         lines.append("-- half of the 95 % interval of the mean, by bootstrap over the images")
         lines += [line(label, values) for label, values in halves.items()]
@@ -69,7 +66,7 @@ def format_table(
         star = "; *: more than chance (signed rank, Holm)" if sure else ""
         lines.append(f"-- {first} minus the row{star}")
     for label, row in compared:
-        found = sure["difference"].get(label) if sure and label in rows else None
+        found = sure.get("difference", {}).get(label) if label in rows else None
         stars = ["*" if found[metric]["p"] < SURE else "" for metric in metrics] if found else ()
         lines.append(line(f"- {label}", [ours[m] - row[m] if m in row else None for m in metrics], "+", stars))
     if sure and len(rows) > 1:
