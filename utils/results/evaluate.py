@@ -176,12 +176,16 @@ def fuse_set(
         process.
 
     Raises:
-        InputError: a damaged sample or image, NaN, not enough memory, or an image that cannot be written.
+        InputError: a label given twice, a damaged sample or image, NaN, not enough memory, an image that cannot be
+            written.
     """
     dataset, has_network = groups[0].dataset, bool(groups[0].networks)
     *tested, rules = groups
     labels = [label for group in tested for label in group.networks]
     labels += [*(method.label for method in folders), *rules.networks]
+    taken = ["A", "B", "in colour", *labels]
+    if twice := [label for label in labels if taken.count(label) > 1]:
+        raise InputError(f"two rows or pictures are called {twice[0]}; give others NAME=... in --fused and --with")
     measured = {stretch: {label: {} for label in labels} for stretch in [options.stretch, *stretches]}
     pictures: dict[int, np.ndarray] = {}
 

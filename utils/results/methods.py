@@ -45,13 +45,11 @@ def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
         names: of the pairs; `match_files` finds their images.
 
     Raises:
-        InputError: a folder without images, pairs without a result, two images or methods of one name.
+        InputError: a folder without images, pairs without a result, two images of one name.
     """
-    folders: dict[str, FusedFolder] = {}
+    folders = []
     for word in words:
         folder, label = Path(word.rpartition("=")[2]), label_of(word)
-        if label in folders:
-            raise InputError(f"two of --fused are called {label}; give them names: --fused NAME=FOLDER")
         images = list_images(folder)
         if not images:
             raise InputError(f"--fused {word}: there are no images in {folder}")
@@ -65,5 +63,5 @@ def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:
             )
         if len(images) > len(names):
             print(f"{label}: {len(images) - len(names)} images of {folder} belong to no pair and are left out")
-        folders[label] = FusedFolder(label, files)
-    return list(folders.values())
+        folders.append(FusedFolder(label, files))
+    return folders
