@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_commands_exist(page, tmp_path):
         for flag in (word for word in words if re.match("--?[a-z]", word) and word != "--config"):
             assert f'"{flag}"' in source, found[0]
         config = ROOT / words[words.index("--config") + 1] if "--config" in words else None
-        loaded = load_config(config, [word for word in words if re.match(r"[a-z_.]+=", word)])
+        keys = [word for before, word in pairwise(["", *words]) if before not in ("--fused", "--with", "--figure")]
+        loaded = load_config(config, [word for word in keys if re.match(r"[a-z_.]+=", word)])
         with in_place(tmp_path, *VARIANTS):  # of docs/extending.md
             build_model(**loaded.net)
             build_loss(loaded.loss)
