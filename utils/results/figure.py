@@ -67,5 +67,5 @@ class Figure:
         if not parts:
             return framed
         lowest = max(part.shape[0] for part in parts)
-        parts = [np.pad(part, ((0, lowest - part.shape[0]), (0, 0), (0, 0))) for part in parts]
+        parts = [np.pad(part, ((0, lowest - part.shape[0]), (0, 0), (0, 0)), constant_values=255) for part in parts]
         return np.vstack([framed, np.hstack(parts)])
