@@ -86,6 +86,8 @@ def test_interrupted(prepared, tmp_path, number, launch, whole_group):
         text=True,
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a job in the background ignores Ctrl-C, and so would the run: as from a terminal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         next(line for line in run.stderr if "epoch 2/" in line)
         (os.killpg if whole_group else os.kill)(run.pid, number)
