@@ -21,6 +21,7 @@ IVF, INSTRUCT = (f"models/{name}.safetensors" for name in ("IVF", "IVF_instruct"
 MEAN = build_model("mean")
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_page_run_in_another_folder(tmp_path):
     """With what `pip install -e .` installs, of a copy, as setuptools leaves a folder beside what it builds."""
     copy, site, here = (tmp_path / name for name in ("copy", "site", "here"))
