@@ -51,14 +51,15 @@ def folder_set(a: str | None, b: str | None, config: Config) -> TestSet:
 
 
 def keep_others(test: TestSet, ours: str) -> None:
-    """InputError if the results of a set would replace those of other weights."""
+    """InputError if the results of a set would replace those of other weights, or of another set of its dataset."""
     try:
         there = json.loads((test.folder / "metrics.json").read_text(encoding="utf-8"))
-        theirs = there["ckpt"] or there["network"]
+        theirs, of = there["ckpt"] or there["network"], there["set"]
     except (OSError, ValueError, TypeError, KeyError):  # there are none, or they are damaged
         return
-    if theirs != ours:
+    if (theirs, of) != (ours, test.name):
+        names = (theirs, ours) if of == test.name else (f"{theirs} on {of}", f"{ours} on {test.name}")
         raise InputError(
-            f"{test.folder} has the results of {theirs}; replace them by those of {ours} with --overwrite, or choose "
-            "another place with test.output=..."
+            "{} has the results of {}; replace them by those of {} with --overwrite, or choose another place with "
+            "test.output=...".format(test.folder, *names)
         )
