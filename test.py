@@ -92,7 +92,7 @@ def main() -> None:
             keep_others(test, ours[0])
         shown = args.fused, args.sensitivity, report, figure
         pictures = [test_set(test, used, networks, device, *shown)[1] for test, used, networks in tests]
-    if figure and rank == 0:
+    if figure:
         figure.write(output)
     rows = [of_set[0] for of_set in pictures if of_set]
     if len(rows) > 1 and rank == 0:

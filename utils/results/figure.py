@@ -1,12 +1,15 @@
 """A figure for a paper: some pairs in rows, methods in columns, boxes enlarged under each image, as PNG and PDF."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from utils import distributed
 from utils.data.images import side_by_side, stack_rows, write_image
 from utils.errors import InputError
+from utils.files import write_file
 from utils.opencv import cv2
 
 COLORS = ((60, 60, 230), (70, 180, 60), (230, 140, 40), (40, 190, 230))  # of the boxes, BGR
@@ -19,7 +22,7 @@ class Figure:
         words: "names=a,b boxes=x,y,w,h;x,y,w,h": which pairs, and what is enlarged, pixels from the top left.
 
     Raises:
-        InputError: other words, or a box that is not four numbers.
+        InputError: other words, or a box that is not four numbers; in use, a box outside an image.
     """
 
     def __init__(self, words: str):
@@ -40,7 +43,11 @@ class Figure:
             self.rows[name] = side_by_side(cells, [f"A of {name}", *list(images)[1:]])
 
     def write(self, folder: Path) -> None:
-        """Write figure.png and figure.pdf; InputError for a pair that is in no set, or a box outside an image."""
+        """Write figure.png and figure.pdf, the first process does; InputError for a pair that is in no set."""
+        for rows in distributed.gather(self.rows):
+            self.rows |= rows
+        if distributed.place()[0]:
+            return
         missing = [name for name in self.names if name not in self.rows]
         if missing:
             raise InputError(
@@ -48,7 +55,9 @@ class Figure:
             )
         picture = stack_rows([self.rows[name] for name in self.names])
         write_image(folder / "figure.png", picture)
-        Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(folder / "figure.pdf", resolution=300)
+        page = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(page, "PDF", resolution=300)
+        write_file(folder / "figure.pdf", page.getvalue(), sync=False)
 
     def cell(self, name: str, image: np.ndarray) -> np.ndarray:
         """An image with its boxes, and under it the boxes, enlarged to share its width."""
@@ -62,8 +71,8 @@ class Figure:
             cv2.rectangle(framed, (x, y), (x + w - 1, y + h - 1), color, 2)
             shared = width * (i + 1) // len(self.boxes) - width * i // len(self.boxes)
             scaled = (shared, max(1, round(shared * h / w)))
-            part = cv2.resize(image[y : y + h, x : x + w], scaled, interpolation=cv2.INTER_CUBIC)
-            parts.append(cv2.copyMakeBorder(part[2:-2, 2:-2], 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=color))
+            parts.append(cv2.resize(image[y : y + h, x : x + w], scaled, interpolation=cv2.INTER_CUBIC))
+            cv2.rectangle(parts[-1], (0, 0), (scaled[0] - 1, scaled[1] - 1), color, 2)
         if not parts:
             return framed
         lowest = max(part.shape[0] for part in parts)
