@@ -371,3 +371,15 @@ def test_one_coloured_source_keeps_its_chroma():
     np.testing.assert_array_equal(merge_chroma([one, None]), one)
     np.testing.assert_array_equal(merge_chroma([one, np.full_like(one, 128)]), one)
     assert merge_chroma([None, None]) is None
+
+
+def test_few_samples_stay_open(toy, tmp_path, monkeypatch):
+    """Each costs memory; which are open changes nothing."""
+    script("data_process.py", "--config", "configs/film_ivf.yaml", *toy)
+    read = lambda: PairDataset([tmp_path / "h5" / "Toy_train.h5"])  # noqa: E731
+    expected = [read()[i]["image_a"] for i in range(4)]
+    monkeypatch.setattr("utils.data.h5.MOST_OPEN", 2)
+    dataset = read()
+    assert all(torch.equal(dataset[i % 4]["image_a"], expected[i % 4]) for i in range(8))
+    (file,) = dataset._files.values()
+    assert len(file.opened) == 2

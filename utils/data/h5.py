@@ -31,6 +31,7 @@ DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError
 MOST_BYTES = 8 * MAX_PIXELS  # of one dataset: an image in float64
 ROWS_OF_A = "rows_of_a"  # attribute of a feature: how many rows are of A, before those of B
 BAND = 64  # rows of an image in one chunk
+MOST_OPEN = 4096  # datasets that a file keeps open, at 28 KiB each
 NO_CACHE = {"rdcc_nbytes": 0}  # a chunk is read once; and a full disk is noticed at once, while the file can be closed
 
 
@@ -149,6 +150,8 @@ class PairFile:
             raise ValueError("its bytes are in a file of another folder")
         if max(stored.size, math.prod(chunks or ())) * stored.dtype.itemsize > MOST_BYTES:
             raise ValueError(f"it declares {stored.size} values in chunks of {chunks}")
+        if len(self.opened) >= MOST_OPEN:
+            del self.opened[next(iter(self.opened))]
         self.opened[kind, name] = stored
         return stored
 
