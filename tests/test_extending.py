@@ -31,6 +31,7 @@ from utils.export import export_program
 from utils.guides.guidance import GUIDES, Guidance, Guide, register_guide
 from utils.loss import Loss, register_loss
 from utils.provenance import GuideRecord
+from utils.results.cost import cost_at
 
 ROWS = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
 MASKS = yaml.safe_load(re.search(r"`(Toy: \{.*?\}\})`", PAGE)[1])
@@ -203,6 +204,11 @@ def test_a_guide_trains_and_tests(exposed, tmp_path):
     assert "\nexposed_mean    " in output and "guided by exposure of both images" in output
     summary = json.loads((tmp_path / "out" / "Toy" / "metrics.json").read_text())
     assert summary["guides"] == {"exposure": {"name": "both images", "revision": None}}
+
+
+def test_a_guide_is_part_of_no_cost():
+    flops, _, _ = cost_at(build_model("exposed_mean").eval(), load_config(None), torch.device("cpu"), 24, 32)
+    assert flops == 2 * (4 * 8 + 8)  # of the linear layers alone
 
 
 def test_a_network_names_an_input_that_no_guide_gives(toy):

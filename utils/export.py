@@ -31,7 +31,7 @@ from utils.config import Config, parse_args
 from utils.data.features import features_of
 from utils.errors import InputError, reason_of, run_script
 from utils.files import to_json, write_file
-from utils.guides import GUIDES, open_guides
+from utils.guides import image_encoders, open_guides
 from utils.guides.guidance import Encoder
 from utils.guides.text import open_users_encoder
 from utils.instruct.guide import encode_instructions
@@ -154,9 +154,7 @@ def export_program(
     built_in = {"text": text_feature(model, config, text)}
     built_in["instruction"] = encode_instructions([instruct], config, model, CPU)[0][None] if instruct else None
     built_in = {key: feature for key, feature in built_in.items() if feature is not None}
-    guides = [feature.name for feature in features_of(model.inputs) if GUIDES[feature.name].make is None]
-    opened = {name: GUIDES[name].open(config, None, None, [], CPU, False) for name in guides}
-    encoders = {name: guidance.encoder for name, guidance in opened.items() if guidance.encoder}
+    encoders = image_encoders(model.inputs, config, CPU)
     program = Program(model, **built_in, encoders=encoders).eval()
     if program.strengths and not any(program.strengths):
         raise InputError(f"the instruction asks for nothing that {model.label} knows; say it in other words")

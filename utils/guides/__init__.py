@@ -14,7 +14,7 @@ from utils.data.features import features_of
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.guides.clip import make_clip, open_clip
-from utils.guides.guidance import GUIDES, Guidance, Guide
+from utils.guides.guidance import GUIDES, Encoder, Guidance, Guide
 from utils.guides.text import open_text
 from utils.guides.text_features import make_text
 from utils.provenance import GuideRecord
@@ -29,6 +29,13 @@ def makers_of(inputs: Iterable[str], config: Config, records: Mapping[str, Guide
     """
     guides = {feature.name: GUIDES[feature.name] for feature in features_of(inputs)}
     return {name: partial(guide.make, config, records.get(name)) for name, guide in guides.items() if guide.make}
+
+
+def image_encoders(inputs: Iterable[str], config: Config, device: torch.device) -> dict[str, Encoder]:
+    """By name, for the features among a network's `inputs` that no set has, what computes them from the images."""
+    names = [feature.name for feature in features_of(inputs) if GUIDES[feature.name].make is None]
+    opened = {name: GUIDES[name].open(config, None, None, [], device, False) for name in names}
+    return {name: guidance.encoder for name, guidance in opened.items() if guidance.encoder}
 
 
 def open_guides(

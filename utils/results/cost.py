@@ -14,6 +14,7 @@ from net import FusionNetwork, configure_compute
 from utils.config import Config
 from utils.data.features import collate_features, features_of
 from utils.errors import enough_memory
+from utils.guides import image_encoders
 from utils.results.table import escape_latex
 
 SIZES = ((288, 384), (480, 640), (1024, 1280))  # (H, W)
@@ -53,7 +54,11 @@ def cost_at(
     """FLOPs, seconds and bytes of memory for one pair of height x width pixels."""
     image_a, image_b = torch.rand(2, 1, 1, height, width, device=device)
     batch = {"image_a": image_a, "image_b": image_b}
+    encoders = image_encoders(model.inputs, config, device)
+    batch |= {name: encoder(image_a, image_b) for name, encoder in encoders.items()}
     for feature in features_of(model.inputs):
+        if feature.name in batch:
+            continue
         zeros = torch.zeros(feature.rows or TOKENS, model.options[f"{feature.name}_dim"], device=device)
         batch |= {key: value.to(device) for key, value in collate_features(feature.name, [zeros]).items()}
     arguments = model.forward_args(batch)
