@@ -112,6 +112,7 @@ def test_no_source_is_written_over(tmp_path, monkeypatch):
         (["ir.png", "no.png"], "there is no no.png"),
         (["ir.png", "vis.png", "-o", "x.txt"], "cannot write an image named x.txt"),
         (["ir.png", "vis.png", "train.lr=1"], "fuse.py has no use for train.lr; leave it out"),
+        (["pairs.csv", "-o", "fused.png"], "-o must name a folder for the results of several pairs, not fused.png"),
         ([".", "there", "-o", "fused.png"], "-o must name a folder for the results of several pairs, not fused.png"),
         (["ir.png", "vis.png", "--text-a", "a"], "'ir' has a text of one source alone; give both text_a and text_b"),
         (["ir.png", "vis.png", "--text", "a", "--text-b", "a"], "--text is for both sources"),

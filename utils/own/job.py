@@ -86,6 +86,12 @@ def check_no_source(path: Path, sources: set[Path]) -> None:
         raise InputError(f"{path} would be written over a source; choose another place with -o")
 
 
+def check_folder(out: Path) -> None:
+    """InputError if the results of several pairs would go to what is named like an image."""
+    if out.suffix.lower() in EXTENSIONS and not out.is_dir():
+        raise InputError(f"-o must name a folder for the results of several pairs, not {out}")
+
+
 def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[OwnPair], Path]:
     """The pairs that the words of a command line name, and where the results go, which is `out` if -o gives it.
 
@@ -94,6 +100,7 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
     """
     several = Path(out or "fused")  # results of several pairs
     if len(words) == 1 and Path(words[0]).suffix.lower() in (".csv", ".tsv"):
+        check_folder(several)
         return read_table(Path(words[0]), several), several
     if len(words) != 2:
         example = f'"{words[0]}/*_ir.png" "{words[0]}/*_vis.png"' if len(words) == 1 else "ir.png vis.png"
@@ -111,8 +118,7 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         path = Path(out or "fused.png")
         in_folder = path.is_dir() or not path.suffix
         return [OwnPair(a.stem, a, b, path / f"{a.stem}.png" if in_folder else path)], path
-    if several.suffix.lower() in EXTENSIONS and not several.is_dir():
-        raise InputError(f"-o must name a folder for the results of several pairs, not {several}")
+    check_folder(several)
     return find_pairs(a, b, several), several
 
 
