@@ -62,6 +62,15 @@ def test_another_methods_folder_is_a_row(prepared, results, tmp_path):
     assert (folder / "comparison.png").is_file() and (tmp_path / "out" / "report" / "index.html").is_file()
 
 
+def test_two_splits_of_a_dataset_do_not_mix(prepared, tmp_path):
+    words = [*prepared, "ckpt=null", "net={name: max}", "test.metrics=[EN]"]
+    script("test.py", *words)
+    before = rows(tmp_path / "out" / "Toy")
+    said = script("test.py", *words, "data.test=[Toy_train]", code=1)
+    assert "has the results of max on Toy_test; replace them by those of max on Toy_train with --overwrite" in said
+    assert rows(tmp_path / "out" / "Toy") == before
+
+
 def test_two_folders_without_a_network_and_without_an_h5(results, tmp_path):
     a, b = sides(tmp_path)
     words = ["--a", str(a), "--b", str(b), "test.metrics=[EN,Qabf]", "test.stretch=clamp"]
@@ -136,21 +145,15 @@ def checkpoint(path: Path, seed: int, epochs: int = 1) -> Path:
 def test_runs_that_differ_by_their_seed_are_one_row(prepared, tmp_path, monkeypatch):
     paths = [checkpoint(tmp_path / f"run{seed}.pth", seed) for seed in (1, 2, 3)]
     other = checkpoint(tmp_path / "longer.pth", 4, epochs=2)
-    words = [
-        *prepared,
-        f"ckpt={paths[0]}",
-        "--with",
-        str(paths[1]),
-        "--with",
-        str(paths[2]),
-        "--with",
-        f"longer={other}",
-    ]
+    again = checkpoint(tmp_path / "again.pth", 4, epochs=2)  # of the same run, so no second seed
+    words = [*prepared, f"ckpt={paths[0]}"]
+    for word in (paths[1], paths[2], f"longer={other}", f"again={again}"):
+        words += ["--with", str(word)]
     output = script("test.py", *words, "test.metrics=[EN,SF]")
     assert "FILM (3 seeds): ± EN" in output
     folder = tmp_path / "out" / "Toy"
     summary, found = json.loads((folder / "metrics.json").read_text()), rows(folder)
-    assert list(summary["mean"]) == ["FILM (3 seeds)", "longer"]
+    assert list(summary["mean"]) == ["FILM (3 seeds)", "longer", "again"]
     runs = [
         [value for (label, _, metric), value in found.items() if label == run and metric == "SF"]
         for run in ("FILM", "FILM (run2)", "FILM (run3)")

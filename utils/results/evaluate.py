@@ -24,6 +24,7 @@ from utils.guides.guidance import Guidance
 from utils.metrics import INFRARED_ONLY, measure_all
 from utils.process import worker_count
 from utils.results.methods import FusedFolder
+from utils.results.statistics import mean
 from utils.results.table import PICTURE_PAIRS
 
 
@@ -48,10 +49,9 @@ def average(results: dict[str, dict[str, float]]) -> tuple[dict[str, float], dic
     means, left_out = {}, {}
     for metric in next(iter(results.values())):
         values = {name: row[metric] for name, row in results.items()}
-        finite = [value for value in values.values() if math.isfinite(value)]
-        means[metric] = sum(finite) / len(finite) if finite else math.nan
-        if len(finite) < len(values):
-            left_out[metric] = [name for name, value in values.items() if not math.isfinite(value)]
+        means[metric] = mean(np.array([*values.values()]))
+        if undefined := [name for name, value in values.items() if not math.isfinite(value)]:
+            left_out[metric] = undefined
     return means, left_out
 
 

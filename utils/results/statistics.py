@@ -28,8 +28,8 @@ def column(rows: dict[str, Values], label: str, metric: str) -> np.ndarray:
 
 def mean(values: np.ndarray) -> float:
     """The mean of those that are defined, NaN if none is."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else math.nan
+    finite = values[np.isfinite(values)].tolist()
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -144,6 +144,9 @@ def pool_seeds(rows: dict[str, Values], configs: dict[str, dict | None]) -> tupl
         kinds.setdefault(to_json(config) if configs.get(label) else label, []).append(label)
     table, spread = {}, {}
     for runs in kinds.values():
+        if len({(configs.get(run) or {}).get("seed") for run in runs}) < len(runs):  # two checkpoints of one run
+            table |= {run: rows[run] for run in runs}
+            continue
         label, values = runs[0], rows[runs[0]]
         if len(runs) > 1:
             label, metrics = f"{label} ({len(runs)} seeds)", next(iter(values.values()))
