@@ -25,7 +25,7 @@ from net import FusionNetwork, load_model
 from utils.check import checked
 from utils.config import Config, parse_args
 from utils.data.align import MOTIONS
-from utils.data.images import as_unit, open_images, to_8bit
+from utils.data.images import STRETCHES, as_unit, open_images, to_8bit
 from utils.errors import InputError, run_script
 from utils.instruct.guide import INSTRUCTED
 from utils.own.fit import RESIZE, Picture
@@ -75,7 +75,7 @@ def fuse(
     Raises:
         InputError: what `load_model`, `open_images` or `Fuser` refuses; an empty text, another stretch.
     """
-    checked(Literal["minmax", "clamp"], stretch, "fuse()", "stretch")
+    checked(Literal[STRETCHES], stretch, "fuse()", "stretch")
     texts = ("", "") if text is None else (text, text) if isinstance(text, str) else tuple(text)
     if len(texts) != 2 or (text is not None and not all(texts)):
         raise InputError("text is what both sources show, or what A and what B shows, two texts; none is empty")
