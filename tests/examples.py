@@ -34,6 +34,8 @@ def in_place(folder: Path, *names: str) -> Iterator[None]:
     before, modules = [dict(table) for table in tables], []
     try:
         for name in names:
+            if f"net.{name}" in sys.modules:  # somebody has followed the page
+                continue
             file = folder / "net" / f"{name}.py"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(FILES[f"net/{name}.py"])
