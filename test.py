@@ -261,7 +261,7 @@ def test_set(
     rules = [build_model(rule) for rule in BASELINES.get(test.task, RULES) if compare and rule not in known]
     groups.append(Group({rule.label: rule.to(device).eval() for rule in rules}, first.dataset, {}))
     folders = open_folders(fused, [name for _, name in first.dataset.samples])
-    blocks = published_rows(PUBLISHED, test.dataset) if compare else []
+    blocks = published_rows(PUBLISHED, test.dataset, config.test.metrics) if compare else []
     shows = [each.add_images for each in (report, figure) if each]
 
     with shared_folder(test.folder, outdated=["comparison.png"]) as staged:

@@ -133,11 +133,14 @@ def to_paste(summary: dict, latex: bool) -> str:
     return "\n".join([*lines, *comments, ""])
 
 
-def published_rows(path: str | Path, dataset: str) -> list[tuple[str, dict[str, dict[str, float]]]]:
-    """Published results on a dataset: (where from and on which images, {method: {metric: mean}})."""
+def published_rows(
+    path: str | Path, dataset: str, metrics: Sequence[str]
+) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """Others' results on a dataset with one of `metrics`: (where from and on which images, {method: {metric: mean}})."""
     return [
         (entry["source"], {label: dict(zip(entry["columns"], row)) for label, row in entry["rows"].items()})
         for entry in read_yaml(path).get(dataset, [])
+        if {*entry["columns"]} & {*metrics}
     ]
 
 
