@@ -54,7 +54,7 @@ def make_text(
     features = read_features(source, names, config, *encoder_options(config, record), found)
     if use == "default" and found:
         reason = found[0].partition(";")[0]  # what to do about it is done
-        print(f"note: {source.name} is made without text, the default text will guide ({reason})")
+        print(f"note: {source.name} is made without text, as text.use=default needs none ({reason})")
         return None
     problems += found
     made_by = GuideRecord(min(features.encoders(), default=GIVEN), options={"folder": source.texts})
