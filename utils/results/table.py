@@ -136,7 +136,7 @@ def to_paste(summary: dict, latex: bool) -> str:
 def published_rows(
     path: str | Path, dataset: str, metrics: Sequence[str]
 ) -> list[tuple[str, dict[str, dict[str, float]]]]:
-    """Others' results on a dataset with one of `metrics`: (where from and on which images, {method: {metric: mean}})."""
+    """Others' results on a dataset with one of `metrics`: (where from, on which images; {method: {metric: mean}})."""
     return [
         (entry["source"], {label: dict(zip(entry["columns"], row)) for label, row in entry["rows"].items()})
         for entry in read_yaml(path).get(dataset, [])
