@@ -121,6 +121,7 @@ def test_mistakes_of_the_command_line(results, tmp_path):
     fused = ["--fused", f"M={results}"]
     for words, sentence in (
         (["--a", a, *EMPTY, *fused], "--a and --b belong together"),
+        (["--a", a, "--b", a, *EMPTY, *fused], "--a and --b belong together"),
         (["--a", a, "--b", b, *EMPTY, *fused, *fused], "two rows or pictures are called M"),
         (["--a", a, "--b", b, *EMPTY, "--fused", f"max={results}"], "two rows or pictures are called max"),
         (["--a", a, "--b", str(tmp_path), *EMPTY, *fused], "needs one partner of its name"),

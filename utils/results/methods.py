@@ -33,8 +33,8 @@ class FusedFolder(NamedTuple):
 
 def label_of(word: str) -> str:
     """The label of a word of --fused, "LABEL=FOLDER" or a folder that is called like its method."""
-    label, equals, path = word.rpartition("=")
-    return label if equals else Path(path).name
+    label, _, path = word.rpartition("=")
+    return label or Path(path).name
 
 
 def open_folders(words: Sequence[str], names: list[str]) -> list[FusedFolder]:

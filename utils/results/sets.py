@@ -43,8 +43,8 @@ def stored_set(name: str, config: Config) -> TestSet:
 
 
 def folder_set(a: str | None, b: str | None, config: Config) -> TestSet:
-    """The pairs of two folders; InputError if one is not given."""
-    if not (a and b):
+    """The pairs of two folders; InputError if there is one alone."""
+    if not (a and b) or Path(a).resolve() == Path(b).resolve():
         raise InputError("--a and --b belong together: the folder of the sources A, and that of the sources B")
     name = f"{Path(a).name}+{Path(b).name}"
     return TestSet(name, name, "", Path(config.test.output) / name, partial(FolderPairs, Path(a), Path(b)))
