@@ -84,7 +84,7 @@ def test_texts_and_an_instruction(pair):
         ((GRAY, RGB * 1.0), "b holds floats from 90 to 159; scale them to .0, 1., or give uint8"),
         ((GRAY, np.full((40, 48), np.nan)), "b holds floats from nan to nan"),
         ((GRAY, "no.png"), "cannot read no.png"),
-        ((GRAY, RGB, "a", None, "max"), r"stretch in fuse\(\) must be one of minmax, clamp, truncate, round, not 'max'"),
+        ((GRAY, RGB, "a", None, "max"), "must be one of minmax, clamp, truncate, round, not 'max'"),
         ((GRAY, RGB, ("a", "")), "what A and what B shows, two texts; none is empty"),
         ((GRAY, RGB, "a"), "reads no text"),
         ((GRAY, RGB, None, "a"), "reads no instructions; give weights that do"),
