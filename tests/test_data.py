@@ -146,6 +146,10 @@ DAMAGE = {  # how the toy training set is broken, and what the message must say
     "unreadable": (lambda base: (base / IMAGES / "IR/a3.png").write_bytes(b"no image"), "a3.png is not an image"),
     "truncated": (lambda base: os.truncate(base / IMAGES / "IR" / "a3.png", 2000), "a3.png is truncated"),
     "listed twice": (lambda base: (base / IMAGES / "train.txt").write_text("a1\na2\na1\n"), "'a1' is listed 2 times"),
+    "another encoding": (
+        lambda base: (base / IMAGES / "train.txt").write_bytes("a1\n街道".encode("gbk")),
+        "the split file .*train.txt is not UTF-8, from byte 3 on; save it as UTF-8",
+    ),
     "missing text": (lambda base: (base / FEATURE).unlink(), "'a4' has no text"),
     "NaN": (lambda base: np.save(base / FEATURE, np.full((3, 12), np.nan)), "a4.npy cannot be used .it holds NaN"),
     "note": (lambda base: (base / FEATURE).with_suffix(".json").write_text('{"maker": 1}'), "unknown key 'maker'"),

@@ -84,6 +84,16 @@ def os_error_as_input_error(path: str | Path) -> Iterator[None]:
         raise InputError(f"cannot write {path} ({reason}); is there space, and is the folder yours?") from error
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """The words of a file; InputError, with `what` it is, if it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path} is not UTF-8, from byte {error.start} on; save it as UTF-8") from error
+
+
 def write_file(path: str | Path, content: bytes | str, sync: bool = True) -> None:
     """Write a file, text as UTF-8: whole or not at all, see `whole_file`."""
     with whole_file(path, sync) as temporary:

@@ -17,7 +17,7 @@ from utils.config import Config, read_yaml
 from utils.data.features import FEATURES
 from utils.data.images import EXTENSIONS, list_images
 from utils.errors import InputError, nearest
-from utils.files import find_file, plain_name
+from utils.files import find_file, plain_name, read_text
 
 RESERVED = {"name", "image_a", "image_b", "imageA", "imageB", "chroma"}  # what a further map cannot be called
 
@@ -85,13 +85,12 @@ class Source(Row):
     def read_text(self, side: str, name: str) -> str:
         """The paragraph of an image; InputError if there is none."""
         path = self.text_file(side, name)
-        try:
-            paragraph = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+        if not path.is_file():
             raise InputError(
                 f"'{name}' has no text: neither a feature in {self.texts}Feature/ nor {path}; write one, let "
                 "`data_process.py describe` write it, or set text.use=default"
-            ) from error
+            )
+        paragraph = read_text(path, "the text").strip()
         if not paragraph:
             raise InputError(f"'{name}' has an empty text {path}")
         return paragraph
@@ -127,12 +126,16 @@ def find_sources(config: Config, words: list[str]) -> list[Source]:
 
 
 def find_set(config: Config, key: str, name: str) -> Source:
-    """The set that a key of the config names; InputError where that is a dataset, with the names of its sets."""
+    """The set that a key of the config names; InputError where that is a dataset, or has no such split."""
     sources = find_sources(config, [name])
     known = [source.name for source in sources]
     if known != [name]:
         raise InputError(f"{key} names the dataset {name}; name a set of it: {', '.join(known)}")
-    return sources[0]
+    source = sources[0]
+    splits = sorted(path.stem for path in source.names.parent.glob("*.txt"))
+    if splits and source.split not in splits:
+        raise InputError(f"{key} names {name}, and {source.dataset} has no split '{source.split}': {', '.join(splits)}")
+    return source
 
 
 def find_dataset(dataset: str, table: dict, config: Config) -> Source:
@@ -160,10 +163,7 @@ def read_names(path: Path, problems: list[str]) -> list[str]:
 
     InputError if there is no such file, or no name in it.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the split file {path}") from error
+    lines = [line.strip() for line in read_text(path, "the split file").splitlines()]
     lines = [line for line in lines if not line.startswith("#")]
     listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
     if not listed:
