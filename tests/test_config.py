@@ -48,6 +48,14 @@ def test_numbers_that_pyyaml_reads_as_words(tmp_path):
     assert config.test.output == "7"  # a folder may be called so
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 1\ntrain:\n  lr: 1e-4\n  epochs: 2\n  lr: 1e-5\n")
+    with pytest.raises(InputError, match=r"c\.yaml, line 5 is not valid YAML: lr stands twice, first in line 3"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("data: &paths {root: x}\ndescribe: {}\ntext: {}\ntrain: {lr: 1, <<: {lr: 2}}\n")
+    assert load_config(tmp_path / "c.yaml").train.lr == 1  # what a merge brings does not count
+
+
 def test_command_line_wins_over_file_wins_over_default(tmp_path):
     (tmp_path / "c.yaml").write_text("seed: 3\nname: a\nnet: {channels: 8}\n")
     config = load_config(tmp_path / "c.yaml", ["seed=4", "data.resize=[32,48]", "net.stages=1"])

@@ -17,7 +17,7 @@ import yaml
 
 from utils.check import Constraint, checked, keys_of
 from utils.errors import InputError, nearest
-from utils.files import find_file
+from utils.files import find_file, read_text
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date of month 13; a thousand brackets
 POSITIVE = Constraint(lambda number: number > 0, "must be above 0")
@@ -168,7 +168,16 @@ class Config:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML reads 1e-4 as a word; this one as a number, as YAML 1.2 does."""
+    """PyYAML with two rules of YAML 1.2: 1e-4 is a number, not a word, and a key that stands twice is an error."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                problem = f"{key.value} stands twice, first in line {lines[key.value]}"
+                raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return node
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
@@ -203,10 +212,9 @@ def _replaced(values: Any, parts: Sequence[str], value: Any) -> Any:
 
 def read_yaml(path: str | Path) -> dict:
     """The keys and values of a YAML file, see find_file; InputError if it is missing, broken, or has no keys."""
+    text = read_text(find_file(path), "the file")
     try:
-        content = yaml.load(find_file(path).read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise InputError(f"cannot read the file {path} ({error.strerror})") from error
+        content = yaml.load(text, Loader)
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
