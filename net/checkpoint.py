@@ -21,13 +21,15 @@ from huggingface_hub import hf_hub_download
 from net.base import FusionNetwork, build_model
 from net.published import is_published, translate
 from utils.errors import InputError, reason_of
-from utils.files import find_file, hub_reached, to_json, write_file
+from utils.files import find_file, hub_reached, newest_checkpoint, to_json, write_file
 from utils.provenance import Provenance
 
 DEFAULT_FEATURE = "{}.default"  # the name of a guide's default feature beside the weights in a .safetensors
 HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # of a repository on the hub
+NO_WEIGHTS = {b"<": "a web page and no weights", b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)"}
+NOT_READ = "is not a checkpoint that can be read safely, or it is damaged"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -106,12 +108,17 @@ def read_checkpoint(path: str | Path, key: str = "ckpt") -> dict:
                 raise ValueError("a part of it has another checksum")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged ones raise many kinds
-        raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
+        start = path.read_bytes()[:100].lstrip()
+        kind = next((kind for head, kind in NO_WEIGHTS.items() if start.startswith(head)), None) if start else "empty"
+        what = f"is {kind}; get the weights again" if kind else NOT_READ
+        raise InputError(f"{path} {what}") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) and is_dense(state[key]) for key in state):
         raise InputError(f"{path} holds no 'model' with the weights of a network")
     if is_published(state):
         checkpoint = {"net": {"name": "film"}, "model": translate(state)}
+    else:
+        checkpoint["model"] = {bare_name(name): tensor for name, tensor in state.items()}
     if not isinstance(checkpoint.get("net"), dict) or "name" not in checkpoint["net"]:
         raise InputError(f"{path} holds weights but not which network they belong to ('net')")
     try:
@@ -119,6 +126,11 @@ def read_checkpoint(path: str | Path, key: str = "ckpt") -> dict:
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: what it records of its guides is not what a training records") from error
     return checkpoint
+
+
+def bare_name(name: str) -> str:
+    """The name of a weight without what DistributedDataParallel and torch.compile put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def is_dense(value: object) -> bool:
@@ -143,12 +155,13 @@ def read_weights(path: str | Path) -> dict:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> FusionNetwork:
     """Open a checkpoint as a network in eval mode. Its `provenance` has what the checkpoint records.
 
-    `path` is a checkpoint of train.py, a .safetensors that ships, a published IVF.pth, MIF.pth, MEF.pth or MFF.pth, or
-    a hub id, `owner/name`.
+    `path` is a checkpoint of train.py, its run folder, a pattern of either, a .safetensors that ships, a published
+    IVF.pth, MIF.pth, MEF.pth or MFF.pth, or a hub id, `owner/name`.
 
     Raises:
         InputError: missing or damaged file, or weights that do not fit the network.
     """
+    path = newest_checkpoint(str(path), "ckpt")
     checkpoint = read_checkpoint(path)
     try:
         model = build_model(**checkpoint["net"])

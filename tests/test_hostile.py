@@ -212,7 +212,22 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content):
     """Found by tools/fuzz.py: PyTorch's reader raises IndexError and others."""
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name} (is not a checkpoint|holds no 'model')"):
+        with pytest.raises(InputError, match=rf"{name} (is not a checkpoint|holds no 'model'|is empty)"):
+            load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><title>Virus scan warning</title>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+    ],
+)
+def test_what_a_download_left_in_place_of_weights_is_named(tmp_path, content, kind):
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} {kind}"):
             load_model(tmp_path / name)
 
 

@@ -50,6 +50,10 @@ def test_round_trip_in_half_precision(tmp_path):
     assert loaded.provenance.guides["clip"].name == "clip" and again["config"]["train"]["init"] == "first.pth"
     assert checkpoint["config"]["data"]["root"] == "/home/me/data"  # the checkpoint is as it was
 
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in checkpoint["model"].items()}
+    torch.save(checkpoint | {"model": wrapped}, tmp_path / "wrapped.pth")  # by somebody's own loop
+    assert load_model(tmp_path / "wrapped.pth").state_dict().keys() == model.state_dict().keys()
+
     save_weights(tmp_path / "new.safetensors", build_model("film_blend", **SMALL).checkpoint())
     assert load_model(tmp_path / "new.safetensors").provenance.guides == {}
 
