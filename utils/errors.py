@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 # by PyTorch, by the driver (AMD's calls itself HIP) and by its libraries
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory")
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory", "shared memory")
 OUT_OF_MEMORY += ("CUDA error: out of memory", "HIP error: out of memory", "STATUS_ALLOC_FAILED")
 
 
@@ -52,6 +52,19 @@ def enough_memory(task: str, advice: str) -> Iterator[None]:
         raise InputError(f"there is not enough memory to {task}; {advice}") from error
 
 
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """A worker of a DataLoader that dies in the block becomes an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a worker process was killed, as happens where memory runs out; set num_workers lower, or to 0"
+        ) from error
+
+
 def interrupt(number: int, _: object) -> None:
     """Handle SIGTERM, which batch systems send to a whole group of processes, as Ctrl-C is handled."""
     signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch raises for workers of a DataLoader that end of it
@@ -64,7 +77,8 @@ def run_script(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal or file that knows no arrows gets a question mark
     status = None
     try:
-        main()
+        with living_workers():
+            main()
     except InputError as error:
         message = str(error)
         if "Original Traceback" in message:  # raised in a worker of a DataLoader: the sentence is its last line

@@ -13,7 +13,7 @@ from utils.data.align import Alignment, align
 from utils.data.h5 import ROWS_OF_A, create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
 from utils.data.sources import Source, read_names
-from utils.errors import InputError, shortened
+from utils.errors import InputError, living_workers, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
 from utils.process import worker_count
@@ -174,14 +174,8 @@ class SourcePairs(Dataset):
 def read_all(pairs: SourcePairs, num_workers: int) -> Iterator[SourcePair | InputError]:
     """The items of `pairs` in order, read by several processes if they are many; InputError if one is killed."""
     workers = worker_count(num_workers) if len(pairs) >= MANY_PAIRS else 0
-    try:
+    with living_workers():
         yield from DataLoader(pairs, num_workers=workers, collate_fn=itemgetter(0))
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
-            raise
-        raise InputError(
-            "a worker process was killed, as happens where memory runs out; set data.num_workers lower, or to 0"
-        ) from error
 
 
 def resize_landscape(image: np.ndarray, height: int, width: int) -> np.ndarray:

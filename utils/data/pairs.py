@@ -10,15 +10,17 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from utils.data.features import FEATURES, collate_features, features_of
 from utils.data.h5 import PairFile, read_record, sample_errors_named
 from utils.data.images import NEUTRAL, as_unit
-from utils.errors import InputError
+from utils.errors import InputError, enough_memory
 from utils.files import plain_name
 from utils.provenance import GuideRecord
 from utils.targets import COMPUTED_MAPS
+
+LESS_SHARED = "set num_workers=0 under train or test, or give more shared memory, e.g. docker run --shm-size=8g"
 
 # see PairDataset
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], tuple[dict[str, np.ndarray], dict[str, Tensor]]]
@@ -260,4 +262,8 @@ def collate(samples: list[dict]) -> dict:
             batch |= collate_features(key, column)
         else:
             batch[key] = column if key == "name" else torch.stack(column)
+    if get_worker_info():  # by itself PyTorch does it later, in a thread whose errors nobody hears
+        with enough_memory("hand batches from process to process", LESS_SHARED):
+            for value in batch.values():
+                value.share_memory_() if torch.is_tensor(value) else None
     return batch
