@@ -88,7 +88,7 @@ def test_no_text_is_needed_where_the_default_text_guides(toy, tmp_path):
     path = only_run(tmp_path) / "model" / "last.pth"
     record = load_model(path).provenance.guides["text"]
     assert record.name == "none" and record.default.shape == (1, 12)
-    assert "The test result of Toy" in script("test.py", *words, f"ckpt={path}")
+    assert "\nFILM (no text) " in script("test.py", *words, f"ckpt={path}")
     images = tmp_path / "VLF" / "Image" / "IVF" / "Toy"
     script("fuse.py", images / "IR" / "b1.png", images / "VI" / "b1.png", "-o", tmp_path / "f.png", f"ckpt={path}")
     assert cv2.imread(str(tmp_path / "f.png")) is not None

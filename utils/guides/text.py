@@ -65,15 +65,16 @@ def open_text(
         record = trained_record(config, dim, datasets[0])
     name = record.name if record else ""
     if use == "none" or name == NO_TEXT:  # which a pair's own text would tell nothing
-        return Guidance(record, instead=torch.zeros(1, dim or 1), words="no text")
+        return Guidance(record, instead=torch.zeros(1, dim or 1), words="no text", remark="no text")
     words = f"{WORDS[use]} {'features from files' if name == GIVEN else name and f'of {name}'}".strip()
+    remark = words if record and record.options.get("use", "own") != "own" else ""  # an ablation
     if use == "default":
         if record is None or record.default is None:
             raise InputError(f"text.use=default needs weights with a default text; {config.ckpt} has none")
-        return Guidance(record, instead=record.default, words=words)
+        return Guidance(record, instead=record.default, words=words, remark=remark)
     for dataset in datasets:
         check_texts(dataset, record, folder)
-    return Guidance(record, words=words)
+    return Guidance(record, words=words, remark=remark)
 
 
 def check_texts(dataset: PairDataset, wanted: GuideRecord | None, folder: str) -> None:
