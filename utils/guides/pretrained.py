@@ -1,6 +1,7 @@
 """Frozen models of transformers."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ def load_whole(model_class: type, path: str, unused: str | None = None, **option
 
     `path` is a hub name or a local folder. Weights with `unused` in their names may be missing.
     """
+    import transformers  # takes seconds
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     options |= from_hub_or_folder(path)
     model, report = model_class.from_pretrained(path, output_loading_info=True, **options)
     missing = [name for name in report["missing_keys"] if not (unused and unused in name)]
