@@ -117,7 +117,7 @@ def train_network(config: Config, closing: ExitStack) -> None:
     log.info(
         f"{model.name}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, {config.precision}, "
         f"guided by {describe_guidance(guidances)}; {len(dataset)} pairs{padded}, {train.batch_size} a step "
-        f"({world} processes x {train.accumulate} parts x {train.batch_size // world // train.accumulate}), "
+        f"(processes x parts x pairs: {world} x {train.accumulate} x {train.batch_size // world // train.accumulate}), "
         f"{len(loader)} steps an epoch, {train.epochs} epochs{note and f'; note: {note}'}"
     )
 

@@ -45,7 +45,9 @@ def test_train_then_test(prepared, tmp_path):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["kind"] for r in records].count("val") == 2
     assert {"total", "intensity", "gradient", "grad_norm", "lr", "pairs_per_s"} <= set(records[0])
-    assert load_model(folder / "model" / "best.pth").config["channels"] == 8
+    assert f"a new run: {folder}\n" in (folder / "log.txt").read_text()
+    for where in (folder / "model" / "best.pth", folder, str(tmp_path / "exp" / "*_film_ivf")):
+        assert load_model(where).config["channels"] == 8
 
     output = script("test.py", *prepared, f"ckpt={tmp_path}/exp/*/model/best.pth", "--compare")
     assert "The test result of Toy:\n" + PAPER_HEADER + "\nFILM            " in output
@@ -370,9 +372,26 @@ def test_a_set_has_a_split_and_a_test_makes_its_own_sets_alone(prepared, tmp_pat
     words = [*prepared, "ckpt=null", "net={name: max}"]
     output = script("test.py", *words, "data.test=[Toy]", code=1)
     assert "data.test names the dataset Toy; name a set of it: Toy_test, Toy_train" in output
+    output = script("test.py", *words, "data.test=[Toy_tset]", code=1)
+    assert "data.test names Toy_tset, and Toy has no split 'tset': test, train" in output
     assert not (tmp_path / "h5").exists()
     script("test.py", *words)
     assert [path.name for path in (tmp_path / "h5").glob("*.h5")] == ["Toy_test.h5"]
+
+
+def test_too_little_shared_memory_is_one_sentence(prepared, monkeypatch):
+    """As in a container: it must not be found by a thread of a worker, while everybody waits."""
+    share = torch.Tensor.share_memory_
+
+    def share_few(tensor):
+        if tensor.numel() > 100:
+            raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device")
+        return share(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_few)
+    output = script("test.py", *prepared, "ckpt=null", "net={name: max}", "test.num_workers=1", code=1)
+    assert output.splitlines()[-1].startswith("error: there is not enough memory to hand batches from process to")
+    assert "num_workers=0" in output and "--shm-size" in output and "Traceback" not in output
 
 
 def test_table_has_the_papers_form():

@@ -26,7 +26,7 @@ from net.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils import distributed
 from utils.check import checked
 from utils.config import Config
-from utils.data.images import side_by_side, to_8bit, write_image
+from utils.data.images import shrunk, side_by_side, to_8bit, write_image
 from utils.errors import InputError
 from utils.files import (
     ROOT,
@@ -41,7 +41,6 @@ from utils.files import (
 )
 from utils.guides.guidance import Guidance, same_encoder
 from utils.loss import Loss
-from utils.opencv import cv2
 from utils.provenance import Provenance
 from utils.results.evaluate import sources_8bit
 
@@ -97,8 +96,7 @@ class RunFolder:
             pair = f"{number}_{batch['name'][0]}"  # numbered: two sets may have pairs of one name
             row = side_by_side([*sources_8bit(batch), to_8bit(fused, "clamp")], ["A", "B", "fused"])
             write_image(self.path / "pic_fusion" / pair / f"epoch_{epoch:04}.png", row)
-            scale = min(1, 768 / row.shape[1])
-            small = cv2.resize(row, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            small = shrunk(row, 768)
             with os_error_as_input_error(self.path):
                 self.writer.add_image(f"pairs/{pair}", small, step, dataformats="HWC")  # gray: BGR is RGB
 
@@ -157,8 +155,7 @@ def open_run_folder(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
     folder = RunFolder(path, epoch, step)
     closing.push(folder.close)
-    if config.train.resume:
-        log.info(f"resumed from epoch {epoch} of {config.train.resume}")
+    log.info(f"resumed from epoch {epoch} of {config.train.resume}" if config.train.resume else f"a new run: {path}")
     return folder
 
 

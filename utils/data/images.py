@@ -200,6 +200,12 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     write_file(path, cv2.imencode(path.suffix, image)[1].tobytes(), sync=False)  # an image can be made again
 
 
+def shrunk(image: np.ndarray, width: int = 640) -> np.ndarray:
+    """A picture at most `width` pixels wide."""
+    scale = min(1, width / image.shape[1])
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
 def side_by_side(images: list[np.ndarray], labels: list[str] | None = None) -> np.ndarray:
     """Images of one size, gray or BGR uint8, in a row with a white gap and labels above, wrapped: BGR uint8."""
     scale = min(0.5, images[0].shape[1] / 260)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from net import FusionNetwork
 from utils import distributed
 from utils.config import Test
-from utils.data.images import colorize, side_by_side, to_8bit, write_image
+from utils.data.images import colorize, shrunk, side_by_side, to_8bit, write_image
 from utils.data.pairs import PairDataset, collate
 from utils.errors import InputError, enough_memory
 from utils.files import atomic_folder
@@ -196,7 +196,7 @@ def fuse_set(
             write_image(folder / "RGB" / f"{image}.png", color)
         shown = dict(zip(["A", "B", labels[0], "in colour", *labels[1:]], [*sources, fused[0], color, *fused[1:]]))
         if len(labels) > 1 and index < PICTURE_PAIRS:
-            pictures[index] = side_by_side([*shown.values()], [f"A of {image}", *list(shown)[1:]])
+            pictures[index] = side_by_side([*map(shrunk, shown.values())], [f"A of {image}", *list(shown)[1:]])
         for show in shows:
             show(index, image, shown)
 
