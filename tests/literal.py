@@ -503,6 +503,36 @@ def fusion_artefacts(f, a, b):
     return numerator / denominator
 
 
+def feature_mutual_information(f, a, b):
+    """Window by window, the places of one in the order of columns."""
+
+    def entropy_of(p):
+        p = p[p != 0]
+        return -(p * np.log2(np.abs(p))).sum()
+
+    def shared(x, y):
+        if np.array_equal(x, y):
+            return 1.0
+        flat = np.ptp(x) == 0 or np.ptp(y) == 0
+        p, q = (np.ones(9) if np.ptp(z) == 0 else (z - z.min()) / np.ptp(z) for z in (x, y))
+        p, q = p / p.sum(), q / q.sum()
+        c = 0.0 if flat else np.corrcoef(p, q)[0, 1]
+        places = np.arange(1, 10)
+        sd = [math.sqrt(max(0.0, (z * places**2).sum() - (z * places).sum() ** 2)) for z in (p, q)]
+        cp, cq = np.cumsum(p), np.cumsum(q)
+        bound = np.zeros((10, 10))
+        bound[1:, 1:] = np.minimum.outer(cp, cq) if c >= 0 else np.maximum(np.add.outer(cp, cq) - 1, 0)
+        covariance = (bound[1:, 1:] - np.outer(cp, cq)).sum()
+        share = 0.0 if abs(covariance) < 1e-12 else c / (covariance / (sd[0] * sd[1]))
+        joint = share * np.diff(np.diff(bound, axis=0), axis=1) + (1 - share) * np.outer(p, q)
+        both = entropy_of(p) + entropy_of(q)
+        return 2 * (both - entropy_of(joint)) / both if both else 0.0
+
+    gf, *sources = (np.gradient(x, axis=1) for x in (f, a, b))
+    windows = [np.s_[i : i + 3, j : j + 3] for i, j in np.ndindex(f.shape[0] - 2, f.shape[1] - 2)]
+    return np.mean([shared(gf[w].T.ravel(), g[w].T.ravel()) for w in windows for g in sources])
+
+
 def gradient_deviation(f, truth):
     kernel = np.array([[1, 0, -1]] * 3) / 3
 
@@ -537,6 +567,7 @@ METRICS = {
     "MSSSIM": multi_scale_similarity,
     "QW": weighted_fusion_quality,
     "QE": edge_fusion_quality,
+    "FMI": feature_mutual_information,
     "Nabf": fusion_artefacts,
     "TC": target_contrast,
     "TClost": lost_targets,

@@ -207,7 +207,7 @@ def test_training_leaves_clip_out_of_the_checkpoint(sets, tmp_path, clip_folder)
 def test_two_processes_share_the_statistics_of_batch_normalisation(sets, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     output = process(*launcher, "train.py", *sets, "data.val=[Toy_test]", "train.val_every=1", "train.best=AG")
-    assert "epoch 2: " in output
+    assert "epoch 2/2: " in output
     model = load_model(only_run(tmp_path) / "model" / "last.pth")
     alone = process("test.py", *sets, f"ckpt={only_run(tmp_path)}/model/last.pth", "test.metrics=[AG]")
     records = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,7 @@
 """Fusion metrics as pure batched functions, matched to the evaluator of the published FILM code.
 
 Qcv, Qcb, CE and EI, which that evaluator lacks, follow the toolbox of VIFB (Zhang et al. 2020); MEFSSIM
-follows MEF-Net's authors; MSSSIM, QW, QE and Nabf the papers that they name; TC and TClost are ours.
+follows MEF-Net's authors; MSSSIM, QW, QE, FMI and Nabf the papers that they name; TC and TClost are ours.
 
 Every metric is `metric(fused, image_a, image_b) -> (N,)` on float tensors (N, 1, H, W) in 0..255, on
 any device, and computes in the dtype it is given: float64 equals the published numbers to 1e-6,
@@ -16,7 +16,7 @@ here with a slow literal form, `f(fused, image_a, image_b) -> float` on NumPy ar
 Undefined values. A metric is NaN, and a table leaves that image out of its mean and says so, where
 the definition has no value: a correlation with a constant image (CC; SCD also if F equals a source),
 Qabf and Qcv if neither source has an edge, VIFF under 41 pixels a side, MSSSIM under 176, QW and QE under 8 or if both
-sources are flat, SSIM under 7, Qcb if A, B or F
+sources are flat, SSIM under 7, FMI under 3, Qcb if A, B or F
 is constant, Qcv if one of them is constant and not black, TC and TClost if A has no target. PSNR of
 F = A = B is inf and of a black F -inf, left out likewise. VIFF of a flat source and a flat F is 1 for
 that source; CE of images without a common level is 0. MEFSSIM has a value for every image.
@@ -48,6 +48,7 @@ SSIM_WINDOW = 7
 MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, from the finest on
 MSSSIM_MIN_SIDE = 176  # a whole window of 11 at the fifth scale
 QW_WINDOW = 8
+FMI_STRIP = 16  # columns of windows at a time: they hold 81 numbers each
 TOGETHER = 4  # results of a pair that are measured at a time: more would not stay in a CPU's cache
 MEFSSIM_MASS = 1 - 3.7886e-8  # sum of the authors' window of 11 x 11, in single precision; it moves MEFSSIM by 1e-6
 
@@ -327,6 +328,54 @@ def edge_fusion_quality(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tens
     sources, target = (x.double() for x in _layers(fused, image_a, image_b))
     edges = (torch.hypot(*prewitt(x)) for x in (sources, target))
     return (_weighted_quality(sources, target) * _weighted_quality(*edges)).to(fused.dtype)
+
+
+@register_metric("FMI")
+def feature_mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) -> Tensor:
+    """FMI of gradients (Haghighat et al. 2011, by the code of their Fast-FMI, 2014), at most 1. Rewards kept gradients.
+
+    In each window of 3 x 3 the horizontal derivatives, stretched to 0..1 and divided by their sum, count as a
+    distribution over the nine places (1/9 each where they are equal). The joint distribution of two is that of Nelsen:
+    the product of both, moved towards Frechet's bound by their correlation. Mean over the windows and both sources of
+    2 I(F, S) / (H(F) + H(S)); 1 where the derivatives are equal, 0 without entropy. NaN under 3 pixels a side.
+    """
+    if min(fused.shape[-2:]) < 3:
+        return fused.new_full((len(fused),), math.nan)
+    slopes = [torch.gradient(x.double(), dim=3)[0].transpose(2, 3) for x in (fused, image_a, image_b)]  # (N, 1, W, H)
+    totals = []
+    for start in range(0, slopes[0].shape[2] - 2, FMI_STRIP):
+        target, *sources = (F.unfold(slope[:, :, start : start + FMI_STRIP + 2], 3) for slope in slopes)  # (N, 9, L)
+        totals.append(sum(_shared_information(target, source).sum(dim=1) for source in sources))
+    height, width = fused.shape[-2:]
+    return (sum(totals) / (2 * (height - 2) * (width - 2))).to(fused.dtype)
+
+
+def _shared_information(f: Tensor, s: Tensor) -> Tensor:
+    """2 I(F, S) / (H(F) + H(S)) of windows (N, 9, L), see FMI: (N, L)."""
+    (pdf_f, cdf_f, sd_f, flat_f), (pdf_s, cdf_s, sd_s, flat_s) = map(_as_distribution, (f, s))
+    c = torch.cosine_similarity(pdf_f - 1 / 9, pdf_s - 1 / 9, dim=1, eps=1e-30).masked_fill(flat_f | flat_s, 0)
+    rows, columns = cdf_f[:, :, None], cdf_s[:, None]
+    # Frechet's upper bound where they correlate, else the lower one, as cumulative distributions (N, 9, 9, L)
+    bound = torch.where(c[:, None, None] >= 0, torch.minimum(rows, columns), (rows + columns - 1).clamp(min=0))
+    farthest = (bound - rows * columns).sum(dim=(1, 2))  # the covariance at the bound
+    share = (c * sd_f * sd_s / farthest).masked_fill(farthest.abs() < 1e-12, 0)[:, None, None]
+    bound = bound.diff(dim=1, prepend=torch.zeros_like(bound[:, :1]))
+    bound = bound.diff(dim=2, prepend=torch.zeros_like(bound[:, :, :1]))
+    joint = share * bound + (1 - share) * pdf_f[:, :, None] * pdf_s[:, None]
+    entropies = sum(torch.special.entr(pdf).sum(dim=1) for pdf in (pdf_f, pdf_s))
+    together = -torch.xlogy(joint, joint.abs()).sum(dim=(1, 2))
+    information = torch.where(entropies > 0, 2 * (entropies - together) / entropies, 0)
+    return torch.where((f == s).all(dim=1), 1, information)
+
+
+def _as_distribution(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows (N, 9, L) as distributions over nine places: density, cumulative; deviation; whether it is even."""
+    low, high = x.aminmax(dim=1, keepdim=True)
+    flat = low == high
+    x = torch.where(flat, 1, (x - low) / (high - low))
+    pdf, place = x / x.sum(dim=1, keepdim=True), torch.arange(9, device=x.device, dtype=x.dtype)[:, None]
+    variance = (pdf * place**2).sum(dim=1) - (pdf * place).sum(dim=1) ** 2
+    return pdf, pdf.cumsum(dim=1), variance.clamp(min=0).sqrt(), flat[:, 0]
 
 
 @register_metric("Nabf", lower_is_better=True)
