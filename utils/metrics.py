@@ -341,13 +341,13 @@ def feature_mutual_information(fused: Tensor, image_a: Tensor, image_b: Tensor) 
     """
     if min(fused.shape[-2:]) < 3:
         return fused.new_full((len(fused),), math.nan)
-    slopes = [torch.gradient(x.double(), dim=3)[0].transpose(2, 3) for x in (fused, image_a, image_b)]  # (N, 1, W, H)
+    slopes = [torch.gradient(x, dim=3)[0].transpose(2, 3) for x in (fused, image_a, image_b)]  # (N, 1, W, H)
     totals = []
     for start in range(0, slopes[0].shape[2] - 2, FMI_STRIP):
         target, *sources = (F.unfold(slope[:, :, start : start + FMI_STRIP + 2], 3) for slope in slopes)  # (N, 9, L)
         totals.append(sum(_shared_information(target, source).sum(dim=1) for source in sources))
     height, width = fused.shape[-2:]
-    return (sum(totals) / (2 * (height - 2) * (width - 2))).to(fused.dtype)
+    return sum(totals) / (2 * (height - 2) * (width - 2))
 
 
 def _shared_information(f: Tensor, s: Tensor) -> Tensor:
