@@ -114,7 +114,7 @@ def test_no_source_is_written_over(tmp_path, monkeypatch):
         (["ir.png", "vis.png", "train.lr=1"], "fuse.py has no use for train.lr; leave it out"),
         (["pairs.csv", "-o", "fused.png"], "-o must name a folder for the results of several pairs, not fused.png"),
         ([".", "there", "-o", "fused.png"], "-o must name a folder for the results of several pairs, not fused.png"),
-        (["ir.png", "vis.png", "--text-a", "a"], "'ir' has a text of one source alone; give both text_a and text_b"),
+        (["ir.png", "vis.png", "--text-a", "a"], "'ir' has a text of one source alone; give both --text-a and"),
         (["ir.png", "vis.png", "--text", "a", "--text-b", "a"], "--text is for both sources"),
         (["ir.png", "vis.png", "--text", "a"], "reads no text"),
         (["ir.png", "vis.png", "--text", "no.txt"], "cannot read the text no.txt"),

@@ -70,7 +70,8 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         text_a = read_text(pair.text_a or args.text_a or args.text or "", pair.name)
         text_b = read_text(pair.text_b or args.text_b or args.text or "", pair.name)
         if bool(text_a) != bool(text_b):
-            raise InputError(f"'{pair.name}' has a text of one source alone; give both text_a and text_b, or neither")
+            words = "text_a and text_b" if pair.text_a or pair.text_b else "--text-a and --text-b"
+            raise InputError(f"'{pair.name}' has a text of one source alone; give both {words}, or neither")
         instruct = pair.instruct or "".join(args.instruct if not several else ())
         pairs[i] = pair._replace(text_a=text_a, text_b=text_b, instruct=instruct)
         check_no_source(pair.out, sources)
