@@ -53,6 +53,16 @@ def test_folders_are_fused_and_a_bad_pair_does_not_stop_the_others(tmp_path, mon
     assert cv2.imread("out/1.png", -1).shape == (24, 32)
 
 
+def test_a_missing_file_of_a_table_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "im", "1.png", "2.png")
+    rows = table(tmp_path / "p.csv", ["a", "b"], ["im/8.png", "im/1.png"], ["im/1.png", "im/2.png"])
+    for more, last in ([], "1 of 2 fused"), (["--list"], "1 of 2 cannot be fused"):
+        said = script("fuse.py", rows, *MEAN, *more, code=1)
+        assert "cannot read im/8.png (No such file or directory)" in said.replace(f"{tmp_path}/", "") and last in said
+    assert [path.name for path in Path("fused").iterdir()] == ["1.png"]
+
+
 def test_results_are_measured_beside_rules(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "a", "1.png", "22.png", size=(64, 64)), put(tmp_path / "b", "1.png", "22.png", size=(64, 64, 3))

@@ -115,7 +115,6 @@ def test_a_table_of_pairs(tmp_path):
 
 
 MISTAKES = {
-    "a,b\nim/1.png,im/2.png\nim/8.png,im/1.png\n": r"line 3: there is no .*8\.png",
     "a,b\n,im/2.png\n": r"line 2: no image in column a",
     "a,b,name\nim/1.png,im/2.png,x\nim/1.png,im/3.png,x\n": r"line 3: the name 'x' is that of another pair; give names",
     "a,b,name\nim/1.png,im/2.png,x/y\n": r"line 2: 'x/y' is not a plain file name",

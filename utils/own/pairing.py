@@ -71,7 +71,7 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
     Paths are relative to the table's folder. A name that is not given is that of the image of A.
 
     Raises:
-        InputError: another column, a missing file or value, a name given twice; names the line.
+        InputError: another column, a missing value, a name given twice; names the line. Files are looked for later.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,8 +103,8 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
 def read_row(row: dict[str, str], folder: Path, out: Path) -> OwnPair:
     """The pair of a row of a table in `folder`; InputError for its first mistake."""
     for side in ("a", "b"):
-        if not (folder / row[side]).is_file():
-            raise InputError(f"there is no {folder / row[side]}" if row[side] else f"no image in column {side}")
+        if not row[side]:
+            raise InputError(f"no image in column {side}")
     texts = [row.get(key, "") for key in ("text_a", "text_b")]
     texts = [str(folder / text) if text.endswith(".txt") else text for text in texts]
     name = row.get("name") or Path(row["a"]).stem
