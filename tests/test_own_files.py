@@ -129,6 +129,7 @@ def test_no_source_is_written_over(tmp_path, monkeypatch):
         (["ir.png", "vis.png", "--text", "a"], "reads no text"),
         (["ir.png", "vis.png", "--text", "no.txt"], "cannot read the text no.txt"),
         (["ir.png", "vis.png", "--instruct", "a"], "mean reads no instructions; give weights that do"),
+        (["ir.png", "vis.png", "--instruct", "a", "--instruct", ""], "an --instruct is empty; say what is wanted, or"),
         (["x.mp4", "vis.png", "--compare"], "a video takes one --instruct, and neither --metrics nor --compare"),
     ],
     ids=str,

@@ -53,6 +53,8 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
             raise InputError(f"fuse.py has no use for {key}; leave it out")
     if args.text and (args.text_a or args.text_b):
         raise InputError("--text is for both sources; leave it out, or --text-a and --text-b")
+    if not all(text.strip() for text in args.instruct):
+        raise InputError("an --instruct is empty; say what is wanted, or leave it out")
     video = any(map(is_video, (*args.words, args.out or "")))
     measured = args.metrics or "test.metrics" in given
     if video and (measured or args.compare or len(args.instruct) > 1):
