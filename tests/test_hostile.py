@@ -17,11 +17,12 @@ from tests.test_text import save_bert
 from tests.toy import CONFIG, script
 from utils.config import load_config
 from utils.data.h5 import h5_path
-from utils.data.images import MAX_PIXELS, read_image
+from utils.data.images import read_image
 from utils.data.pairs import PairDataset
 from utils.errors import InputError
 from utils.files import plain_name
 from utils.guides.text import TextEncoder
+from utils.opencv import MAX_PIXELS
 
 
 class Mark:

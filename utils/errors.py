@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from utils.remarks import tell_counts
+
 # by PyTorch, by the driver (AMD's calls itself HIP) and by its libraries
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "allocate memory", "shared memory")
 OUT_OF_MEMORY += ("CUDA error: out of memory", "HIP error: out of memory", "STATUS_ALLOC_FAILED")
@@ -89,5 +91,6 @@ def run_script(main: Callable[[], None]) -> None:
         status = f"error: {error.strerror or error}{where}"
     except KeyboardInterrupt as interrupted:
         status = 128 + (interrupted.args or [signal.SIGINT])[0]
+    tell_counts()
     if status:  # not above: while there is an exception, workers of a DataLoader live on
         sys.exit(status)

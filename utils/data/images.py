@@ -1,75 +1,48 @@
 """Images on disk: reading as gray and colour, the step to 8 bit, writing."""
 
-import io
-import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from utils.errors import InputError
+from utils.data.decode import FORMATS, decode
+from utils.data.decoded import Say, ending_of
+from utils.data.ranges import Range, check_pixels, to_levels
+from utils.errors import InputError, shortened
 from utils.files import write_file
-from utils.opencv import MAX_PIXELS, cv2
+from utils.opencv import cv2
+from utils.remarks import remark
 
-Image.MAX_IMAGE_PIXELS = None  # `read_image` counts them, before anything is decoded
 WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-EXTENSIONS = WRITABLE | {".pgm", ".ppm", ".jp2"}
+EXTENSIONS = WRITABLE | {".avif", ".gif", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", *FORMATS}
 NEUTRAL = 128  # chroma of a gray pixel
 
 
-def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+def read_image(
+    path: str | Path, value_range: Range | None = None, say: Say = remark
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image of any common format and bit depth.
 
     Gray is OpenCV's BGR to gray on float32, rounded, as the published metrics read images. An alpha
     channel is dropped and an EXIF rotation applied.
 
+    Args:
+        path: a file; x.tif#4 is the fourth of its pages.
+        value_range: what is black and what is white, in the units of the file, see utils/data/ranges.py; None: by
+            its type.
+        say: gets the path, and what is passed over.
+
     Returns:
-        gray: (H, W), uint8 or uint16 as the file, float32 in [0, 1] for a float file.
+        gray: (H, W), uint8 or uint16 as the file, float32 in [0, 1] for a float file; uint16 by a range.
         chroma: (2, H, W) uint8, Cr and Cb around 128; None for an image without colour.
 
     Raises:
-        InputError: missing, unreadable or truncated file, more than MAX_PIXELS, NaN, or floats outside [0, 1].
+        InputError: as `decode`; and without a range signed integers, NaN, or floats outside [0, 1].
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from error
-    size = (0, 0)
-    try:  # OpenCV fills up a truncated file with gray and says nothing; Pillow refuses it
-        with Image.open(io.BytesIO(data)) as picture:
-            size = picture.size
-            if math.prod(size) <= MAX_PIXELS:
-                picture.load()
-    except UnidentifiedImageError:
-        pass  # not one of Pillow's formats
-    except Exception as error:  # its decoders raise many kinds
-        raise InputError(f"{path} is truncated or damaged ({error})") from error
-    if math.prod(size) > MAX_PIXELS:
-        raise InputError(
-            f"{path} is {size[0]} x {size[1]} pixels, and {MAX_PIXELS / 1e6:.0f} million are the most; scale it down"
-        )
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise InputError(f"{path} is not an image that can be read")
-    return split_color(check_pixels(image, path))
-
-
-def check_pixels(image: np.ndarray, name: str | Path) -> np.ndarray:
-    """Pixels as they are, floats as float32; InputError for other types, and for floats outside [0, 1] or NaN."""
-    if image.dtype.kind == "f":
-        image = image.astype(np.float32)
-        low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"{name} holds floats from {low:g} to {high:g}; scale them to [0, 1], or give uint8")
-    elif image.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{name} has pixels of {image.dtype}; give uint8, uint16 or floats in [0, 1]")
-    return image
+    return split_color(to_levels(decode(path, say), value_range, path, say))
 
 
 def split_color(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -121,16 +94,25 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def list_images(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
-    """Image files of a folder, if it is there, by the * of a pattern, e.g. "*_ir" (any format) or "*_ir.png"."""
+    """Image files of a folder, if it is there, by the * of a pattern, e.g. "*_ir" (any format) or "*_ir.png".
+
+    What else a folder holds, without a pattern, is said.
+    """
     before, _, after = pattern.partition("*")
-    named = Path(f"x{after}").suffix
-    after, endings = (after.removesuffix(named), [named]) if named.lower() in EXTENSIONS else (after, EXTENSIONS)
-    fits = re.compile(f"{re.escape(before)}(.+){re.escape(after)}(?i:{'|'.join(map(re.escape, endings))})")
+    named = ending_of(f"x{after}")
+    after, endings = (after[: -len(named)], [named]) if named in EXTENSIONS else (after, EXTENSIONS)
+    fits = re.compile(f"{re.escape(before)}(.+?){re.escape(after)}(?i:{'|'.join(map(re.escape, endings))})")
     files: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*")):
-        match = fits.fullmatch(path.name)
-        if match and not path.name.startswith(".") and not path.is_dir():  # macOS leaves files ._x.png beside images
+    others: dict[str, list[str]] = {"subfolders": [], "files that are no images by their names": []}
+    for path in sorted(folder.glob("[!.]*")):  # macOS leaves files ._x.png beside images
+        match, is_folder = fits.fullmatch(path.name), path.is_dir()
+        if match and not is_folder:
             files.setdefault(match[1], []).append(path)
+        else:
+            others["subfolders" if is_folder else "files that are no images by their names"].append(path.name)
+    for kind, names in others.items():
+        if names and pattern == "*":
+            remark(folder, f"holds {len(names)} {kind} ({shortened(names, 3)}), which are passed over")
     return files
 
 
