@@ -44,6 +44,12 @@ ARGUMENTS = {
     "--text-a": {"metavar": "TEXT", "help": "what A shows, likewise"},
     "--text-b": {"metavar": "TEXT", "help": "what B shows, likewise"},
     "--instruct": {"metavar": "TEXT", "action": "append", "default": [], "help": "what is wanted; may be given often"},
+    "--range-a": {
+        "metavar": "RANGE",
+        "default": "type",
+        "help": "of A: type, file, 1%%,99%% or low,high; see docs/own.md",
+    },
+    "--range-b": {"metavar": "RANGE", "default": "type", "help": "of B, likewise"},
     "--align": {"choices": MOTIONS, "help": "register B to A first"},
     "--resize": {"choices": RESIZE, "help": "bring a pair of unequal sizes to that of A, of B, or the larger"},
     "--metrics": {"action": "store_true", "help": "measure the results by test.metrics, and write a table"},

@@ -32,16 +32,16 @@ def decode(path: str | Path, say: Say) -> Decoded:
         with open(path, "rb") as file:
             start = file.read(132)
             ending = ".dcm" if start[128:] == b"DICM" else ending_of(path.name)
-            data = b"" if ending in FORMATS else start + file.read()
+            data = b"" if ending in FORMATS or start[:4] in TIFF else start + file.read()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
     try:
         if ending in FORMATS:
             return getattr(importlib.import_module(FORMATS_OF), FORMATS[ending])(path, page, say)
-        if data[:4] in TIFF:
+        if start[:4] in TIFF:
             from utils.data.tiff import decode_tiff  # here: it takes a while to import, and most images are others
 
-            return decode_tiff(path, data, page, say)
+            return decode_tiff(path, page, say)
         if data[:1] == b"P" and data[1:2] in (b"2", b"3", b"5", b"6", b"7"):
             return decode_netpbm(path, data, say)
         return decode_common(path, data, page, say)
@@ -51,13 +51,22 @@ def decode(path: str | Path, say: Say) -> Decoded:
         raise InputError(f"{path} is truncated or damaged ({reason_of(error)})") from error
 
 
+def count_pages(path: str | Path) -> int:
+    """How many pictures a file has; 1 for a file that cannot be read, and where a page is named."""
+    try:
+        return 1 if split_page(path)[1] else decode(path, lambda *_: None).pages
+    except InputError:
+        return 1
+
+
 def decode_common(path: Path, data: bytes, page: int | None, say: Say) -> Decoded:
     """PNG, JPEG and so on, by OpenCV. It fills up a truncated file with gray and says nothing; Pillow refuses it."""
-    image = None
+    image, pages = None, 1
     try:
         with Image.open(io.BytesIO(data)) as picture:
             check_size(path, *picture.size)
-            number = pick_page(path, getattr(picture, "n_frames", 1), page, say)
+            pages = getattr(picture, "n_frames", 1)
+            number = pick_page(path, pages, page, say)
             picture.seek(number - 1)
             picture.load()
             if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
@@ -73,7 +82,7 @@ def decode_common(path: Path, data: bytes, page: int | None, say: Say) -> Decode
             image = None
     if image is None:
         raise InputError(f"{path} is not an image that can be read")
-    return Decoded(image, (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else None)
+    return Decoded(image, (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else None, pages=pages)
 
 
 def decode_netpbm(path: Path, data: bytes, say: Say) -> Decoded:

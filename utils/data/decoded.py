@@ -19,6 +19,7 @@ class Decoded(NamedTuple):
         pixels: (H, W) gray or (H, W, 3) BGR, of any type of numbers, in the units of the file.
         span: what is black and what is white, in these units; None for floats and signed integers, which do not say.
         negative: whether it is the other way round, low values white.
+        pages: how many pictures the file has.
         windowed: whether somebody chose the span for this picture; it is then not the range of a type.
     """
 
@@ -26,6 +27,7 @@ class Decoded(NamedTuple):
     span: tuple[float, float] | None
     negative: bool = False
     windowed: bool = False
+    pages: int = 1
 
 
 def ending_of(name: str) -> str:

@@ -12,12 +12,14 @@ from tqdm import tqdm
 from utils.data.align import Alignment, align
 from utils.data.h5 import ROWS_OF_A, create_h5, h5_path, write_record, write_sample
 from utils.data.images import as_unit, merge_chroma, read_image
+from utils.data.ranges import Range, find_range, parse_range, pixels_of
 from utils.data.sources import Source, read_names
 from utils.errors import InputError, living_workers, shortened
 from utils.files import exclusive_lock, whole_file
 from utils.opencv import cv2
 from utils.process import worker_count
 from utils.provenance import GuideRecord
+from utils.remarks import remark
 from utils.targets import COMPUTED_MAPS
 
 MANY_PAIRS = 32  # processes are not worth their start for fewer
@@ -83,7 +85,10 @@ def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int
         for name, pair in zip(names, bar):
             if isinstance(pair, InputError):
                 problems += str(pair).splitlines()
-            elif not problems:
+                continue
+            for said in pair.remarks:
+                remark(*said)
+            if not problems:
                 features = {kind: maker.of(name, *map(as_unit, pair.images)) for kind, maker in opened.items()}
                 write_sample(file, name, pair.maps, features)
                 for kind, maker in opened.items():
@@ -97,6 +102,7 @@ def write_set(path: Path, pairs: "SourcePairs", makers: Makers, num_workers: int
         file.attrs.update(dataset=source.dataset, task=source.task, resize=pairs.resize or [])
         for kind, maker in opened.items():
             write_record(file, kind, maker.record)
+        file.attrs.update({f"range{group[-1]}": found for group, found in pairs.ranges.items() if found})
         if pairs.motion:
             file.attrs["align"] = pairs.motion
     return alignments
@@ -117,6 +123,7 @@ class SourcePair(NamedTuple):
     images: tuple[np.ndarray, np.ndarray]
     maps: dict[str, np.ndarray]
     alignment: Alignment | None
+    remarks: list[tuple[Path, str]]  # on its files
 
 
 class SourcePairs(Dataset):
@@ -134,6 +141,11 @@ class SourcePairs(Dataset):
         self.names = read_names(source.names, self.problems)
         self.sides = {"imageA": source.a, "imageB": source.b, **source.maps}
         self.files = {side: source.list_images(side) for side in self.sides.values()}
+        self.ranges: dict[str, Range | None] = {}  # of all splits: equal counts are equal gray in training and testing
+        for group, wanted, key in (("imageA", source.range_a, "range_a"), ("imageB", source.range_b, "range_b")):
+            files = [path for paths in self.files[self.sides[group]].values() for path in paths]
+            found = find_range(parse_range(wanted, key), pixels_of(files), len(files), f"{source.dataset}, {key}")
+            self.ranges[group] = found
         self.resize = resize if source.training else None
         self.computed = sorted({*maps} - source.maps.keys()) if source.training else []
         if self.computed and source.task != "IVF":
@@ -145,10 +157,11 @@ class SourcePairs(Dataset):
 
     def __getitem__(self, index: int) -> SourcePair | InputError:
         name = self.names[index]
-        maps, chromas, problems = {}, [], []
+        maps, chromas, problems, remarks = {}, [], [], []
         for group, side in self.sides.items():
             try:
-                maps[group], chroma = read_image(self.source.only_image(side, name, self.files[side]))
+                path = self.source.only_image(side, name, self.files[side])
+                maps[group], chroma = read_image(path, self.ranges.get(group), lambda *said: remarks.append(said))
                 chromas.append(chroma if side in self.source.color else None)
             except InputError as error:
                 problems.append(str(error))
@@ -168,7 +181,7 @@ class SourcePairs(Dataset):
         maps |= {kind: COMPUTED_MAPS[kind](255 * as_unit(images[0])) for kind in self.computed}
         if self.resize:
             maps = {group: resize_landscape(image, *self.resize) for group, image in maps.items()}
-        return SourcePair(images, maps, alignment)
+        return SourcePair(images, maps, alignment, remarks)
 
 
 def read_all(pairs: SourcePairs, num_workers: int) -> Iterator[SourcePair | InputError]:

@@ -6,6 +6,7 @@
 `27000,31000`   from one value to another, in the units of the file; values outside become black and white
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
+from utils.data.decode import decode
 from utils.data.decoded import Decoded
 from utils.errors import InputError
 
 Range = tuple[float, float]  # what becomes black and what becomes white, in the units of a file
 LITTLE = 0.1  # of its type's range: who uses less shows next to nothing
 MOST_SAMPLES = 2**24  # values that percentiles are taken of
-ADVICE = "--range-a or --range-b of fuse.py, or range_a or range_b in the table of datasets, e.g. --range-a file"
+ADVICE = "--range-a file or --range-b file (in a table of datasets: range_a, range_b)"
 
 
 class Percentiles(NamedTuple):
@@ -44,24 +47,33 @@ def parse_range(text: str, where: str) -> Range | Percentiles | None:
     )
 
 
-def find_range(wanted: Range | Percentiles | None, images: Iterable[np.ndarray], count: int) -> Range | None:
-    """The one range of `count` images, of any kind of number; NaN and inf do not count. InputError if none has a value.
+def find_range(wanted: Range | Percentiles | None, images: Iterable[np.ndarray], count: int, side: str) -> Range | None:
+    """The one range of about `count` images, of any kind of number; NaN and inf do not count. It prints it.
 
-    Percentiles are those of at most MOST_SAMPLES values, evenly taken; the smallest and the largest are of all.
+    Percentiles are those of about MOST_SAMPLES values, evenly taken; the smallest and the largest are of all. `side`
+    names the images in what is printed, and in the InputError if none has a value.
     """
     if not isinstance(wanted, Percentiles):
         return wanted
     samples = []
-    for pixels in images:
+    for pixels in tqdm(images, f"range of {side}", count, unit="image", delay=2, leave=False, disable=None):
         values = pixels[np.isfinite(pixels)]
         if values.size and wanted == (0, 100):
             samples.append(np.array([values.min(), values.max()], np.float64))
         elif values.size:
             samples.append(values[:: math.ceil(values.size * count / MOST_SAMPLES)].astype(np.float64))
     if not samples:
-        raise InputError("no image has a value to find the range of")
+        raise InputError(f"no image of {side} has a value to find the range of")
     low, high = np.percentile(np.concatenate(samples), wanted).tolist()
+    print(f"range of {side}: {low:g} becomes black, {high:g} white")
     return low, high if high > low else low + 1
+
+
+def pixels_of(files: Iterable[Path]) -> Iterable[np.ndarray]:
+    """The pixels of image files in their own units; those that cannot be read are left out."""
+    for path in files:
+        with contextlib.suppress(InputError):
+            yield decode(path, lambda *_: None).pixels
 
 
 def to_levels(
@@ -75,7 +87,7 @@ def to_levels(
     pixels, span, kind = decoded.pixels, decoded.span, decoded.pixels.dtype
     low, high = value_range or span or (0, 1)
     if value_range is None and span is None:
-        pixels = check_pixels(pixels, path, f", or a range: {ADVICE}")
+        pixels = check_pixels(pixels, path, f", or {ADVICE}")
         return 1 - pixels if decoded.negative else pixels
     if value_range or kind.itemsize > 1:
         finite = pixels[np.isfinite(pixels)] if kind.kind == "f" else pixels
@@ -85,8 +97,8 @@ def to_levels(
         if value_range and (most <= low or least >= high):
             say(path, f"holds {least:g} to {most:g}, all of it outside the range {low:g} to {high:g}")
         elif not decoded.windowed and 0 < most - least < LITTLE * (high - low):
-            part = f"uses {100 * (most - least) / (high - low):.1f} % of its range"
-            say(path, f"{part} ({least:g} to {most:g} of {low:g} to {high:g}), so little of it is seen; use {ADVICE}")
+            part = f"uses {100 * (most - least) / (high - low):.1f} % of the range of its {8 * kind.itemsize} bits"
+            say(path, f"{part} ({least:g} to {most:g} of {low:g} to {high:g}): it is nearly flat without {ADVICE}")
     levels = np.uint8 if value_range is None and kind == np.uint8 else np.uint16
     white = np.iinfo(levels).max
     if kind != levels or (low, high) != (0, white):

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from utils.check import checked
 from utils.config import Config, read_yaml
+from utils.data.decoded import ending_of, stem_of
 from utils.data.features import FEATURES
 from utils.data.images import EXTENSIONS, list_images
+from utils.data.ranges import parse_range
 from utils.errors import InputError, nearest
 from utils.files import find_file, plain_name, read_text
 
@@ -34,6 +36,8 @@ class Row:
     b: str
     color: list[str]  # those of a and b whose colour a result gets
     maps: dict[str, str] = field(default_factory=dict)  # further gray images of each pair, for losses: {name: side}
+    range_a: str = "type"  # from counts or degrees to gray, see utils/data/ranges.py: one range for all images of a
+    range_b: str = "type"
     truth: str | None = None  # the side of what a result should be, where somebody knows: tables compare with it
 
 
@@ -150,6 +154,8 @@ def find_dataset(dataset: str, table: dict, config: Config) -> Source:
         raise InputError(f"{where} must name different folders, or files with one * for the name: {', '.join(sides)}")
     if not {*row.color} <= {row.a, row.b}:
         raise InputError(f"color in {where} must list none, one or both of {row.a} and {row.b}, not {row.color}")
+    for key in ("range_a", "range_b"):
+        parse_range(getattr(row, key), f"{key} in {where}")
     taken = RESERVED.union(FEATURES, *(feature.inputs for feature in FEATURES.values()))
     for name in row.maps:
         if not name.isidentifier() or name in taken:
@@ -165,7 +171,7 @@ def read_names(path: Path, problems: list[str]) -> list[str]:
     """
     lines = [line.strip() for line in read_text(path, "the split file").splitlines()]
     lines = [line for line in lines if not line.startswith("#")]
-    listed = Counter(Path(line).stem if Path(line).suffix.lower() in EXTENSIONS else line for line in lines if line)
+    listed = Counter(stem_of(line) if ending_of(line) in EXTENSIONS else line for line in lines if line)
     if not listed:
         raise InputError(f"the split file {path} is empty")
     plain = [name for name in listed if plain_name(name)]

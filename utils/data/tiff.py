@@ -18,14 +18,14 @@ CCITT, LZW, JPEG, DEFLATE, PACKBITS, LZMA, ZSTD = (2, 3, 4), 5, 7, (8, 32946), 3
 COMPRESSIONS = (1, *CCITT, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD)
 
 
-def decode_tiff(path: Path, data: bytes, page: int | None, say: Say) -> Decoded:
+def decode_tiff(path: Path, page: int | None, say: Say) -> Decoded:
     """A page of a TIFF; thumbnails are no pages. Raises InputError, and whatever tifffile raises for damage."""
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with tifffile.TiffFile(path) as file:
         pages = [each for each in file.pages if not each.is_reduced] or [*file.pages]
         stored = pages[pick_page(path, len(pages), page, say) - 1]
         check_size(path, stored.imagewidth, stored.imagelength, stored.samplesperpixel)
         check_size(path, stored.tilewidth, stored.tilelength, stored.samplesperpixel)
-        check_layout(path, stored, data)
+        check_layout(path, stored)
         try:
             values = stored.asarray(squeeze=False)[:, 0]
         except Exception as error:
@@ -48,10 +48,10 @@ def decode_tiff(path: Path, data: bytes, page: int | None, say: Say) -> Decoded:
         pixels = (inks[..., :3] * inks[..., 3:] / span[1]).astype(pixels.dtype)
     pixels = turned(pixels, int(stored.tags.valueof(274, 1)))
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., ::-1]
-    return Decoded(np.ascontiguousarray(pixels), span, negative=stored.photometric == 0)
+    return Decoded(np.ascontiguousarray(pixels), span, negative=stored.photometric == 0, pages=len(pages))
 
 
-def check_layout(path: Path, page: tifffile.TiffPage, data: bytes) -> None:
+def check_layout(path: Path, page: tifffile.TiffPage) -> None:
     """InputError for a page that is not read, or whose data are not all there."""
     photometric, compression, depth = page.photometric, page.compression, page.bitspersample
     refused = ""
@@ -70,10 +70,13 @@ def check_layout(path: Path, page: tifffile.TiffPage, data: bytes) -> None:
     if refused:
         raise InputError(f"{path} has {refused}, which is not read; save it as gray or RGB, by LZW or uncompressed")
     parts = [*zip(page.dataoffsets, page.databytecounts)]
-    if len(parts) < np.prod(page.chunked) or any(not n or start + n > len(data) for start, n in parts):
+    if len(parts) < np.prod(page.chunked) or any(
+        not n or start + n > page.parent.filehandle.size for start, n in parts
+    ):
         raise InputError(f"{path} is truncated or damaged (strips or tiles are missing)")
     for start, length in parts if compression == JPEG else ():  # libjpeg fills up what is missing
-        part = data[start : start + length]
+        page.parent.filehandle.seek(start)
+        part = page.parent.filehandle.read(length)
         try:
             inside = Image.open(io.BytesIO(part)).size
         except Exception as error:

@@ -1,11 +1,13 @@
 """The two images of a pair in one size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.data.images import as_unit, read_image
+from utils.data.ranges import Range
 from utils.errors import InputError
 from utils.opencv import cv2
 
@@ -20,9 +22,9 @@ class Picture(NamedTuple):
     chroma: np.ndarray | None
 
 
-def read_picture(path: Path) -> Picture:
-    """An image file as a Picture; InputError as `read_image`."""
-    gray, chroma = read_image(path)
+def read_picture(path: Path, value_range: Range | None = None) -> Picture:
+    """An image file as a Picture, by a range of its values if one is given; InputError as `read_image`."""
+    gray, chroma = read_image(path, value_range)
     return Picture(as_unit(gray), chroma)
 
 
@@ -50,8 +52,10 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     return Picture(gray.clip(0, 1), np.stack(chroma) if chroma else None)
 
 
-def read_pair(a: Path, b: Path, resize: str | None) -> tuple[Picture, Picture]:
-    """Two image files in one size; InputError as `read_image` and `common_size`."""
-    one, two = read_picture(a), read_picture(b)
+def read_pair(
+    a: Path, b: Path, resize: str | None, ranges: Sequence[Range | None] = (None, None)
+) -> tuple[Picture, Picture]:
+    """Two image files in one size, by their ranges; InputError as `read_image` and `common_size`."""
+    one, two = map(read_picture, (a, b), ranges)
     size = common_size(one.gray.shape, two.gray.shape, resize, f"{a} and {b}")
     return resized(one, size), resized(two, size)

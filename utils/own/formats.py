@@ -37,7 +37,7 @@ def read_dicom(path: Path, page: int | None, say: Say) -> Decoded:
     pixels = importlib.import_module("pydicom.pixels").pixel_array(path, index=frame)
     stored, signed = int(file.BitsStored), bool(file.PixelRepresentation)
     if pixels.ndim == 3:
-        return Decoded(np.ascontiguousarray(pixels[..., ::-1]), (0, 2**stored - 1))
+        return Decoded(np.ascontiguousarray(pixels[..., ::-1]), (0, 2**stored - 1), pages=frames)
 
     def entry(sequence: str, key: str) -> Any:
         """A value of the file, or, where frames have their own, of the frame's groups."""
@@ -65,7 +65,7 @@ def read_dicom(path: Path, page: int | None, say: Say) -> Decoded:
         say(path, f"is shown by its window, {span[0]:g} to {span[1]:g}")
     elif not signed and slope > 0:
         span = intercept, intercept + slope * (2**stored - 1)
-    return Decoded(pixels, span, kind == "MONOCHROME1", windowed)
+    return Decoded(pixels, span, kind == "MONOCHROME1", windowed, frames)
 
 
 def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
@@ -96,9 +96,9 @@ def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
     shown = [float(image.header.get(key, 0)) for key in ("cal_min", "cal_max")]
     if shown[1] > shown[0]:
         say(path, f"is shown by its own range, {shown[0]:g} to {shown[1]:g}")
-        return Decoded(np.ascontiguousarray(pixels), (shown[0], shown[1]), windowed=True)
+        return Decoded(np.ascontiguousarray(pixels), (shown[0], shown[1]), windowed=True, pages=pages)
     span = (0, np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" and pixels.dtype.itemsize < 4 else None
-    return Decoded(np.ascontiguousarray(pixels), span)
+    return Decoded(np.ascontiguousarray(pixels), span, pages=pages)
 
 
 def read_heif(path: Path, page: int | None, say: Say) -> Decoded:
@@ -106,4 +106,4 @@ def read_heif(path: Path, page: int | None, say: Say) -> Decoded:
     file = needed(path, "pillow_heif", "pillow-heif").open_heif(path, convert_hdr_to_8bit=True)
     check_size(path, *file.size)
     picture = file[pick_page(path, len(file), page, say, file.primary_index + 1) - 1].to_pillow()
-    return Decoded(np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1]), (0, 255))
+    return Decoded(np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1]), (0, 255), pages=len(file))

@@ -15,6 +15,7 @@ from utils.data.align import Alignment, align
 from utils.data.images import NEUTRAL, colorize, merge_chroma, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError
+from utils.files import to_json, write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_users_encoder, text_use
 from utils.instruct.guide import INSTRUCTION, NOTHING, encode_instructions, shares_of
@@ -116,10 +117,10 @@ def list_pairs(job: Job) -> None:
     for pair in job.pairs:
         try:
             if job.is_video:
-                a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps)
+                a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
                 said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
             else:
-                said = "{} x {}".format(*read_pair(pair.a, pair.b, job.resize)[0].gray.shape)
+                said = "{} x {}".format(*read_pair(pair.a, pair.b, job.resize, job.ranges)[0].gray.shape)
         except InputError as error:
             failed, said = failed + 1, str(error)
         print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
@@ -134,7 +135,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
-            a, b = read_pair(pair.a, pair.b, job.resize)
+            a, b = read_pair(pair.a, pair.b, job.resize, job.ranges)
             if job.align:
                 alignment = align(a.gray, b.gray, job.align)
                 b = Picture(*alignment.apply(*b))
@@ -150,9 +151,20 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     done = len(job.pairs) - len(problems)
     if job.metrics and done:
         tell(per_image, job)
+    write_ranges(job)
     print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
+
+
+def write_ranges(job: Job) -> None:
+    """Write beside the results which values of the sources are black and white in them, where a range was given."""
+    if any(job.ranges):
+        words = {f"range_{side}": found for side, found in zip("ab", job.ranges) if found}
+        is_folder = job.in_folder or job.out.is_dir()
+        path = job.out / "ranges.json" if is_folder else job.out.with_suffix(".ranges.json")
+        write_file(path, to_json(words, indent=2))
+        print(f"which values of the sources are black and white: {path}")
 
 
 def remark(alignment: Alignment) -> str:
@@ -215,7 +227,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     """
     (pair,), (features,), alignment = job.pairs, fuser.features, None
     (shares,) = fuser.shares(features)
-    a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps)
+    a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
     frames = in_step(a, b)
     done, total = 0, min(a.count, b.count) or None
     with open_output(job.out, fps, codec) as write, tqdm(total=total, unit="frame", disable=None) as bar:
@@ -230,6 +242,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
                 write(in_colour(to_8bit(fused, job.stretch), *sources, shares))
             done += len(batch)
             bar.update(len(batch))
+    write_ranges(job)
     print(f"{done} frames fused, 8 bit by {job.stretch}: {job.out}")
     if a.read != b.read:
         short, other = sorted((a, b), key=lambda frames: frames.read)

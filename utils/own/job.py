@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config import Config
+from utils.data.decode import count_pages
+from utils.data.decoded import split_page, stem_of
 from utils.data.images import EXTENSIONS
+from utils.data.ranges import Range, find_range, parse_range, pixels_of
 from utils.errors import InputError
 from utils.metrics import check_metrics
 from utils.own.pairing import OwnPair, find_pairs, read_table
-from utils.own.video import VIDEOS, is_video
+from utils.own.video import VIDEOS, frame_files, is_video, open_frames, raw_frames
 from utils.results.evaluate import applicable
 
 # the keys of the config that fuse.py reads
@@ -33,6 +36,7 @@ class Job:
     metrics: list[str]  # to measure
     stretch: str  # how results become 8 bit, as of `to_8bit`
     fps: float  # of a folder of frames
+    ranges: tuple[Range | None, Range | None]  # of A and of B, one for all of their images
 
     @property
     def in_folder(self) -> bool:
@@ -80,7 +84,19 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     # whatever a config says: frames that are each stretched to their own range flicker
     stretch = config.test.stretch if "test.stretch" in given else "clamp"
     rules = rules if args.compare else ()
-    return Job(pairs, sources, out, video, args.resize, args.align, several, rules, metrics, stretch, config.video.fps)
+    fps = config.video.fps
+    ranges = tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab")
+    return Job(pairs, sources, out, video, args.resize, args.align, several, rules, metrics, stretch, fps, ranges)
+
+
+def find_side_range(text: str, side: str, pairs: Sequence[OwnPair]) -> Range | None:
+    """The one range of all images of a side, as its option says; printed. InputError if that makes no sense."""
+    wanted, name = parse_range(text, f"--range-{side}"), f"{side.upper()}, --range-{side} {text}"
+    paths = list(dict.fromkeys(getattr(pair, side) for pair in pairs))
+    if wanted and is_video(paths[0]):
+        return find_range(wanted, raw_frames(paths[0]), open_frames(paths[0]).count or 1000, name)
+    files = [file for path in paths for file in (frame_files(path) if path.is_dir() else [path])]
+    return find_range(wanted, pixels_of(files), len(files), name)
 
 
 def check_no_source(path: Path, sources: set[Path]) -> None:
@@ -110,17 +126,23 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
         raise InputError(f"name two sources, A and B, or a table of pairs, e.g. {example}, with patterns in quotes")
     a, b = map(Path, words)
     for source in (a, b):
-        if "*" not in source.name and not source.exists():
+        if "*" not in source.name and not split_page(source)[0].exists():
             raise InputError(f"there is no {source}")
     if video:
         path = Path(out or f"fused{a.suffix or b.suffix}")
         if path.suffix and not path.is_dir() and not is_video(path):
             raise InputError(f"cannot write a video named {path}; use one of {VIDEOS}, or a folder")
         return [OwnPair(path.stem, a, b, path)], path
-    if a.is_file() and b.is_file():
-        path = Path(out or "fused.png")
-        in_folder = path.is_dir() or not path.suffix
-        return [OwnPair(a.stem, a, b, path / f"{a.stem}.png" if in_folder else path)], path
+    if all(split_page(source)[0].is_file() for source in (a, b)):
+        path, name = Path(out or "fused.png"), stem_of(a)
+        if not path.is_dir() and path.suffix:
+            return [OwnPair(name, a, b, path)], path
+        pages = count_pages(a) if a != b and count_pages(a) == count_pages(b) else 1
+        names = {f"{name}_{page:0{len(str(pages))}d}": f"#{page}" for page in range(1, pages + 1)}
+        names = names if pages > 1 else {name: ""}
+        return [
+            OwnPair(each, Path(f"{a}{n}"), Path(f"{b}{n}"), path / f"{each}.png") for each, n in names.items()
+        ], path
     check_folder(several)
     return find_pairs(a, b, several), several
 

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.data.decoded import stem_of
 from utils.data.images import list_images
 from utils.data.matching import match_files
 from utils.errors import InputError, shortened
@@ -60,7 +61,7 @@ def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
             "pairs.csv"
         )
     pairs = [OwnPair(name, *files, out / f"{name}.png") for name, files in found.items()]
-    if folders and any(path.stem != pair.name for pair in pairs for path in (pair.a, pair.b)):
+    if folders and any(stem_of(path) != pair.name for pair in pairs for path in (pair.a, pair.b)):
         print(f"paired by the middle of their names, e.g. {pairs[0].a.name} + {pairs[0].b.name}; --list shows all")
     return pairs
 
@@ -107,7 +108,7 @@ def read_row(row: dict[str, str], folder: Path, out: Path) -> OwnPair:
             raise InputError(f"no image in column {side}")
     texts = [row.get(key, "") for key in ("text_a", "text_b")]
     texts = [str(folder / text) if text.endswith(".txt") else text for text in texts]
-    name = row.get("name") or Path(row["a"]).stem
+    name = row.get("name") or stem_of(row["a"])
     if not plain_name(name):
         raise InputError(f"{name!r} is not a plain file name")
     return OwnPair(name, folder / row["a"], folder / row["b"], out / f"{name}.png", *texts, row.get("instruct", ""))

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count, takewhile, zip_longest
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.data.decoded import Decoded
 from utils.data.images import as_unit, list_images, split_color, write_image
+from utils.data.ranges import Range, to_levels
 from utils.errors import InputError
 from utils.files import atomic_folder, os_error_as_input_error, whole_file
 from utils.opencv import cv2
 from utils.own.fit import Picture, common_size, read_picture
+from utils.remarks import remark
 
 CODECS = {".avi": "MJPG", ".mkv": "FFV1", ".mov": "mp4v", ".mp4": "mp4v"}  # that are written; FFV1 loses nothing
 VIDEOS = ", ".join(CODECS)
@@ -60,36 +63,48 @@ class Frames:
                 yield picture
 
 
-def open_frames(path: Path) -> Frames:
+def open_frames(path: Path, value_range: Range | None = None) -> Frames:
     """A video, or a folder of images in natural order, frame2 before frame10; InputError if nothing can be decoded."""
     if path.is_dir():
-        files = [file for files in list_images(path).values() for file in files]
-        files.sort(key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
+        files = frame_files(path)
         if not files:
             raise InputError(f"{path} holds no images; give a video, or a folder of frames")
-        return Frames(path, lambda: map(read_picture, files), None, len(files))
+        return Frames(path, lambda: (read_picture(file, value_range) for file in files), None, len(files))
     if not is_video(path):  # FFmpeg takes a .txt for a film of letters
         raise InputError(f"{path} is not a video by its name; use one of {VIDEOS}, or a folder of frames")
     capture = open_capture(path)
     fps, declared = (capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-    return Frames(path, lambda: decode_video(path), fps if fps > 0 else None, max(0, int(declared)))
+    return Frames(path, lambda: decode_video(path, value_range), fps if fps > 0 else None, max(0, int(declared)))
+
+
+def frame_files(folder: Path) -> list[Path]:
+    files = [file for files in list_images(folder).values() for file in files]
+    return sorted(files, key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
 
 
 def open_capture(path: Path) -> cv2.VideoCapture:
     return cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)  # "a:b.mp4" would be of a protocol "a"
 
 
-def decode_video(path: Path) -> Iterator[Picture]:
-    """The frames of a video in 8 bit, rotated as it says, up to the first that cannot be decoded."""
+def raw_frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) BGR uint8 of a video, rotated as it says, up to the first that cannot be decoded."""
     capture = open_capture(path)
     while (frame := capture.read()[1]) is not None:
-        gray, chroma = split_color(frame)
+        yield frame
+
+
+def decode_video(path: Path, value_range: Range | None = None) -> Iterator[Picture]:
+    """The frames of a video as Pictures, by a range of their 8-bit values if one is given."""
+    for frame in raw_frames(path):
+        gray, chroma = split_color(to_levels(Decoded(frame, (0, 255)), value_range, path, remark))
         yield Picture(as_unit(gray), chroma)
 
 
-def open_both(a: Path, b: Path, resize: str | None, fps: float) -> tuple[Frames, Frames, float, tuple[int, int]]:
+def open_both(
+    a: Path, b: Path, resize: str | None, fps: float, ranges: Sequence[Range | None] = (None, None)
+) -> tuple[Frames, Frames, float, tuple[int, int]]:
     """Two videos or folders, their rate and common size; `fps`: of folders. InputError if they do not go together."""
-    one, two = open_frames(a), open_frames(b)
+    one, two = map(open_frames, (a, b), ranges)
     if one.fps and two.fps and abs(one.fps - two.fps) > ONE_RATE * one.fps:
         raise InputError(f"{a} has {one.fps:.6g} frames per second and {b} {two.fps:.6g}; convert one of them")
     return one, two, one.fps or two.fps or fps, common_size(one.size, two.size, resize, f"{a} and {b}")
