@@ -244,6 +244,7 @@ def parse_args(
     keys = "All keys of the config, their meaning and their defaults are in utils/config.py."
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, epilog=keys, formatter_class=layout)
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # --range-a -20,50 is a value, too
     parser.add_argument("--config", metavar="FILE", default=default, required=default is None, help="YAML file")
     for flag, keywords in (arguments or {}).items():
         parser.add_argument(flag, **keywords)

@@ -4,10 +4,10 @@ A superset of the published layout: groups imageA and imageB (1, H, W), text (L,
 and further maps (1, H, W), with one dataset a sample name. Ours stores images in their own depth, mostly 8 bit, the
 features that a network takes, and chroma where a source has colour, in chunks with checksums. Attributes say of which
 dataset and task it is, its resize, and the encoder of each kind of features and the folder of the texts; one of each
-dataset of text, how many of its tokens are A's, where that is known. Where a range was given, `rangeA` and `rangeB` are the values (low, high) of the
-files that became black and white, 0 and 65535. Where B was registered to A, `align` is
-the motion, and that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file
-(floats in [0, 1], text (1, L, dim), no attributes) opens as well.
+dataset of text, how many of its tokens are A's, where that is known. Where a range was given, `rangeA` and `rangeB` are
+the values (low, high) of the files that became 0 and 65535. Where B was registered to A, `align` is the motion, and
+that of each dataset of imageB its matrix (3, 3), see utils/data/align.py. A published file (floats in [0, 1], text
+(1, L, dim), no attributes) opens as well.
 """
 
 import contextlib

@@ -93,7 +93,7 @@ def to_levels(
         finite = pixels[np.isfinite(pixels)] if kind.kind == "f" else pixels
         least, most = (float(finite.min()), float(finite.max())) if finite.size else (low, low)
         if finite.size < pixels.size:
-            say(path, f"has {pixels.size - finite.size} values that are no number: they become black")
+            say(path, f"has {pixels.size - finite.size} pixels without a value (NaN): they become black")
         if value_range and (most <= low or least >= high):
             say(path, f"holds {least:g} to {most:g}, all of it outside the range {low:g} to {high:g}")
         elif not decoded.windowed and 0 < most - least < LITTLE * (high - low):

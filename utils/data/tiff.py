@@ -21,7 +21,12 @@ COMPRESSIONS = (1, *CCITT, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD)
 def decode_tiff(path: Path, page: int | None, say: Say) -> Decoded:
     """A page of a TIFF; thumbnails are no pages. Raises InputError, and whatever tifffile raises for damage."""
     with tifffile.TiffFile(path) as file:
-        pages = [each for each in file.pages if not each.is_reduced] or [*file.pages]
+        chain: dict[int, tifffile.TiffPage] = {}
+        for each in file.pages:
+            if each.offset in chain:
+                raise InputError(f"{path} is damaged (its pages go round in a circle)")
+            chain[each.offset] = each
+        pages = [each for each in chain.values() if not each.is_reduced] or [*chain.values()]
         stored = pages[pick_page(path, len(pages), page, say) - 1]
         check_size(path, stored.imagewidth, stored.imagelength, stored.samplesperpixel)
         check_size(path, stored.tilewidth, stored.tilelength, stored.samplesperpixel)
@@ -39,7 +44,7 @@ def decode_tiff(path: Path, page: int | None, say: Say) -> Decoded:
             say(path, "is transparent in parts, which is ignored: all of its pixels count")
     elif extra:
         say(path, f"has {values.shape[2]} channels: the first {f'{count} are' if count > 1 else 'is'} used")
-    span = (0, 2**stored.bitspersample - 1) if values.dtype.kind in "bu" else None
+    span = (0, 2**stored.bitspersample - 1) if values.dtype.kind in "bu" and values.itemsize < 4 else None
     pixels = values[..., :count].astype(np.uint8) if values.dtype.kind == "b" else values[..., :count]
     if stored.photometric == 3:
         pixels, span = (stored.colormap >> 8).astype(np.uint8).T[pixels[..., 0]], (0, 255)
@@ -69,14 +74,12 @@ def check_layout(path: Path, page: tifffile.TiffPage) -> None:
         refused = f"{photometric.name} in {page.dtype}"
     if refused:
         raise InputError(f"{path} has {refused}, which is not read; save it as gray or RGB, by LZW or uncompressed")
-    parts = [*zip(page.dataoffsets, page.databytecounts)]
-    if len(parts) < np.prod(page.chunked) or any(
-        not n or start + n > page.parent.filehandle.size for start, n in parts
-    ):
+    parts, file = [*zip(page.dataoffsets, page.databytecounts)], page.parent.filehandle
+    if len(parts) < np.prod(page.chunked) or any(not n or start + n > file.size for start, n in parts):
         raise InputError(f"{path} is truncated or damaged (strips or tiles are missing)")
     for start, length in parts if compression == JPEG else ():  # libjpeg fills up what is missing
-        page.parent.filehandle.seek(start)
-        part = page.parent.filehandle.read(length)
+        file.seek(start)
+        part = file.read(length)
         try:
             inside = Image.open(io.BytesIO(part)).size
         except Exception as error:
