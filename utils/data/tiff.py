@@ -32,7 +32,7 @@ def decode_tiff(path: Path, page: int | None, say: Say) -> Decoded:
         check_size(path, stored.tilewidth, stored.tilelength, stored.samplesperpixel)
         check_layout(path, stored)
         try:
-            values = stored.asarray(squeeze=False)[:, 0]
+            values, palette = stored.asarray(squeeze=False)[:, 0], stored.colormap
         except Exception as error:
             if "imagecodecs" not in str(error):
                 raise
@@ -47,7 +47,7 @@ def decode_tiff(path: Path, page: int | None, say: Say) -> Decoded:
     span = (0, 2**stored.bitspersample - 1) if values.dtype.kind in "bu" and values.itemsize < 4 else None
     pixels = values[..., :count].astype(np.uint8) if values.dtype.kind == "b" else values[..., :count]
     if stored.photometric == 3:
-        pixels, span = (stored.colormap >> 8).astype(np.uint8).T[pixels[..., 0]], (0, 255)
+        pixels, span = (palette >> 8).astype(np.uint8).T[pixels[..., 0]], (0, 255)
     elif stored.photometric == 5:
         inks = span[1] - pixels.astype(np.float32)
         pixels = (inks[..., :3] * inks[..., 3:] / span[1]).astype(pixels.dtype)

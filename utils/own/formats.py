@@ -71,7 +71,7 @@ def read_dicom(path: Path, page: int | None, say: Say) -> Decoded:
 def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
     """An axial slice of a NIfTI volume, the middle one if none is named: front above, as a radiologist sees it.
 
-    Only the slice is read, however large the volume says that it is. Values are slope x stored + intercept.
+    Values are slope x stored + intercept. InputError where a volume has more than MAX_PIXELS.
     """
     nibabel = needed(path, "nibabel", "nibabel")
     image = nibabel.load(path)
@@ -79,15 +79,13 @@ def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
     axes = nibabel.io_orientation(image.affine)  # by axis of the file: which it is of left-right, back-front, down-up
     across = int(np.argmax(axes[:, 0] == 2)) if image.ndim > 2 else 2
     (x, y), slices = [axis for axis in range(3) if axis != across], shape[across]
-    check_size(path, shape[x], shape[y])
+    check_size(path, shape[x], shape[y] * slices)  # a volume is decoded as a whole
     pages = slices * int(np.prod(shape[3:]))
     number = pick_page(path, pages, page, say, slices // 2 + 1) - 1
     time, slice_ = divmod(number, slices)
     slice_ = slices - 1 - slice_ if axes[across, 1] < 0 else slice_
-    where = [slice(None)] * 3
-    where[across] = slice_
-    where += [int(i) for i in np.unravel_index(time, shape[3:])] if shape[3:] else []
-    pixels = np.asanyarray(image.dataobj[tuple(where[: image.ndim])])
+    volume = image.dataobj[(..., *map(int, np.unravel_index(time, shape[3:])))] if shape[3:] else image.dataobj
+    pixels = np.take(np.asanyarray(volume).reshape(shape[:3]), slice_, across)
     if pixels.dtype.kind not in "uif" or pixels.ndim != 2:
         raise InputError(f"{path} has pixels of {pixels.dtype}, which are not read; give numbers")
     if axes[x, 0] > axes[y, 0]:
