@@ -341,7 +341,11 @@ def test_nifti(tmp_path):
         with pytest.raises(InputError, match="or --range-a file"):
             read_image(tmp_path / name)
     header = bytearray(gzip.decompress((tmp_path / "x.nii.gz").read_bytes())[:352])
-    for side, words in ((30000, "30000 x 900000000 pixels"), (2000, "2000 x 4000000 pixels"), (200, "is truncated or damaged")):
+    for side, words in (
+        (30000, "30000 x 900000000 pixels"),
+        (2000, "2000 x 4000000 pixels"),
+        (200, "is truncated or damaged"),
+    ):
         header[42:48] = struct.pack("<3h", side, side, side)
         (tmp_path / "x.nii.gz").write_bytes(gzip.compress(bytes(header) + bytes(10**7)))
         with pytest.raises(InputError, match=words):
