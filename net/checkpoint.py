@@ -29,7 +29,6 @@ HEADER = ("net", "guides", "config", "commit", "epoch", "metrics")
 DIGEST = "digest"  # in the header
 WEIGHTS = "model.safetensors"  # of a repository on the hub
 NO_WEIGHTS = {b"<": "a web page and no weights", b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)"}
-NOT_READ = "is not a checkpoint that can be read safely, or it is damaged"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -110,8 +109,9 @@ def read_checkpoint(path: str | Path, key: str = "ckpt") -> dict:
     except Exception as error:  # damaged ones raise many kinds
         start = path.read_bytes()[:100].lstrip()
         kind = next((kind for head, kind in NO_WEIGHTS.items() if start.startswith(head)), None) if start else "empty"
-        what = f"is {kind}; get the weights again" if kind else NOT_READ
-        raise InputError(f"{path} {what}") from error
+        if kind:
+            raise InputError(f"{path} is {kind}; get the weights again") from error
+        raise InputError(f"{path} is not a checkpoint that can be read safely, or it is damaged") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) and is_dense(state[key]) for key in state):
         raise InputError(f"{path} holds no 'model' with the weights of a network")

@@ -116,7 +116,7 @@ def test_interrupted_before_the_first_checkpoint(prepared, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, kills", [("data_process", 6), ("train", 4), ("test", 6)])
+@pytest.mark.parametrize("script, kills", [("data_process", 6), ("train", 3), ("test", 6)])
 def test_killed(script, kills):
     process("-m", "tools.faults", script, kills)
 
