@@ -8,9 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+from fuse import fuse
+from net import load_model
 from tests.test_align import scene
 from tests.test_pairing import put, table
 from tests.toy import contents, script
+from utils.data.images import STRETCHES
 
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
 
@@ -33,6 +36,19 @@ def test_a_stretch_must_be_asked_for(tmp_path):
     for more, levels in (([], {75, 100}), (["test.stretch=minmax"], {0, 255})):
         script("fuse.py", *words, *more)
         assert set(cv2.imread(str(tmp_path / "f.png"), 0).flat) == levels
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+def test_what_is_flat_stays_flat(stretch):
+    """Whatever the network makes of it: two black slices are black, two flat frames flat, beside others in a batch."""
+    model = load_model("models/MIF.safetensors")
+    black, gray, light = (np.full((24, 32), level, np.uint8) for level in (0, 100, 200))
+    assert not fuse(model, black, black, stretch=stretch).any()
+    assert len(np.unique(fuse(model, gray, light, stretch=stretch))) == 1
+    assert np.abs(fuse(model, gray, gray, stretch=stretch).astype(int) - 100).max() <= 1  # 100 / 255 is rounded
+    if stretch == "minmax":
+        noise = np.random.default_rng(0).integers(0, 256, (24, 32), dtype=np.uint8)
+        assert np.ptp(fuse(model, black, noise, stretch=stretch)) == 255
 
 
 def test_folders_are_fused_and_a_bad_pair_does_not_stop_the_others(tmp_path, monkeypatch):

@@ -110,9 +110,22 @@ def fuse_batch(
         "limit it with the rows to compute at a time, e.g. test.tile=32, or use device=cpu",
     ):
         fused = torch.stack([model(*model.forward_args(batch))[:, 0] for model in models])
-        fused = fused.numpy(force=True)  # in one transfer
+        fused = keep_flat(fused, batch["image_a"], batch["image_b"]).numpy(force=True)  # in one transfer
     if not np.isfinite(fused).all():
         raise InputError(f"the network returned NaN for '{names}'; its weights are not usable")
+    return fused
+
+
+def keep_flat(fused: torch.Tensor, image_a: torch.Tensor, image_b: torch.Tensor) -> torch.Tensor:
+    """Results (networks, N, H, W) that are flat where both sources (N, 1, H, W) are: a stretch would show the rest.
+
+    The level is that of both sources, black for two black ones, or else the mean of what the network gives.
+    """
+    levels = [image[:, :, :1, :1] for image in (image_a, image_b)]
+    flat = [(image == level).flatten(1).all(1) for image, level in zip((image_a, image_b), levels)]
+    for i in (flat[0] & flat[1]).nonzero().flatten().tolist():
+        level, other = (each[i, 0].to(fused.dtype) for each in levels)
+        fused[:, i] = level if level == other else fused[:, i].mean(dim=(1, 2), keepdim=True)
     return fused
 
 
