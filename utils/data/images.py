@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from utils.remarks import remark
 
 WRITABLE = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 EXTENSIONS = WRITABLE | {".avif", ".gif", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", *FORMATS}
+ORIENTATION = 0x0112  # the tag
 NEUTRAL = 128  # chroma of a gray pixel
 
 
@@ -137,28 +139,38 @@ def as_unit(image: np.ndarray) -> np.ndarray:
 
 
 STRETCHES = ("minmax", "clamp", "truncate", "round")
+DEPTHS = (8, 16)
 
 
 def to_8bit(fused: np.ndarray, stretch: str) -> np.ndarray:
-    """A fused image (H, W) in [0, 1] as uint8.
+    """A fused image (H, W) in [0, 1] as uint8, as `quantize`."""
+    return quantize(fused, stretch, 8)
 
-    Stretch is one of STRETCHES. "minmax" is that of FILM's released test.py: to 0..255 from the image's own range,
-    truncated, which moves EN, SD, SF and AG by itself; "round" rounds that. With "clamp", and for a constant image,
-    pixels are clamped to [0, 1] and rounded; "truncate" truncates them.
+
+def quantize(fused: np.ndarray, stretch: str, depth: int) -> np.ndarray:
+    """A fused image (H, W) in [0, 1] as uint8, or uint16 where depth is 16.
+
+    Stretch is one of STRETCHES. "minmax" is that of FILM's released test.py: from black to white by the image's own
+    range, truncated, which moves EN, SD, SF and AG by itself; "round" rounds that. With "clamp", and for a constant
+    image, pixels are clamped to [0, 1] and rounded; "truncate" truncates them.
     """
     low, high = fused.min(), fused.max()
     if stretch in ("minmax", "round") and high > low:
         fused = (fused - low) / (high - low)
     elif stretch == "minmax":
         stretch = "clamp"
-    levels = fused.clip(0, 1) * 255
-    return (levels if stretch in ("minmax", "truncate") else levels.round()).astype(np.uint8)
+    levels = fused.clip(0, 1) * (2**depth - 1)
+    return (levels if stretch in ("minmax", "truncate") else levels.round()).astype(f"uint{depth}")
 
 
 def colorize(gray: np.ndarray, chroma: np.ndarray | None) -> np.ndarray:
-    """Gray (H, W) uint8 as luma and chroma (2, H, W) uint8 or None -> BGR (H, W, 3) uint8."""
+    """Gray (H, W) uint8 or uint16 as luma and chroma (2, H, W) uint8 or None -> BGR (H, W, 3) of gray's type."""
     if chroma is None:
         return cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+    if gray.dtype == np.uint16:  # OpenCV knows no 16 bit with chroma of 8
+        unit = [as_unit(gray), *(chroma.astype(np.float32) - NEUTRAL) / 255 + np.float32(0.5)]
+        bgr = cv2.cvtColor(np.dstack(unit), cv2.COLOR_YCrCb2BGR)
+        return (65535 * bgr.clip(0, 1)).round().astype(np.uint16)
     return cv2.cvtColor(np.dstack([gray, *chroma]), cv2.COLOR_YCrCb2BGR)
 
 
@@ -169,17 +181,43 @@ def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.vstack([np.pad(row, p, constant_values=255) for row, p in zip(rows, padding)])
 
 
+def read_exif(path: Path) -> bytes:
+    """Camera, time and place of a photograph, as `write_image` takes them; empty where there are none.
+
+    Not its orientation, which `read_image` applies, nor the tags of a TIFF, which say how its pixels lie.
+    """
+    try:
+        with Image.open(path) as picture:
+            exif = picture.getexif() if picture.format != "TIFF" else {}
+            exif.pop(ORIENTATION, None)
+            data = exif.tobytes() if exif else b""
+    except Exception:  # Pillow's decoders raise many kinds, and tags are no reason not to fuse
+        return b""
+    data = data.removeprefix(b"Exif\0\0")
+    return data if len(data) < 65000 else b""  # what fits into a segment of a JPEG
+
+
 def check_writable(path: Path) -> None:
     """InputError if an image cannot be written under this name."""
     if path.suffix.lower() not in WRITABLE:
         raise InputError(f"cannot write an image named {path}; use one of {', '.join(sorted(WRITABLE))}")
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR uint8; InputError for an extension not in WRITABLE, or if it cannot be."""
+def write_image(path: str | Path, image: np.ndarray, exif: bytes = b"") -> None:
+    """Write (H, W) gray or (H, W, 3) BGR, uint8, or uint16 as PNG or TIFF; InputError if the file cannot be written.
+
+    Also for an extension not in WRITABLE. A JPEG or PNG gets the tags `exif`, as bytes of a TIFF.
+    """
     path = Path(path)
     check_writable(path)
-    write_file(path, cv2.imencode(path.suffix, image)[1].tobytes(), sync=False)  # an image can be made again
+    data = cv2.imencode(path.suffix, image)[1].tobytes()
+    if exif and path.suffix.lower() in (".jpg", ".jpeg"):
+        segment = b"Exif\0\0" + exif
+        data = data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
+    elif exif and path.suffix.lower() == ".png":
+        chunk = b"eXIf" + exif
+        data = data[:33] + len(exif).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:]
+    write_file(path, data, sync=False)  # an image can be made again
 
 
 def shrunk(image: np.ndarray, width: int = 640) -> np.ndarray:
