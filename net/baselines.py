@@ -49,23 +49,23 @@ class LaplacianPyramid(FusionNetwork):
         for _ in range(4):
             if min(a.shape[-2:]) < 16:
                 break
-            low_a, low_b = _reduce(a), _reduce(b)
-            details.append(_stronger(a - _expand(low_a, a), b - _expand(low_b, b)))
+            low_a, low_b = reduce(a), reduce(b)
+            details.append(_stronger(a - expand(low_a, a), b - expand(low_b, b)))
             a, b = low_a, low_b
         fused = (a + b) / 2
         for detail in reversed(details):
-            fused = detail + _expand(fused, detail)
+            fused = detail + expand(fused, detail)
         return fused.clamp(0, 1)
 
 
-def _reduce(x: Tensor) -> Tensor:
+def reduce(x: Tensor) -> Tensor:
     """Smooth by the 5-tap binomial and keep every second sample: (N, 1, H, W) -> (N, 1, ceil(H/2), ceil(W/2))."""
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
     x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), kernel.view(1, 1, 1, 5), stride=(1, 2))
     return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), kernel.view(1, 1, 5, 1), stride=(2, 1))
 
 
-def _expand(x: Tensor, like: Tensor) -> Tensor:
+def expand(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear enlargement to the size of `like`."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -75,7 +75,7 @@ def _stronger(detail_a: Tensor, detail_b: Tensor) -> Tensor:
     return torch.where(detail_a.abs() >= detail_b.abs(), detail_a, detail_b)
 
 
-def _window_mean(x: Tensor, size: int) -> Tensor:
+def window_mean(x: Tensor, size: int) -> Tensor:
     """Mean over the part of a square window of `size` pixels, odd, that lies within the image: (N, 1, H, W)."""
     half = size // 2
     x = F.avg_pool2d(x, (size, 1), stride=1, padding=(half, 0), count_include_pad=False)
@@ -107,7 +107,7 @@ class TwoScale(FusionNetwork):
     label = "two-scale"
 
     def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
-        base_a, base_b = _window_mean(image_a, 35), _window_mean(image_b, 35)
+        base_a, base_b = window_mean(image_a, 35), window_mean(image_b, 35)
         weight = 0.5 + (_saliency(image_a) - _saliency(image_b)) / 2
         return (torch.lerp(base_b, base_a, weight) + _stronger(image_a - base_a, image_b - base_b)).clamp(0, 1)
 
@@ -142,7 +142,7 @@ class Focus(FusionNetwork):
 
     def forward(self, image_a: Tensor, image_b: Tensor) -> Tensor:
         sharper = torch.sign(self._measure(image_a) - self._measure(image_b))
-        share = (_window_mean(sharper, 21).sign() + 1) / 2  # of A: 1, 1/2 or 0
+        share = (window_mean(sharper, 21).sign() + 1) / 2  # of A: 1, 1/2 or 0
         return torch.lerp(image_b, image_a, share)
 
     @staticmethod
@@ -150,4 +150,4 @@ class Focus(FusionNetwork):
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         across = (2 * x - padded[..., 1:-1, :-2] - padded[..., 1:-1, 2:]).abs()
         down = (2 * x - padded[..., :-2, 1:-1] - padded[..., 2:, 1:-1]).abs()
-        return _window_mean(across + down, 9)
+        return window_mean(across + down, 9)
