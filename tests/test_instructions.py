@@ -230,9 +230,9 @@ def test_a_result_has_the_colour_of_what_is_followed(name, logit, shares, chroma
     assert shares_of(text, model) == shares
     gray = np.full((4, 5), 128, np.uint8)
     a, b = (Picture(np.zeros((4, 5), np.float32), np.full((2, 4, 5), 128 + c, np.uint8)) for c in (-38, 40))
-    found = cv2.cvtColor(in_colour(gray, a, b, shares), cv2.COLOR_BGR2YCrCb)[..., 1:]
+    found = cv2.cvtColor(in_colour(gray, (a, b), shares), cv2.COLOR_BGR2YCrCb)[..., 1:]
     np.testing.assert_allclose(found, 128 + chroma, atol=2)
-    alone = in_colour(gray, Picture(a.gray, None), b, shares)
+    alone = in_colour(gray, (Picture(a.gray, None), b), shares)
     assert (np.ptp(alone, axis=2).max() == 0) == (name == "follow_infrared" and logit == 9)
 
 

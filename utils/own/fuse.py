@@ -12,9 +12,18 @@ from tqdm import tqdm
 from net import FusionNetwork, build_model
 from utils.config import Config
 from utils.data.align import Alignment, align
-from utils.data.images import NEUTRAL, colorize, merge_chroma, side_by_side, to_8bit, write_image
+from utils.data.images import (
+    NEUTRAL,
+    colorize,
+    merge_chroma,
+    quantize,
+    read_exif,
+    side_by_side,
+    to_8bit,
+    write_image,
+)
 from utils.data.pairs import collate
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.files import to_json, write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_users_encoder, text_use
@@ -23,12 +32,12 @@ from utils.metrics import measure_all
 from utils.own.fit import Picture, read_pair, resized
 from utils.own.job import Job, check_no_source
 from utils.own.pairing import OwnPair
+from utils.own.stack import fuse_stack
 from utils.own.video import in_step, open_both, open_output
 from utils.results.evaluate import average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
 
-Shares = tuple[float, float]  # of A and of B
-BOTH = (1.0, 1.0)
+Shares = Sequence[float | None]  # of A, of B, and of the further images of a stack; None: its colour does not count
 
 
 class Fuser:
@@ -38,6 +47,7 @@ class Fuser:
         pairs: their texts and instructions are used, not their images.
         rules: names of networks without weights, to compare with.
         instructions: to compare.
+        color: whose colour results have, one of COLORS in utils/own/job.py.
 
     Attributes:
         labels: those of the results.
@@ -56,8 +66,10 @@ class Fuser:
         device: torch.device,
         rules: Sequence[str] = (),
         instructions: Sequence[str] = (),
+        color: str = "both",
     ):
         self.model, self.device, self.notes = model, device, []
+        self.colored = color in ("a", "both"), color in ("b", "both")
         self.guidances = open_guides(config, model, [], device)
         self.features = self._features(pairs, config)
         self.rules = [build_model(rule).to(device).eval() for rule in rules if rule != model.name]
@@ -105,10 +117,19 @@ class Fuser:
             fused.append(fuse_batch([self.model], batch | asked, self.device, self.guidances))
         return np.concatenate(fused)
 
+    def stack(self, pair: OwnPair, pictures: Sequence[Picture], features: dict[str, Tensor], task: str) -> np.ndarray:
+        """Fuse the pictures of a stack, of one size, by the network: (1, H, W) float32 in [0, 1]."""
+
+        def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return self([pair.name], [(Picture(a, None), Picture(b, None))], features)[0, 0]
+
+        return fuse_stack(fuse, [picture.gray for picture in pictures], task)[None]
+
     def shares(self, features: dict[str, Tensor]) -> list[Shares]:
-        """How much of A and of B is in each result of a pair, of `labels`."""
-        own = shares_of(features[INSTRUCTION], self.model) if INSTRUCTION in features else BOTH
-        return [own, *(BOTH for _ in self.rules), *(shares_of(asked, self.model) for asked in self.asked)]
+        """How much of A's and of B's colour is in each result of a pair, of `labels`."""
+        own = shares_of(features[INSTRUCTION], self.model) if INSTRUCTION in features else (1, 1)
+        parts = [own, *((1, 1) for _ in self.rules), *(shares_of(asked, self.model) for asked in self.asked)]
+        return [[share if counts else None for share, counts in zip(part, self.colored)] for part in parts]
 
 
 def list_pairs(job: Job) -> None:
@@ -120,10 +141,10 @@ def list_pairs(job: Job) -> None:
                 a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
                 said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
             else:
-                said = "{} x {}".format(*read_pair(pair.a, pair.b, job.resize, job.ranges)[0].gray.shape)
+                said = "{} x {}".format(*read_stack(pair, job)[0].gray.shape)
         except InputError as error:
             failed, said = failed + 1, str(error)
-        print(f"{pair.name}: {pair.a} + {pair.b} -> {pair.out}: {said}")
+        print(f"{pair.name}: {' + '.join(map(str, pair.images))} -> {pair.out}: {said}")
     if failed:
         raise InputError(f"{failed} of {len(job.pairs)} cannot be fused, as is said above")
     print(f"{len(job.pairs)} would be fused")
@@ -131,20 +152,27 @@ def list_pairs(job: Job) -> None:
 
 def fuse_pairs(fuser: Fuser, job: Job) -> None:
     """Fuse all pairs of images, and measure them if the job says so; InputError with a line for each that failed."""
-    problems, per_image = [], {label: {} for label in fuser.labels}
+    problems, colors, per_image = [], ColorNotes(job.task), {label: {} for label in fuser.labels}
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
-            a, b = read_pair(pair.a, pair.b, job.resize, job.ranges)
-            if job.align:
-                alignment = align(a.gray, b.gray, job.align)
-                b = Picture(*alignment.apply(*b))
-                bar.write(f"{pair.name}: {remark(alignment)}")
-            fused = [to_8bit(each, job.stretch) for each in fuser([pair.name], [(a, b)], features)[:, 0]]
-            save(job, pair, a, b, fused, fuser.labels, fuser.shares(features))
+            pictures = read_stack(pair, job)
+            for i, other in enumerate(pictures[1:] if job.align else (), start=1):
+                alignment = align(pictures[0].gray, other.gray, job.align)
+                pictures[i] = Picture(*alignment.apply(*other))
+                bar.write(f"{pair.images[i].name if pair.more else pair.name}: {remark(alignment)}")
+            a, b, *more = pictures
+            colors.add(pair.name, a, b)
+            if more:
+                found = fuser.stack(pair, pictures, features, job.task)
+                shares = [[1 if fuser.colored[0] else None] * len(pictures)]
+            else:
+                found, shares = fuser([pair.name], [(a, b)], features)[:, 0], fuser.shares(features)
+            save(job, pair, pictures, [quantize(each, job.stretch, job.depth) for each in found], fuser.labels, shares)
             if job.metrics:
-                sources = [to_8bit(source.gray, "clamp") for source in (a, b)]
-                for label, row in zip(fuser.labels, measure_all(fused, *sources, job.metrics, fuser.device)):
+                images = [[to_8bit(each, job.stretch) for each in found]]
+                images += [to_8bit(source.gray, "clamp") for source in pictures]
+                for label, row in zip(fuser.labels, measure_all(*images, job.metrics, fuser.device)):
                     per_image[label][pair.name] = row
         except InputError as error:
             problems.append(str(error))
@@ -152,7 +180,8 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     if job.metrics and done:
         tell(per_image, job)
     write_ranges(job)
-    print(f"{done} of {len(job.pairs)} fused, 8 bit by {job.stretch}: {job.out}")
+    colors.tell()
+    print(f"{done} of {len(job.pairs)} fused, {job.depth} bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
 
@@ -167,6 +196,32 @@ def write_ranges(job: Job) -> None:
         print(f"which values of the sources are black and white: {path}")
 
 
+def read_stack(pair: OwnPair, job: Job) -> list[Picture]:
+    """All images of a pair or stack in one size; InputError as `read_pair`."""
+    if pair.more and job.resize not in (None, "a"):
+        raise InputError(f"'{pair.name}' is a stack; use --resize a, the size of its first image")
+    a, b = read_pair(pair.a, pair.b, job.resize, job.ranges)
+    return [a, b, *(read_pair(pair.a, path, job.resize, job.ranges)[1] for path in pair.more)]
+
+
+class ColorNotes:
+    """What the colours of sources tell about them, said once for all pairs; nothing but for infrared A."""
+
+    def __init__(self, task: str):
+        self.task, self.exchanged, self.palettes = task, [], []
+
+    def add(self, name: str, a: Picture, b: Picture) -> None:
+        if self.task == "IVF" and a.chroma is not None:
+            (self.exchanged if b.chroma is None else self.palettes).append(name)
+
+    def tell(self) -> None:
+        if names := self.exchanged:
+            asked = "these weights take infrared as A, visible as B; are they exchanged?"
+            print(f"note: A has colour and B has none ({shortened(names)}): {asked}")
+        if names := self.palettes:
+            print(f"warning: A has colour ({shortened(names)}): a palette's brightness is no temperature; use gray")
+
+
 def remark(alignment: Alignment) -> str:
     if alignment.improved:
         gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
@@ -177,32 +232,36 @@ def remark(alignment: Alignment) -> str:
 def save(
     job: Job,
     pair: OwnPair,
-    a: Picture,
-    b: Picture,
+    pictures: Sequence[Picture],
     fused: Sequence[np.ndarray],
     labels: Sequence[str],
     shares: Sequence[Shares],
 ) -> None:
-    """Write the result of a pair, (H, W) uint8, in colour where a source is.
+    """Write the result of a pair or stack, (H, W) uint8 or uint16, in colour where a source is, with its tags.
 
     Several are written beside each other, and into a folder also each alone: <out>/<number>_<label>/<name>.png.
     """
-    results = [in_colour(each, a, b, share) for each, share in zip(fused, shares)]
+    results, exif = [in_colour(each, pictures, share) for each, share in zip(fused, shares)], b""
     if len(results) > 1:
         for number, (label, result) in enumerate(zip(labels, results)) if job.in_folder else ():
             words = re.sub(r"\W+", "_", label.lower())[:50].strip("_")
             path = job.out / f"{number}_{words}" / pair.out.name
             check_no_source(path, job.sources)
             write_image(path, result)
-        sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in (a, b)]
+        sources = [colorize(to_8bit(source.gray, "clamp"), source.chroma) for source in pictures]
         results = [side_by_side([*sources, *results], ["A", "B", *labels])]
-    write_image(pair.out, results[0])
+    else:
+        first = sorted(zip(pair.images, pictures, shares[0]), key=lambda each: each[1].chroma is None or not each[2])
+        exif = next(filter(None, (read_exif(path) for path, *_ in first)), b"")
+    write_image(pair.out, results[0], exif)
 
 
-def in_colour(fused: np.ndarray, a: Picture, b: Picture, shares: Shares) -> np.ndarray:
-    """A result (H, W) uint8 in BGR (H, W, 3) where a source has colour, faded by its share; else as it is."""
-    chromas = [chroma if chroma is None else fade(chroma, share) for (_, chroma), share in zip((a, b), shares)]
-    chroma = merge_chroma(chromas)
+def in_colour(fused: np.ndarray, pictures: Sequence[Picture], shares: Shares) -> np.ndarray:
+    """A result (H, W) in BGR (H, W, 3) where a source has colour that counts, faded by its share; else as it is."""
+    colored = [
+        (chroma, share) for (_, chroma), share in zip(pictures, shares) if chroma is not None and share is not None
+    ]
+    chroma = merge_chroma([fade(chroma, share) for chroma, share in colored])
     return fused if chroma is None else colorize(fused, chroma)
 
 
@@ -228,7 +287,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     (pair,), (features,), alignment = job.pairs, fuser.features, None
     (shares,) = fuser.shares(features)
     a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
-    frames = in_step(a, b)
+    frames, colors = in_step(a, b), ColorNotes(job.task)
     done, total = 0, min(a.count, b.count) or None
     with open_output(job.out, fps, codec) as write, tqdm(total=total, unit="frame", disable=None) as bar:
         while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
@@ -237,12 +296,15 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
                     alignment = align(*(picture.gray for picture in batch[0]), job.align)
                     bar.write(f"by the first frames: {remark(alignment)}")
                 batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
+            if not done:
+                colors.add("the first frames", *batch[0])
             names = [f"frame {done + i}" for i in range(1, len(batch) + 1)]
             for fused, sources in zip(fuser(names, batch, features)[0], batch):
-                write(in_colour(to_8bit(fused, job.stretch), *sources, shares))
+                write(in_colour(to_8bit(fused, job.stretch), sources, shares))
             done += len(batch)
             bar.update(len(batch))
     write_ranges(job)
+    colors.tell()
     print(f"{done} frames fused, 8 bit by {job.stretch}: {job.out}")
     if a.read != b.read:
         short, other = sorted((a, b), key=lambda frames: frames.read)

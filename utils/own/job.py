@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config import Config
+from utils.config import Config, Data, read_yaml
 from utils.data.decode import count_pages
 from utils.data.decoded import split_page, stem_of
 from utils.data.images import EXTENSIONS
 from utils.data.ranges import Range, find_range, parse_range, pixels_of
 from utils.errors import InputError
+from utils.files import find_file
 from utils.metrics import check_metrics
-from utils.own.pairing import OwnPair, find_pairs, read_table
+from utils.own.pairing import OwnPair, find_pairs, find_stack, read_table
+from utils.own.stack import POWERS
 from utils.own.video import VIDEOS, frame_files, is_video, open_frames, raw_frames
+from utils.provenance import Provenance
 from utils.results.evaluate import applicable
 
+TASKS = ("IVF", "MIF", "MEF", "MFF")
+COLORS = ("a", "b", "both", "none")  # whose colour a result has
+DEEP = (".png", ".tif", ".tiff")  # the files that hold 16 bit
 # the keys of the config that fuse.py reads
 USED = r"ckpt|device|precision|compile|clip|(net|text|video)(\..*)?|test\.(stretch|metrics|tile)"
 
@@ -25,6 +31,7 @@ USED = r"ckpt|device|precision|compile|clip|(net|text|video)(\..*)?|test\.(stret
 class Job:
     """What is to be fused, and how."""
 
+    task: str  # one of TASKS
     pairs: list[OwnPair]  # a video is one
     sources: set[Path]  # files that no result may replace
     out: Path  # the fused image or video, or the folder of images
@@ -34,7 +41,9 @@ class Job:
     instructions: list[str]  # to compare, if there are several; a single one is the pairs'
     rules: Sequence[str]  # names of networks without weights, to compare with
     metrics: list[str]  # to measure
-    stretch: str  # how results become 8 bit, as of `to_8bit`
+    stretch: str  # how results become integers, as of `quantize`
+    depth: int  # of results, 8 or 16 bit
+    color: str  # one of COLORS
     fps: float  # of a folder of frames
     ranges: tuple[Range | None, Range | None]  # of A and of B, one for all of their images
 
@@ -67,11 +76,26 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     metrics, note = applicable(config.test.metrics if measured else [], {args.task: args.task})
     if note:
         print(f"note: {note}")
-    pairs, out = find_sources(args.words, args.out, video)
+    pairs, out = find_sources(args.words, args.out, video, args.task)
+    if args.depth == 16:
+        if video or args.compare or len(args.instruct) > 1:
+            raise InputError("--depth 16 is for one image a pair: no video, no --compare and no second --instruct")
+        if shallow := [pair.out for pair in pairs if pair.out.suffix.lower() not in DEEP]:
+            raise InputError(f"{shallow[0]} cannot hold 16 bit; name a {', '.join(DEEP)}, or leave out --depth")
+    stacks = [pair for pair in pairs if pair.more]
+    if stacks and args.task not in POWERS:
+        of_all = f"{len(stacks[0].images)} are named ({stacks[0].a} ...)"
+        advice = f"give --task {' or '.join(POWERS)} for a stack of exposures or focuses, or put patterns in quotes"
+        raise InputError(f"{args.task} fuses two images, A and B, and {of_all}; {advice}")
+    if stacks and (measured or args.compare or args.text_a or args.text_b or args.color in ("a", "b")):
+        only = "--metrics, --compare, --text-a, --text-b and --color a or b"
+        raise InputError(
+            f"{only} are for pairs, and '{stacks[0].name}' has {len(stacks[0].images)} images; leave them out"
+        )
     if args.instruct and any(pair.instruct for pair in pairs):
         raise InputError(f"{args.words[0]} has instructions; leave out --instruct, or the column instruct")
     several = args.instruct if len(args.instruct) > 1 else []
-    sources = {Path(path).resolve() for path in (*args.words, *(side for pair in pairs for side in (pair.a, pair.b)))}
+    sources = {Path(path).resolve() for path in (*args.words, *(image for pair in pairs for image in pair.images))}
     for i, pair in enumerate(pairs):
         text_a = read_text(pair.text_a or args.text_a or args.text or "", pair.name)
         text_b = read_text(pair.text_b or args.text_b or args.text or "", pair.name)
@@ -84,19 +108,35 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     # whatever a config says: frames that are each stretched to their own range flicker
     stretch = config.test.stretch if "test.stretch" in given else "clamp"
     rules = rules if args.compare else ()
-    fps = config.video.fps
+    color = args.color or default_color(args.task)
+    form = stretch, args.depth, color
+    views = args.resize, args.align
     ranges = tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab")
-    return Job(pairs, sources, out, video, args.resize, args.align, several, rules, metrics, stretch, fps, ranges)
+    return Job(args.task, pairs, sources, out, video, *views, several, rules, metrics, *form, config.video.fps, ranges)
 
 
 def find_side_range(text: str, side: str, pairs: Sequence[OwnPair]) -> Range | None:
     """The one range of all images of a side, as its option says; printed. InputError if that makes no sense."""
     wanted, name = parse_range(text, f"--range-{side}"), f"{side.upper()}, --range-{side} {text}"
-    paths = list(dict.fromkeys(getattr(pair, side) for pair in pairs))
+    paths = list(dict.fromkeys(path for pair in pairs for path in ([pair.a] if side == "a" else pair.images[1:])))
     if wanted and is_video(paths[0]):
         return find_range(wanted, raw_frames(paths[0]), open_frames(paths[0]).count or 1000, name)
     files = [file for path in paths for file in (frame_files(path) if path.is_dir() else [path])]
     return find_range(wanted, pixels_of(files), len(files), name)
+
+
+def task_of(record: Provenance, name: str = "") -> str:
+    """The task of weights: of the sets that they record, or in the beginning of the file's `name`, or IVF."""
+    data = (record.config or {}).get("data", {})
+    table = find_file(data.get("datasets", Data.datasets))
+    rows = read_yaml(table) if table.is_file() else {}
+    recorded = [(rows.get(word.rpartition("_")[0]) or {}).get("task") for word in data.get("train", ())]
+    return next((task for task in (*recorded, Path(name).name[:3]) if task in TASKS), "IVF")
+
+
+def default_color(task: str) -> str:
+    """Of the visible image alone for infrared A, where colour can only be a palette's; else of all."""
+    return "b" if task == "IVF" else "both"
 
 
 def check_no_source(path: Path, sources: set[Path]) -> None:
@@ -111,16 +151,26 @@ def check_folder(out: Path) -> None:
         raise InputError(f"-o must name a folder for the results of several pairs, not {out}")
 
 
-def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[OwnPair], Path]:
-    """The pairs that the words of a command line name, and where the results go, which is `out` if -o gives it.
+def find_sources(words: list[str], out: str | None, video: bool, task: str) -> tuple[list[OwnPair], Path]:
+    """The pairs or stacks that the words of a command line name, and where the results go: `out` if -o gives it.
 
     Raises:
-        InputError: as `find_pairs` and `read_table`; not one or two words; a source that is missing; a wrong -o.
+        InputError: as `find_pairs` and `read_table`; no words; a source that is missing; a wrong -o.
     """
     several = Path(out or "fused")  # results of several pairs
     if len(words) == 1 and Path(words[0]).suffix.lower() in (".csv", ".tsv"):
         check_folder(several)
         return read_table(Path(words[0]), several), several
+    if not video and (len(words) > 2 or (len(words) == 1 and task in POWERS)):
+        images = find_stack(words)
+        for path in images:
+            if not split_page(path)[0].is_file():
+                what = "is no image file" if path.exists() else "is not there"
+                raise InputError(f"{path} {what}; of more than two sources each must be an image")
+        if len(images) < 2:
+            raise InputError(f"a stack takes several images, and {words[0]} holds {len(images)}")
+        source = Path(words[0]).resolve()
+        return one_result(source.name if source.is_dir() else stem_of(images[0]), images, out)
     if len(words) != 2:
         example = f'"{words[0]}/*_ir.png" "{words[0]}/*_vis.png"' if len(words) == 1 else "ir.png vis.png"
         raise InputError(f"name two sources, A and B, or a table of pairs, e.g. {example}, with patterns in quotes")
@@ -134,17 +184,25 @@ def find_sources(words: list[str], out: str | None, video: bool) -> tuple[list[O
             raise InputError(f"cannot write a video named {path}; use one of {VIDEOS}, or a folder")
         return [OwnPair(path.stem, a, b, path)], path
     if all(split_page(source)[0].is_file() for source in (a, b)):
-        path, name = Path(out or "fused.png"), stem_of(a)
+        path = Path(out or "fused.png")
         if not path.is_dir() and path.suffix:
-            return [OwnPair(name, a, b, path)], path
+            return one_result(stem_of(a), [a, b], out)
         pages = count_pages(a) if a != b and count_pages(a) == count_pages(b) else 1
-        names = {f"{name}_{page:0{len(str(pages))}d}": f"#{page}" for page in range(1, pages + 1)}
-        names = names if pages > 1 else {name: ""}
+        names = {f"{stem_of(a)}_{page:0{len(str(pages))}d}": f"#{page}" for page in range(1, pages + 1)}
+        names = names if pages > 1 else {stem_of(a): ""}
         return [
             OwnPair(each, Path(f"{a}{n}"), Path(f"{b}{n}"), path / f"{each}.png") for each, n in names.items()
         ], path
     check_folder(several)
     return find_pairs(a, b, several), several
+
+
+def one_result(name: str, images: Sequence[Path], out: str | None) -> tuple[list[OwnPair], Path]:
+    """The only pair or stack of a command line, as `find_sources`."""
+    path = Path(out or "fused.png")
+    in_folder = path.is_dir() or not path.suffix
+    a, b, *more = images
+    return [OwnPair(name, a, b, path / f"{name}.png" if in_folder else path, more=tuple(more))], path
 
 
 def read_text(text: str, name: str) -> str:

@@ -2,20 +2,23 @@
 
 import csv
 import io
+import string
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.data.decode import count_pages
 from utils.data.decoded import stem_of
 from utils.data.images import list_images
 from utils.data.matching import match_files
 from utils.errors import InputError, shortened
 from utils.files import plain_name
+from utils.own.video import frame_files
 
-COLUMNS = ("a", "b", "name", "text_a", "text_b", "instruct")  # of a table of pairs; the first two are needed
+COLUMNS = ("name", "text_a", "text_b", "instruct")  # of a table, beside those of images: a, b, and for stacks c, d, ...
 
 
 class OwnPair(NamedTuple):
-    """A pair of a user.
+    """A pair of a user, or a stack.
 
     Attributes:
         name: of the pair, unique.
@@ -23,6 +26,7 @@ class OwnPair(NamedTuple):
         out: where the result goes.
         text_a, text_b: what A and B show, or a file .txt with it; empty: not said.
         instruct: what is wanted; empty: nothing.
+        more: further images of a stack.
     """
 
     name: str
@@ -32,6 +36,12 @@ class OwnPair(NamedTuple):
     text_a: str = ""
     text_b: str = ""
     instruct: str = ""
+    more: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All images, A and B first."""
+        return self.a, self.b, *self.more
 
 
 def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
@@ -66,8 +76,18 @@ def find_pairs(a: Path, b: Path, out: Path) -> list[OwnPair]:
     return pairs
 
 
+def find_stack(words: list[str]) -> list[Path]:
+    """The images of a stack: files, or those of a folder or pattern, x10 after x2, or the pages of a file."""
+    source = Path(words[0])
+    if len(words) > 2:
+        return [Path(word) for word in words]
+    if source.is_file():
+        return [Path(f"{source}#{page}") for page in range(1, count_pages(source) + 1)]
+    return frame_files(source) if source.is_dir() else frame_files(source.parent, source.name)
+
+
 def read_table(path: Path, out: Path) -> list[OwnPair]:
-    """The pairs of a table, a CSV file with the columns COLUMNS; their results go to the folder `out`.
+    """The pairs or stacks of a table, a CSV file with the columns a, b, ... and COLUMNS; results go to `out`, a folder.
 
     Paths are relative to the table's folder. A name that is not given is that of the image of A.
 
@@ -81,8 +101,10 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
     delimiter = next((each for each in ";\t" if each in text.partition("\n")[0]), ",")  # as some spreadsheets write
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = [column.strip().lower() for column in reader.fieldnames or ()]
-    if not {"a", "b"} <= {*columns} <= {*COLUMNS}:
-        raise InputError(f"{path} must have the columns a and b, and may have {', '.join(COLUMNS[2:])}, not {columns}")
+    images = [*string.ascii_lowercase[: max(2, sum(len(column) == 1 for column in columns))]]
+    if not {*images} <= {*columns} <= {*images, *COLUMNS}:
+        may = f"and may have {', '.join(COLUMNS)}"
+        raise InputError(f"{path} must have the columns a and b (a stack c, d, ..., too), {may}, not {columns}")
     reader.fieldnames = columns
     pairs: dict[str, OwnPair] = {}
     try:
@@ -106,9 +128,10 @@ def read_row(row: dict[str, str], folder: Path, out: Path) -> OwnPair:
     for side in ("a", "b"):
         if not row[side]:
             raise InputError(f"no image in column {side}")
+    images = [folder / row[side] for side in sorted(row) if len(side) == 1 and row[side]]
     texts = [row.get(key, "") for key in ("text_a", "text_b")]
     texts = [str(folder / text) if text.endswith(".txt") else text for text in texts]
     name = row.get("name") or stem_of(row["a"])
     if not plain_name(name):
         raise InputError(f"{name!r} is not a plain file name")
-    return OwnPair(name, folder / row["a"], folder / row["b"], out / f"{name}.png", *texts, row.get("instruct", ""))
+    return OwnPair(name, *images[:2], out / f"{name}.png", *texts, row.get("instruct", ""), tuple(images[2:]))

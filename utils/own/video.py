@@ -77,8 +77,8 @@ def open_frames(path: Path, value_range: Range | None = None) -> Frames:
     return Frames(path, lambda: decode_video(path, value_range), fps if fps > 0 else None, max(0, int(declared)))
 
 
-def frame_files(folder: Path) -> list[Path]:
-    files = [file for files in list_images(folder).values() for file in files]
+def frame_files(folder: Path, pattern: str = "*") -> list[Path]:
+    files = [file for files in list_images(folder, pattern).values() for file in files]
     return sorted(files, key=lambda file: re.sub(r"\d+", lambda digits: digits[0].zfill(20), file.name))
 
 
