@@ -34,6 +34,7 @@ from utils.own.fit import RESIZE, Picture
 from utils.own.fuse import Fuser, fuse_pairs, fuse_video, in_colour, list_pairs
 from utils.own.job import COLORS, TASKS, default_color, read_job, task_of
 from utils.own.pairing import OwnPair
+from utils.own.views import ALIGN_OR
 from utils.process import pick_device, set_up_process
 from utils.provenance import Provenance
 
@@ -53,8 +54,15 @@ ARGUMENTS = {
         "help": "of A: type, file, 1%%,99%% or low,high; see docs/own.md",
     },
     "--range-b": {"metavar": "RANGE", "default": "type", "help": "of B, likewise"},
-    "--align": {"choices": MOTIONS, "help": "register B to A first"},
-    "--resize": {"choices": RESIZE, "help": "bring a pair of unequal sizes to that of A, of B, or the larger"},
+    "--align": {"choices": MOTIONS, "help": "register B to A first; a pair that is not sure is not fused"},
+    "--align-or": {"choices": ALIGN_OR, "help": "what to take then: A alone, B alone, or both as they are"},
+    "--resize": {
+        "choices": RESIZE,
+        "metavar": "HOW",
+        "help": "a, b, max: bring a pair of unequal sizes to that of A, of B, or the larger; crop, pad: cut or pad B "
+        "to the shape of A; b,crop, max,pad and so on: both",
+    },
+    "--fps": {"type": float, "metavar": "RATE", "help": "frames per second of the result of videos; else that of A"},
     "--color": {"choices": COLORS, "help": "whose colour the result has; default: b for IVF, else both"},
     "--depth": {"type": int, "choices": DEPTHS, "default": 8, "help": "bits of the result; 16 in PNG and TIFF"},
     "--metrics": {"action": "store_true", "help": "measure the results by test.metrics, and write a table"},

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.toy import CONFIG, make_pairs, script
-from tools.alignment import distance, random_warp
-from utils.data.align import align, edges, warp
+from tools.alignment import random_warp, rig_warp
+from utils.data.align import align, distance, edges, warp
 from utils.data.images import as_unit, read_image
 from utils.opencv import cv2
 
@@ -133,3 +133,34 @@ def test_real_pairs_are_found_again(shared):
         published = align(a, b, "affine").matrix
         assert found.improved and distance(found.matrix, truth, a.shape) < 2.5, name  # they are not quite registered
         assert distance(found.matrix, truth @ published, a.shape) < 0.5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "every", "size"), [("RoadScene", 6, None), ("LLVIP", 5, (640, 512))])
+def test_pairs_of_a_rig_are_found_or_refused(shared, name, every, size):
+    """Real pairs, B warped as a rig sees it: found where the published pair is registered itself, or refused.
+
+    The published pairs are 1 to 2 pixels off and some 5, so that the distance to them is printed, and its median held.
+    """
+    folder = shared / "data" / "VLFDataset" / "Image" / "IVF" / name
+    files = sorted((folder / "IR").iterdir())[::every]
+    pairs = [[as_unit(read_image(folder / side / file.name)[0]) for side in ("IR", "VI")] for file in files]
+    if size:
+        pairs = [[cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in pair] for pair in pairs]
+    published, registered = [], []
+    for number, (a, b) in enumerate(pairs):
+        truth = rig_warp(a.shape, np.random.default_rng([number, 5]))
+        found, itself = align(a, warp(b, np.linalg.inv(truth)), "affine"), align(a, b, "affine")
+        if found.sure:
+            published.append(distance(found.matrix, truth, a.shape))
+            registered += [distance(found.matrix, truth @ itself.matrix, a.shape)] if itself.improved else []
+        if name == "RoadScene":
+            other = cv2.resize(pairs[number - len(pairs) // 2][1], a.shape[::-1])
+            assert not align(a, other, "affine").sure, number
+    print(f"\n{name}: {len(published)} of {len(pairs)} registered, the others refused; pixels from")
+    for what, errors in (("the published B", published), ("where that is registered itself", registered)):
+        errors = np.array(errors)
+        print(f"  {what}: median {np.median(errors):.2f}, most {errors.max():.2f}, {(errors > 2).sum()} above 2")
+    assert len(published) >= 0.6 * len(pairs) and len(registered) >= 0.8 * len(published)
+    assert np.sum(np.array(registered) > 2) <= 0.1 * len(pairs) and max(registered) < 4 and np.median(registered) < 0.5
+    assert np.median(published) < 2

@@ -11,7 +11,8 @@ from tests.toy import contents, process, script
 from utils.data.images import colorize, to_8bit, write_image
 from utils.errors import InputError
 from utils.opencv import cv2
-from utils.own.video import CODECS, open_both, open_frames, open_output
+from utils.own.fit import Picture
+from utils.own.video import CODECS, Frames, InStep, open_both, open_frames, open_output
 
 FRAMES = 12
 MEAN = ["ckpt=null", "net={name: mean}", "device=cpu"]
@@ -45,7 +46,7 @@ def test_order_rate_and_colour_are_kept(tmp_path, extension):
     frames = open_frames(make(tmp_path / f"a:b{extension}"))  # a colon is no protocol
     images = list(frames)
     assert numbers(images) == list(range(FRAMES)) == numbers(frames)  # twice
-    assert (frames.count, frames.read, frames.size) == (FRAMES, FRAMES, (48, 64)) and frames.fps == pytest.approx(25)
+    assert (frames.count, frames.size) == (FRAMES, (48, 64)) and frames.fps == pytest.approx(25)
     for number, (gray, chroma) in enumerate(images):
         assert gray.shape == (48, 64) and chroma.shape == (2, 48, 64) and gray.dtype == np.float32
         error = np.mean((colorize(to_8bit(gray, "clamp"), chroma).astype(float) - picture(number)) ** 2)
@@ -86,12 +87,46 @@ def test_what_is_no_video_is_one_sentence(tmp_path, name, write, message):
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_rates_that_differ_are_one_sentence(tmp_path):
-    ntsc, near, film = (make(tmp_path / f"{fps}.mkv", 4, fps) for fps in (29.97, 29.98, 30))
-    with pytest.raises(InputError, match=r"has 29.97 frames per second and .*30.mkv 30; convert one of them"):
-        open_both(ntsc, film, None, 25)
-    assert open_both(ntsc, near, None, 25)[2] == pytest.approx(29.97)
-    assert open_both(make(tmp_path / "frames", 4), near, None, 25)[2] == pytest.approx(29.98)  # a folder has no rate
+@pytest.mark.parametrize(
+    ("a", "b", "rate", "numbers_a", "numbers_b", "note"),
+    [
+        ((9, 9), (30, 30), None, [*range(9)], [0, 3, 7, 10, 13, 17, 20, 23, 27], "a.mkv (9): 0 repeated, 0 left out"),
+        ((9, 9), (30, 30), 30, [round(0.3 * n - 0.01) for n in range(29)] + [8], [*range(30)], "21 repeated, 0 left"),
+        ((30, 30), (29.97, 30), None, [*range(30)], [*range(30)], ""),
+        ((29.97, 30), (29.98, 30), None, [*range(30)], [*range(30)], ""),  # rates that are read as one
+        ((25, 12), (25, 13), None, [*range(12)], [*range(12)], "b.mkv ends later than .*a.mkv; left out, frames: 1"),
+        ((10, 10), (20, 19), 5, [0, 2, 4, 6, 8], [0, 4, 8, 12, 16], "a.mkv (10): 0 repeated, 4 left out; .*b.mkv (20)"),
+    ],
+    ids=["9 beside 30", "at 30", "30 and 29.97", "nearly one", "one more", "fewer of both"],
+)
+def test_frames_are_paired_by_their_moments(tmp_path, a, b, rate, numbers_a, numbers_b, note):
+    for name, (fps, count) in (("a.mkv", a), ("b.mkv", b)):
+        make(tmp_path / name, count, fps)
+    one, two, fps, _ = open_both(tmp_path / "a.mkv", tmp_path / "b.mkv", None, 25, rate=rate)
+    assert fps == pytest.approx(rate or a[0])
+    steps = InStep(one, two, fps)
+    pairs = list(steps)
+    assert (numbers(x for x, _ in pairs), numbers(x for _, x in pairs)) == (numbers_a, numbers_b)
+    assert not steps.problem and re.search(note.replace("(", r"\(").replace(")", r"\)"), " ".join(steps.notes))
+    assert bool(steps.notes) == bool(note)
+
+
+def test_a_video_without_a_steady_rate_is_read_by_its_moments(tmp_path):
+    moments = [0, 0.1, 0.2, 0.5, 0.6]
+    phone = Frames(
+        tmp_path, lambda: ((t, Picture(picture(i)[..., 0] / 255, None)) for i, t in enumerate(moments)), 10, 5
+    )
+    steady = open_frames(make(tmp_path / "b.mkv", 7, 10))
+    steps = InStep(phone, steady, 10)
+    pairs = list(steps)
+    assert numbers(x for x, _ in pairs) == [0, 1, 2, 2, 3, 3, 4] and numbers(x for _, x in pairs) == [*range(7)]
+    assert "2 repeated, 0 left out" in steps.notes[0] and not steps.problem
+
+
+def test_a_folder_has_the_rate_of_the_other(tmp_path):
+    near = make(tmp_path / "near.mkv", 4, 29.98)
+    one, _, fps, _ = open_both(make(tmp_path / "frames", 4), near, None, 25)
+    assert fps == one.fps == pytest.approx(29.98)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out"])
@@ -154,6 +189,9 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, monkeypatch, a, out):
     if a == "ir":  # two folders of frames have the rate that is asked for
         script("fuse.py", "ir", "ir", "-o", "f.mkv", "video.fps=12", *MEAN)
         assert open_frames(Path("f.mkv")).fps == 12
+        said = script("fuse.py", "ir", "vis.mkv", "-o", "f.mkv", "--fps", "50", *MEAN)
+        assert "note: frames are paired by their moments, 50 a second; ir (25): 12 repeated, 0 left out" in said
+        assert open_frames(Path("f.mkv")).fps == 50 and len(list(open_frames(Path("f.mkv")))) == 24
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["fewer frames", "cut short"])
@@ -171,11 +209,10 @@ def test_a_video_that_ends_early_is_fused_as_far_and_told(tmp_path, monkeypatch,
 def test_a_video_that_does_not_fit_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(Path("a.mkv"), 3), make(Path("f.avi"), 3)
-    make(Path("fast.mkv"), 3, fps=50), make(Path("wide.mkv"), 3, size=(48, 96))
+    make(Path("wide.mkv"), 3, size=(48, 96))
     write_image("still.png", picture(0))
     before = contents(tmp_path)
     for other, out, message in (
-        ("fast.mkv", "f.avi", "a.mkv has 25 frames per second and fast.mkv 50"),
         ("wide.mkv", "f.avi", "unequal shapes, 1.333 and 2.000"),
         ("still.png", "f.avi", "still.png is not a video by its name"),
         ("a.mkv", "f.png", "cannot write a video named f.png; use one of .avi, .mkv, .mov, .mp4, or a folder"),
@@ -198,4 +235,4 @@ def test_a_smaller_video_is_resized_and_aligned(tmp_path, monkeypatch):
     assert re.search(r"by the first frames: B moved by 7\.\d pixels", said)
     for gray, chroma in open_frames(Path("f.mkv")):
         assert chroma is None
-        np.testing.assert_allclose(255 * gray[12:-12, 12:-12], 127.5, atol=12)
+        np.testing.assert_allclose(255 * gray[16:-16, 16:-16], 127.5, atol=12)  # beside it A alone

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tests.toy import SHARED
 from utils.config import load_config
-from utils.data.align import MOTIONS, Alignment, align, overlap, places, warp
+from utils.data.align import MOTIONS, Alignment, align, distance, overlap, warp
 from utils.data.images import as_unit
 from utils.data.make import SourcePairs
 from utils.data.sources import Source, find_sources
@@ -34,9 +34,11 @@ from utils.opencv import cv2
 # what B is warped by: a translation in pixels, a rotation in degrees, corners moved by a share of the longer side
 WARPS = {f"shift {pixels} px": (pixels, 0, 0) for pixels in (2, 6, 12)}
 WARPS |= {f"turn {angle} deg, shift": (6, angle, 0) for angle in (1, 2, 3)} | {"corners 2 %": (0, 0, 0.02)}
+RIG = "rig"  # two cameras beside each other: see `rig_warp`
 ROWS = [("as published", motion) for motion in MOTIONS]
 ROWS += [(name, "translation") for name in WARPS if "turn" not in name and "corners" not in name]
 ROWS += [(name, "affine") for name in WARPS if "corners" not in name] + [("corners 2 %", "homography")]
+ROWS += [(RIG, "affine")]
 ROWS += [("other scene", motion) for motion in MOTIONS]
 HEAD = "                                      before   as published        registered          of\n"
 HEAD += "set, transform, motion                 median   after  90 % failed  after  90 % failed  worse kept pairs"
@@ -71,8 +73,9 @@ def measure(pairs: list[tuple[np.ndarray, np.ndarray]], name: str, motion: str, 
     errors, kept = [], 0
     for number, (a, b) in enumerate(tqdm(pairs, desc=name, leave=False)):
         truth = np.eye(3)
-        if name in WARPS:
-            truth = random_warp(a.shape, *WARPS[name], np.random.default_rng([number, *name.encode()]))
+        if name in WARPS or name == RIG:
+            rng = np.random.default_rng([number, *name.encode()])
+            truth = rig_warp(a.shape, rng) if name == RIG else random_warp(a.shape, *WARPS[name], rng)
             b = warp(b, np.linalg.inv(truth))
         if name == "other scene":
             b = cv2.resize(pairs[(number + len(pairs) // 2) % len(pairs)][1], a.shape[::-1])
@@ -86,7 +89,9 @@ def measure(pairs: list[tuple[np.ndarray, np.ndarray]], name: str, motion: str, 
     for truth, known in enumerate((np.full(len(pairs), True), np.array([each.improved for each in published]))):
         failed = ((after > 2) | (after >= before))[known, truth]
         middle, most = np.percentile(after[known, truth], (50, 90)) if known.any() else (np.nan, np.nan)
-        text += f"{middle:8.2f}{most:6.2f}" + (f"{failed.sum()}/{len(failed)}" if name in WARPS else "-").rjust(7)
+        text += f"{middle:8.2f}{most:6.2f}" + (f"{failed.sum()}/{len(failed)}" if name in (*WARPS, RIG) else "-").rjust(
+            7
+        )
     return text + f"{(after > before).all(axis=1).sum():7d}{kept:5d}{len(pairs):6d}"
 
 
@@ -110,9 +115,13 @@ def random_warp(shape: tuple[int, int], shift: float, angle: float, corners: flo
     return cv2.getPerspectiveTransform(box, moved) @ turn
 
 
-def distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, int]) -> float:
-    """Between the places that two matrices name, pixels: the median over the image."""
-    return float(np.median(np.linalg.norm(places(first, shape)[1] - places(second, shape)[1], axis=1)))
+def rig_warp(shape: tuple[int, int], rng) -> np.ndarray:
+    """As `random_warp`: a scale of 0.7 to 1.4, at most 5 degrees about the centre, and a tenth of each side."""
+    height, width = shape
+    scale, angle = np.exp(rng.uniform(*np.log((0.7, 1.4)))), rng.uniform(-5, 5)
+    matrix = np.vstack([cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale), [0, 0, 1]])
+    matrix[:2, 2] += rng.uniform(-0.1, 0.1, 2) * (width, height)
+    return matrix
 
 
 def directions(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:

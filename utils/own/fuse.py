@@ -11,17 +11,7 @@ from tqdm import tqdm
 
 from net import FusionNetwork, build_model
 from utils.config import Config
-from utils.data.align import Alignment, align
-from utils.data.images import (
-    NEUTRAL,
-    colorize,
-    merge_chroma,
-    quantize,
-    read_exif,
-    side_by_side,
-    to_8bit,
-    write_image,
-)
+from utils.data.images import colorize, merge_chroma, quantize, read_exif, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
 from utils.errors import InputError, shortened
 from utils.files import to_json, write_file
@@ -29,11 +19,12 @@ from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_users_encoder, text_use
 from utils.instruct.guide import INSTRUCTION, NOTHING, encode_instructions, shares_of
 from utils.metrics import measure_all
-from utils.own.fit import Picture, read_pair, resized
+from utils.own.fit import Picture, common_size, read_picture
 from utils.own.job import Job, check_no_source
 from utils.own.pairing import OwnPair
 from utils.own.stack import fuse_stack
-from utils.own.video import in_step, open_both, open_output
+from utils.own.video import InStep, open_both, open_output
+from utils.own.views import Views, fade
 from utils.results.evaluate import average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
 
@@ -138,10 +129,12 @@ def list_pairs(job: Job) -> None:
     for pair in job.pairs:
         try:
             if job.is_video:
-                a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
-                said = f"{min(a.count, b.count)} frames of {height} x {width}, {fps:g} a second"
+                a, b, fps, (height, width) = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges, job.rate)
+                count = min(a.expected(fps), b.expected(fps))
+                said = f"{count} frames of {height} x {width}, {fps:g} a second"
             else:
-                said = "{} x {}".format(*read_stack(pair, job)[0].gray.shape)
+                first, second, *_ = (picture.gray.shape for picture in read_stack(pair, job))
+                said = "{} x {}".format(*common_size(first, second, job.resize, f"{pair.a} and {pair.b}"))
         except InputError as error:
             failed, said = failed + 1, str(error)
         print(f"{pair.name}: {' + '.join(map(str, pair.images))} -> {pair.out}: {said}")
@@ -156,18 +149,21 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
-            pictures = read_stack(pair, job)
-            for i, other in enumerate(pictures[1:] if job.align else (), start=1):
-                alignment = align(pictures[0].gray, other.gray, job.align)
-                pictures[i] = Picture(*alignment.apply(*other))
-                bar.write(f"{pair.images[i].name if pair.more else pair.name}: {remark(alignment)}")
+            pictures, views = read_stack(pair, job), []
+            for path, other in zip(pair.images[1:], pictures[1:]):
+                opened = open_views(pictures[0], other, job, f"{pair.a} and {path}")
+                for note in opened.notes:
+                    bar.write(f"{path.name if pair.more else pair.name}: {note}")
+                views.append(opened(pictures[0], other))
+            pictures = [views[0].a, *(view.b for view in views)]
             a, b, *more = pictures
             colors.add(pair.name, a, b)
             if more:
                 found = fuser.stack(pair, pictures, features, job.task)
                 shares = [[1 if fuser.colored[0] else None] * len(pictures)]
             else:
-                found, shares = fuser([pair.name], [(a, b)], features)[:, 0], fuser.shares(features)
+                found = [views[0].finish(each) for each in fuser([pair.name], [(a, b)], features)[:, 0]]
+                shares = fuser.shares(features)
             save(job, pair, pictures, [quantize(each, job.stretch, job.depth) for each in found], fuser.labels, shares)
             if job.metrics:
                 images = [[to_8bit(each, job.stretch) for each in found]]
@@ -197,11 +193,13 @@ def write_ranges(job: Job) -> None:
 
 
 def read_stack(pair: OwnPair, job: Job) -> list[Picture]:
-    """All images of a pair or stack in one size; InputError as `read_pair`."""
+    """All images of a pair or stack, as they are; InputError as `read_picture` and `common_size`."""
     if pair.more and job.resize not in (None, "a"):
         raise InputError(f"'{pair.name}' is a stack; use --resize a, the size of its first image")
-    a, b = read_pair(pair.a, pair.b, job.resize, job.ranges)
-    return [a, b, *(read_pair(pair.a, path, job.resize, job.ranges)[1] for path in pair.more)]
+    pictures = [read_picture(path, job.ranges[i > 0]) for i, path in enumerate(pair.images)]
+    for path, other in zip(pair.images[1:], pictures[1:]):
+        common_size(pictures[0].gray.shape, other.gray.shape, job.resize, f"{pair.a} and {path}")
+    return pictures
 
 
 class ColorNotes:
@@ -222,11 +220,8 @@ class ColorNotes:
             print(f"warning: A has colour ({shortened(names)}): a palette's brightness is no temperature; use gray")
 
 
-def remark(alignment: Alignment) -> str:
-    if alignment.improved:
-        gain = f"{alignment.before:.3f} -> {alignment.after:.3f}"
-        return f"B moved by {alignment.shift:.1f} pixels, correlation of edges {gain}"
-    return f"warning: B is kept as it is, nothing is sure to fit better (correlation of edges {alignment.before:.3f})"
+def open_views(a: Picture, b: Picture, job: Job, names: str) -> Views:
+    return Views(a, b, job.resize, job.align, job.align_or, job.task == "IVF", names)
 
 
 def save(
@@ -265,11 +260,6 @@ def in_colour(fused: np.ndarray, pictures: Sequence[Picture], shares: Shares) ->
     return fused if chroma is None else colorize(fused, chroma)
 
 
-def fade(chroma: np.ndarray, share: float) -> np.ndarray:
-    """Chroma (2, H, W) uint8, `share` times as far from gray."""
-    return (NEUTRAL + share * (chroma.astype(np.float32) - NEUTRAL)).round().astype(np.uint8)
-
-
 def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
     """Print the means of {label: {image: {metric: value}}}, and write all values to `job.table`."""
     means, left_out = average_all(per_image)
@@ -281,31 +271,32 @@ def tell(per_image: dict[str, dict[str, dict[str, float]]], job: Job) -> None:
 def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> None:
     """Fuse a video, or a folder of frames, frame by frame.
 
-    With --align B is registered by the first frames: the cameras of a rig do not move against each other. InputError if
-    the sources do not go together; and, after the result is written, if one ends before the other.
+    The first frames decide how B is registered, and what of A and B is a frame: the cameras of a rig do not move
+    against each other. InputError if the sources do not go together; and, after the result is written, if one ends long
+    before the other.
     """
-    (pair,), (features,), alignment = job.pairs, fuser.features, None
+    (pair,), (features,), views = job.pairs, fuser.features, None
     (shares,) = fuser.shares(features)
-    a, b, fps, size = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges)
-    frames, colors = in_step(a, b), ColorNotes(job.task)
-    done, total = 0, min(a.count, b.count) or None
+    a, b, fps, _ = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges, job.rate)
+    steps, colors = InStep(a, b, fps), ColorNotes(job.task)
+    frames, done, total = iter(steps), 0, min(a.expected(fps), b.expected(fps)) or None
     with open_output(job.out, fps, codec) as write, tqdm(total=total, unit="frame", disable=None) as bar:
-        while batch := [(resized(one, size), resized(two, size)) for one, two in itertools.islice(frames, batch_size)]:
-            if job.align:
-                if alignment is None:
-                    alignment = align(*(picture.gray for picture in batch[0]), job.align)
-                    bar.write(f"by the first frames: {remark(alignment)}")
-                batch = [(one, Picture(*alignment.apply(*two))) for one, two in batch]
-            if not done:
+        while batch := list(itertools.islice(frames, batch_size)):
+            if views is None:
+                views = open_views(*batch[0], job, f"{pair.a} and {pair.b}")
+                for note in views.notes:
+                    bar.write(f"by the first frames: {note}")
                 colors.add("the first frames", *batch[0])
+            batch = [views(*pictures) for pictures in batch]
             names = [f"frame {done + i}" for i in range(1, len(batch) + 1)]
-            for fused, sources in zip(fuser(names, batch, features)[0], batch):
-                write(in_colour(to_8bit(fused, job.stretch), sources, shares))
+            for fused, view in zip(fuser(names, [(view.a, view.b) for view in batch], features)[0], batch):
+                write(in_colour(to_8bit(view.finish(fused), job.stretch), (view.a, view.b), shares))
             done += len(batch)
             bar.update(len(batch))
+    for note in steps.notes:
+        print(f"note: {note}")
     write_ranges(job)
     colors.tell()
     print(f"{done} frames fused, 8 bit by {job.stretch}: {job.out}")
-    if a.read != b.read:
-        short, other = sorted((a, b), key=lambda frames: frames.read)
-        raise InputError(f"{short.path} ends after {done} frames and {other.path} goes on; {job.out} has no more")
+    if steps.problem:
+        raise InputError(f"{steps.problem}; {job.out} has no more")

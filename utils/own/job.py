@@ -38,6 +38,7 @@ class Job:
     is_video: bool  # the pair is one of videos, or of folders of frames that become one
     resize: str | None  # one of RESIZE
     align: str | None  # one of MOTIONS
+    align_or: str | None  # one of ALIGN_OR
     instructions: list[str]  # to compare, if there are several; a single one is the pairs'
     rules: Sequence[str]  # names of networks without weights, to compare with
     metrics: list[str]  # to measure
@@ -45,6 +46,7 @@ class Job:
     depth: int  # of results, 8 or 16 bit
     color: str  # one of COLORS
     fps: float  # of a folder of frames
+    rate: float | None  # of the result of videos; None for that of A
     ranges: tuple[Range | None, Range | None]  # of A and of B, one for all of their images
 
     @property
@@ -69,6 +71,10 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     if not all(text.strip() for text in args.instruct):
         raise InputError("an --instruct is empty; say what is wanted, or leave it out")
     video = any(map(is_video, (*args.words, args.out or "")))
+    if args.fps is not None and not (video and 0 < args.fps < float("inf")):
+        raise InputError("--fps is for videos, frames per second above 0; leave it out, or give it so")
+    if args.align_or and not args.align:
+        raise InputError("--align-or says what to do where --align is not sure; give --align, too")
     measured = args.metrics or "test.metrics" in given
     if video and (measured or args.compare or len(args.instruct) > 1):
         raise InputError("a video takes one --instruct, and neither --metrics nor --compare; leave them out")
@@ -112,7 +118,9 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     form = stretch, args.depth, color
     views = args.resize, args.align
     ranges = tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab")
-    return Job(args.task, pairs, sources, out, video, *views, several, rules, metrics, *form, config.video.fps, ranges)
+    views = args.resize, args.align, args.align_or
+    rates = config.video.fps, args.fps
+    return Job(args.task, pairs, sources, out, video, *views, several, rules, metrics, *form, *rates, ranges)
 
 
 def find_side_range(text: str, side: str, pairs: Sequence[OwnPair]) -> Range | None:

@@ -1,4 +1,4 @@
-"""Videos, and folders of frames in their place: two are read in step, one is written whole or not at all."""
+"""Videos, and folders of frames in their place: two are read by the moments of their frames, one is written whole."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from itertools import count, takewhile, zip_longest
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from utils.remarks import remark
 CODECS = {".avi": "MJPG", ".mkv": "FFV1", ".mov": "mp4v", ".mp4": "mp4v"}  # that are written; FFV1 loses nothing
 VIDEOS = ", ".join(CODECS)
 AHEAD = 4  # frames that are decoded before they are asked for: the limit of memory
-ONE_RATE = 5e-4  # rates that differ by a smaller part are one; 30 and 29.97 differ by twice as much
+LATE, LATE_SHARE = 1.0, 0.05  # seconds, and the share of the longer one, by which sources may end apart
 
+Moment = tuple[float | None, Picture]  # a frame and when it is shown, in seconds from the first; None: by its number
 Write = Callable[[np.ndarray], None]
 
 
@@ -36,31 +37,38 @@ class Frames:
     """The pictures of a video or a folder, one at a time; an iteration starts with the first.
 
     Attributes:
-        fps: frames per second, None for a folder.
+        fps: frames per second, None for a folder until `open_both` has given it one.
         count: frames as the video declares them, which may be wrong.
         size: (H, W) in pixels, of the first.
-        read: pictures that the last iteration gave.
     """
 
-    def __init__(self, path: Path, decode: Callable[[], Iterator[Picture]], fps: float | None, count: int):
-        self.path, self.decode, self.fps, self.count, self.read = path, decode, fps, count, 0
+    def __init__(self, path: Path, decode: Callable[[], Iterator[Moment]], fps: float | None, count: int):
+        self.path, self.decode, self.fps, self.count = path, decode, fps, count
         first = next(decode(), None)
         if first is None:
             raise InputError(f"{path} holds no frame that can be decoded; a .mp4 or .mov that was cut short has none")
-        self.size = first.gray.shape
+        self.size = first[1].gray.shape
+
+    def expected(self, fps: float) -> int:
+        """How many frames it gives at another rate, if it has as many as it declares."""
+        return round(self.count * fps / self.fps)
 
     def __iter__(self) -> Iterator[Picture]:
-        """The pictures, from a thread that is up to AHEAD before; InputError for another size."""
-        self.read, frames = 0, self.decode()
+        """The pictures; InputError for another size."""
+        return (picture for _, picture in self.moments())
+
+    def moments(self) -> Iterator[Moment]:
+        """The pictures and their moments, from a thread that is up to AHEAD before; InputError for another size."""
+        frames = self.decode()
         with ThreadPoolExecutor(1) as pool:
             waiting = deque(pool.submit(next, frames, None) for _ in range(AHEAD))
-            while (picture := waiting.popleft().result()) is not None:
+            while (found := waiting.popleft().result()) is not None:
                 waiting.append(pool.submit(next, frames, None))
+                picture = found[1]
                 if picture.gray.shape != self.size:
                     sizes = " and later ".join("{} x {}".format(*size) for size in (self.size, picture.gray.shape))
                     raise InputError(f"the frames of {self.path} are {sizes} pixels; make them one size")
-                self.read += 1
-                yield picture
+                yield found
 
 
 def open_frames(path: Path, value_range: Range | None = None) -> Frames:
@@ -69,7 +77,7 @@ def open_frames(path: Path, value_range: Range | None = None) -> Frames:
         files = frame_files(path)
         if not files:
             raise InputError(f"{path} holds no images; give a video, or a folder of frames")
-        return Frames(path, lambda: (read_picture(file, value_range) for file in files), None, len(files))
+        return Frames(path, lambda: ((None, read_picture(file, value_range)) for file in files), None, len(files))
     if not is_video(path):  # FFmpeg takes a .txt for a film of letters
         raise InputError(f"{path} is not a video by its name; use one of {VIDEOS}, or a folder of frames")
     capture = open_capture(path)
@@ -88,31 +96,111 @@ def open_capture(path: Path) -> cv2.VideoCapture:
 
 def raw_frames(path: Path) -> Iterator[np.ndarray]:
     """The frames (H, W, 3) BGR uint8 of a video, rotated as it says, up to the first that cannot be decoded."""
-    capture = open_capture(path)
+    return (frame for _, frame in timed_frames(open_capture(path)))
+
+
+def timed_frames(capture: cv2.VideoCapture) -> Iterator[tuple[float, np.ndarray]]:
+    """Each frame and its moment, as the file tells it: a phone's video has no steady rate."""
+    start = None
     while (frame := capture.read()[1]) is not None:
-        yield frame
+        now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        start = now if start is None else start
+        yield now - start, frame
 
 
-def decode_video(path: Path, value_range: Range | None = None) -> Iterator[Picture]:
+def decode_video(path: Path, value_range: Range | None = None) -> Iterator[Moment]:
     """The frames of a video as Pictures, by a range of their 8-bit values if one is given."""
-    for frame in raw_frames(path):
+    for moment, frame in timed_frames(open_capture(path)):
         gray, chroma = split_color(to_levels(Decoded(frame, (0, 255)), value_range, path, remark))
-        yield Picture(as_unit(gray), chroma)
+        yield moment, Picture(as_unit(gray), chroma)
 
 
 def open_both(
-    a: Path, b: Path, resize: str | None, fps: float, ranges: Sequence[Range | None] = (None, None)
+    a: Path,
+    b: Path,
+    resize: str | None,
+    fps: float,
+    ranges: Sequence[Range | None] = (None, None),
+    rate: float | None = None,
 ) -> tuple[Frames, Frames, float, tuple[int, int]]:
-    """Two videos or folders, their rate and common size; `fps`: of folders. InputError if they do not go together."""
+    """Two videos or folders, the rate of the result, and their common size; InputError if they do not go together.
+
+    Args:
+        fps: of folders, where neither is a video.
+        ranges: of the values of A and of B.
+        rate: of the result; None for that of A.
+    """
     one, two = map(open_frames, (a, b), ranges)
-    if one.fps and two.fps and abs(one.fps - two.fps) > ONE_RATE * one.fps:
-        raise InputError(f"{a} has {one.fps:.6g} frames per second and {b} {two.fps:.6g}; convert one of them")
-    return one, two, one.fps or two.fps or fps, common_size(one.size, two.size, resize, f"{a} and {b}")
+    one.fps = one.fps or two.fps or fps
+    two.fps = two.fps or one.fps
+    return one, two, rate or one.fps, common_size(one.size, two.size, resize, f"{a} and {b}")
 
 
-def in_step(a: Frames, b: Frames) -> Iterator[tuple[Picture, Picture]]:
-    """Each picture of A with that of B, up to the end of the shorter one; `read` then tells which went on."""
-    return takewhile(all, zip_longest(a, b))
+class Track:
+    """A source as a row of moments passes over it.
+
+    Attributes:
+        read: frames that were shown or left out so far.
+        repeated, left_out: of them.
+        end: when the last one read ends, seconds.
+        after: the frame after it and its moment; None where there is none.
+    """
+
+    def __init__(self, frames: Frames):
+        self.path, self.fps, self.step, self.moments = frames.path, frames.fps, 1 / frames.fps, frames.moments()
+        self.read, self.repeated, self.left_out, self.end, self.used = 0, 0, 0, 0.0, 1
+        self.now = self.after = 0.0, next(self.moments)[1]
+        self.advance()
+
+    def advance(self) -> None:
+        self.left_out += not self.used
+        self.now, self.used, self.read = self.after, 0, self.read + 1
+        self.end = self.now[0] + self.step
+        self.after = next(self.moments, None)
+        if self.after and not (self.after[0] or 0) > self.now[0]:  # the source does not tell them
+            self.after = self.end, self.after[1]
+
+    def seek(self, moment: float) -> None:
+        """Go to the frame that is nearest to a moment; the earlier one where two are about as near."""
+        while self.after and self.after[0] - moment < moment - self.now[0] - self.step / 8:
+            self.advance()
+
+    def take(self) -> Picture:
+        self.repeated += self.used
+        self.used = 1
+        return self.now[1]
+
+
+class InStep:
+    """Iterates over the pictures of A and B at the moments of a rate, up to the end of the one that ends first.
+
+    Attributes, after the iteration:
+        notes: in a sentence each, which frames were repeated or left out, and which of the two goes on a little.
+        problem: which of the two ends long before the other, in a sentence; else empty.
+    """
+
+    def __init__(self, a: Frames, b: Frames, fps: float):
+        self.frames, self.fps, self.notes, self.problem = (a, b), fps, [], ""
+
+    def __iter__(self) -> Iterator[tuple[Picture, Picture]]:
+        one, two = tracks = [Track(frames) for frames in self.frames]
+        for number in count():
+            for track in tracks:
+                track.seek(number / self.fps)
+            if any((number + 0.5) / self.fps > track.end and not track.after for track in tracks):
+                break
+            yield one.take(), two.take()
+        if any(track.repeated or track.left_out for track in tracks):
+            counts = (f"{t.path} ({t.fps:g}): {t.repeated} repeated, {t.left_out} left out" for t in tracks)
+            self.notes.append(f"frames are paired by their moments, {self.fps:g} a second; {'; '.join(counts)}")
+        short, long = sorted(tracks, key=lambda track: (track.after is not None, track.end))
+        while long.after and long.end <= short.end + LATE:
+            long.advance()
+        late = long.end - short.end
+        if late > 1.5 * max(one.step, two.step) and (late > LATE or late > LATE_SHARE * long.end):
+            self.problem = f"{short.path} ends after {short.read} frames and {long.path} goes on"
+        elif more := round(late / long.step):
+            self.notes.append(f"{long.path} ends later than {short.path}; left out, frames: {more}")
 
 
 def open_output(path: Path, fps: float, codec: str | None = None) -> AbstractContextManager[Write]:

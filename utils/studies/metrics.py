@@ -70,7 +70,7 @@ def main() -> None:
         jobs[f"{task}, simulated"] = task, simulated(task, photos, config.seed)
     for name in config.data.test:
         files = spread(set_files(name, config), args.number)
-        pairs = ((pair, *map(smaller, read_pair(a, b, None)), None) for pair, a, b in files)
+        pairs = ((pair, *map(smaller, read_pair(a, b)), None) for pair, a, b in files)
         jobs[name] = find_set(config, "data.test", name).task, pairs
     found, tables = {}, []
     for title, (task, pairs) in jobs.items():
