@@ -121,12 +121,10 @@ def keep_flat(fused: torch.Tensor, image_a: torch.Tensor, image_b: torch.Tensor)
 
     The level is that of both sources, black for two black ones, or else the mean of what the network gives.
     """
-    levels = [image[:, :, :1, :1] for image in (image_a, image_b)]
-    flat = [(image == level).flatten(1).all(1) for image, level in zip((image_a, image_b), levels)]
-    for i in (flat[0] & flat[1]).nonzero().flatten().tolist():
-        level, other = (each[i, 0].to(fused.dtype) for each in levels)
-        fused[:, i] = level if level == other else fused[:, i].mean(dim=(1, 2), keepdim=True)
-    return fused
+    level, other = (image[:, 0, :1, :1] for image in (image_a, image_b))
+    flat = ((image_a[:, 0] == level) & (image_b[:, 0] == other)).flatten(1).all(dim=1)[:, None, None]
+    mean = fused.mean(dim=(2, 3), keepdim=True)
+    return torch.where(flat, torch.where(level == other, level.to(fused.dtype), mean), fused)
 
 
 def fuse_dataset(
