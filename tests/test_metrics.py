@@ -120,7 +120,7 @@ def test_every_metric_has_a_literal_form():
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) & set(literal.METRICS)))
 def test_literal_form(name):
-    for seeds, size in (((1, 2, 3), (53, 61)), ((4, 1, 5), (64, 48))):
+    for seeds, size in (((1, 2, 3), (43, 51)), ((4, 1, 5), (54, 44))):
         images = [picture(seed, *size) for seed in seeds]
         expected = literal.METRICS[name](*images)
         assert METRICS[name](*tensors(*images)).item() == pytest.approx(expected, rel=1e-8, nan_ok=True)

@@ -25,9 +25,9 @@ def study(tmp_path, words) -> dict:
 
 
 def test_the_truth_is_first_by_truth_metrics_and_a_seed_gives_the_same_twice(tmp_path, words):
-    words = ["Toy_test", "--number", "3", *words]
+    words = ["Toy_test", "--number", "2", *words]
     found = study(tmp_path, words)
-    assert list(found) == ["MFF, simulated, 3 pairs", "MEF, simulated, 3 pairs"]
+    assert list(found) == ["MFF, simulated, 2 pairs", "MEF, simulated, 2 pairs"]
     for of in found.values():
         for metric, name in zip(TRUTH_METRICS, ("PSNR", "SSIM", "GMSD")):
             assert of["study"][metric]["truth's place"] == 1 and of["study"][metric][name] == pytest.approx(1)
