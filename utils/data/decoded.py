@@ -20,13 +20,11 @@ class Decoded(NamedTuple):
         span: what is black and what is white, in these units; None for floats and signed integers, which do not say.
         negative: whether it is the other way round, low values white.
         pages: how many pictures the file has.
-        windowed: whether somebody chose the span for this picture; it is then not the range of a type.
     """
 
     pixels: np.ndarray
     span: tuple[float, float] | None
     negative: bool = False
-    windowed: bool = False
     pages: int = 1
 
 

@@ -9,7 +9,7 @@
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.decode import decode
-from utils.data.decoded import Decoded
+from utils.data.decoded import Decoded, Say
 from utils.errors import InputError
 
 Range = tuple[float, float]  # what becomes black and what becomes white, in the units of a file
@@ -77,7 +77,7 @@ def pixels_of(files: Iterable[Path]) -> Iterable[np.ndarray]:
 
 
 def to_levels(
-    decoded: Decoded, value_range: Range | None, path: str | Path, say: Callable[[str | Path, str], None]
+    decoded: Decoded, value_range: Range | None, path: str | Path, say: Say
 ) -> np.ndarray:
     """Decoded pixels as uint8, uint16 or float32 in [0, 1], black to white; by a range always uint16.
 
@@ -96,14 +96,14 @@ def to_levels(
             say(path, f"has {pixels.size - finite.size} pixels without a value (NaN): they become black")
         if value_range and (most <= low or least >= high):
             say(path, f"holds {least:g} to {most:g}, all of it outside the range {low:g} to {high:g}")
-        elif not decoded.windowed and 0 < most - least < LITTLE * (high - low):
-            part = f"uses {100 * (most - least) / (high - low):.1f} % of the range of its {8 * kind.itemsize} bits"
+        elif not value_range and 0 < most - least < LITTLE * (high - low):
+            part = f"uses {100 * (most - least) / (high - low):.1f} % of its range"
             say(path, f"{part} ({least:g} to {most:g} of {low:g} to {high:g}): it is nearly flat without {ADVICE}")
     levels = np.uint8 if value_range is None and kind == np.uint8 else np.uint16
     white = np.iinfo(levels).max
     if kind != levels or (low, high) != (0, white):
         unit = pixels.astype(np.float32 if kind.itemsize <= 2 or kind == np.float32 else np.float64)
-        unit = np.nan_to_num((unit - low) / (high - low), copy=False, nan=0.0)
+        unit = np.nan_to_num((unit - low) / (high - low), copy=False, nan=float(decoded.negative))
         pixels = (unit.clip(0, 1) * white).round().astype(levels)
     return white - pixels if decoded.negative else pixels
 

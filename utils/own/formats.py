@@ -59,13 +59,13 @@ def read_dicom(path: Path, page: int | None, say: Say) -> Decoded:
         pixels = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     if empty is not None and empty.any():
         pixels = np.where(empty, np.float32("nan"), pixels.astype(np.float32))
-    span, windowed = None, bool(width)
-    if windowed:
+    span = None
+    if width:
         span = float(centre) - float(width) / 2, float(centre) + float(width) / 2
         say(path, f"is shown by its window, {span[0]:g} to {span[1]:g}")
     elif not signed and slope > 0:
         span = intercept, intercept + slope * (2**stored - 1)
-    return Decoded(pixels, span, kind == "MONOCHROME1", windowed, frames)
+    return Decoded(pixels, span, kind == "MONOCHROME1", frames)
 
 
 def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
@@ -94,7 +94,7 @@ def read_nifti(path: Path, page: int | None, say: Say) -> Decoded:
     shown = [float(image.header.get(key, 0)) for key in ("cal_min", "cal_max")]
     if shown[1] > shown[0]:
         say(path, f"is shown by its own range, {shown[0]:g} to {shown[1]:g}")
-        return Decoded(np.ascontiguousarray(pixels), (shown[0], shown[1]), windowed=True, pages=pages)
+        return Decoded(np.ascontiguousarray(pixels), (shown[0], shown[1]), pages=pages)
     span = (0, np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" and pixels.dtype.itemsize < 4 else None
     return Decoded(np.ascontiguousarray(pixels), span, pages=pages)
 
