@@ -60,7 +60,7 @@ ARGUMENTS = {
         "choices": RESIZE,
         "metavar": "HOW",
         "help": "a, b, max: bring a pair of unequal sizes to that of A, of B, or the larger; crop, pad: cut or pad B "
-        "to the shape of A; b,crop, max,pad and so on: both",
+        "to the shape of A",
     },
     "--fps": {"type": float, "metavar": "RATE", "help": "frames per second of the result of videos; else that of A"},
     "--color": {"choices": COLORS, "help": "whose colour the result has; default: b for IVF, else both"},

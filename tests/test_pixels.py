@@ -257,6 +257,15 @@ def test_pages_are_fused_or_said(tmp_path, monkeypatch):
         read_image("x.gif#4")
 
 
+def test_the_previews_of_a_phone_are_no_pages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture, preview = Image.new("RGB", (W, H), (90, 90, 90)), Image.new("RGB", (8, 8))
+    for name in ("a.jpg", "b.jpg"):
+        picture.save(name, "MPO", save_all=True, append_images=[preview])
+    said = script("fuse.py", "a.jpg", "b.jpg", "-o", "out", "ckpt=null", "net={name: max}", "device=cpu")
+    assert "1 of 1 fused" in said and "a.jpg holds 2 pictures: the first is used" in said
+
+
 def test_what_a_folder_holds_beside_images_is_said(tmp_path, capsys):
     for name in ("1.jfif", "2.JPG", "3.nii.gz", "4.avif", "notes.txt", "._5.png"):
         (tmp_path / name).touch()

@@ -51,12 +51,13 @@ def decode(path: str | Path, say: Say) -> Decoded:
         raise InputError(f"{path} is truncated or damaged ({reason_of(error)})") from error
 
 
-def count_pages(path: str | Path) -> int:
-    """How many pictures a file has; 1 for a file that cannot be read, and where a page is named."""
+def pages_of(path: Path) -> list[Path]:
+    """The pages of a file, x.tif#01 and so on; the file itself if it has one, is one, or cannot be read."""
     try:
-        return 1 if split_page(path)[1] else decode(path, lambda *_: None).pages
+        pages = 1 if split_page(path)[1] else decode(path, lambda *_: None).pages
     except InputError:
-        return 1
+        pages = 1
+    return [Path(f"{path}#{page:0{len(str(pages))}d}") for page in range(1, pages + 1)] if pages > 1 else [path]
 
 
 def decode_common(path: Path, data: bytes, page: int | None, say: Say) -> Decoded:
@@ -66,6 +67,9 @@ def decode_common(path: Path, data: bytes, page: int | None, say: Say) -> Decode
         with Image.open(io.BytesIO(data)) as picture:
             check_size(path, *picture.size)
             pages = getattr(picture, "n_frames", 1)
+            if picture.format == "MPO":  # a phone's JPEG: previews and gain maps are no pages
+                say(path, f"holds {pages} pictures: the first is used")
+                pages = 1
             number = pick_page(path, pages, page, say)
             picture.seek(number - 1)
             picture.load()

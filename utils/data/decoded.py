@@ -37,7 +37,7 @@ def stem_of(path: str | Path) -> str:
     """The name of a file without its ending; of the page x.tif#4 it is x_4."""
     file, page = split_page(path)
     name = file.name[: len(file.name) - len(ending_of(file.name))]
-    return f"{name}_{page}" if page else name
+    return f"{name}_{str(path).rpartition('#')[2]}" if page else name
 
 
 def split_page(path: str | Path) -> tuple[Path, int | None]:

@@ -76,9 +76,7 @@ def pixels_of(files: Iterable[Path]) -> Iterable[np.ndarray]:
             yield decode(path, lambda *_: None).pixels
 
 
-def to_levels(
-    decoded: Decoded, value_range: Range | None, path: str | Path, say: Say
-) -> np.ndarray:
+def to_levels(decoded: Decoded, value_range: Range | None, path: str | Path, say: Say) -> np.ndarray:
     """Decoded pixels as uint8, uint16 or float32 in [0, 1], black to white; by a range always uint16.
 
     NaN becomes black. `say` gets the path, and what a user should know: hardly any of the range is used, and the like.

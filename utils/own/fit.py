@@ -11,9 +11,9 @@ from utils.errors import InputError
 from utils.opencv import cv2
 
 SIZES = ("a", "b", "max")  # that of A, of B, or of the one with more pixels
-WAYS = ("crop", "pad")  # to one aspect ratio
+WAYS = ("crop", "pad")  # to the aspect ratio and the size of A
 PLACES = ("rows at the top", "rows at the bottom", "columns at the left", "columns at the right")
-RESIZE = (*SIZES, *WAYS, *(f"{size},{way}" for size in SIZES for way in WAYS))  # crop alone is a,crop
+RESIZE = (*SIZES, *WAYS)
 ASPECT = 0.02  # aspect ratios that differ by more show different views
 
 
@@ -34,15 +34,14 @@ def common_size(size_a: tuple[int, int], size_b: tuple[int, int], resize: str | 
     """The size (H, W) to fuse sources of two sizes in; InputError, with their `names`, if they do not go together."""
     if size_a == size_b:
         return size_a
-    way = (resize or "").split(",")
     aspect_a, aspect_b = (width / height for height, width in (size_a, size_b))
-    if way[-1] not in WAYS and max(aspect_a, aspect_b) > (1 + ASPECT) * min(aspect_a, aspect_b):
+    if resize not in WAYS and max(aspect_a, aspect_b) > (1 + ASPECT) * min(aspect_a, aspect_b):
         aspects = f"{aspect_a:.3f} and {aspect_b:.3f} times as wide as high"
         raise InputError(f"{names} have unequal shapes, {aspects}; use --resize crop or pad")
     if resize is None:
         sizes = "{} x {} and {} x {}".format(*size_a, *size_b)
         raise InputError(f"{names} have unequal sizes, {sizes} pixels; use --resize a, b or max")
-    return {"a": size_a, "b": size_b, "max": max(size_a, size_b, key=np.prod)}[way[0] if way[0] in SIZES else "a"]
+    return {"b": size_b, "max": max(size_a, size_b, key=np.prod)}.get(resize, size_a)
 
 
 class Fit(NamedTuple):
@@ -63,7 +62,7 @@ class Fit(NamedTuple):
 
     def picture(self, picture: Picture) -> Picture:
         gray, chroma = picture
-        if self == fit(gray.shape, gray.shape, None):
+        if gray.shape == self.inner and not any(self.pad):
             return picture
         return Picture(
             self.apply(gray).clip(0, 1), None if chroma is None else np.stack([self.apply(c) for c in chroma])
@@ -78,11 +77,11 @@ class Fit(NamedTuple):
 
 def fit(size: tuple[int, int], target: tuple[int, int], resize: str | None) -> Fit:
     """How a source (H, W) gets into a target: stretched, or about the centre cut or padded to its aspect ratio."""
-    (height, width), (rows, columns), way = size, target, (resize or "").split(",")[-1]
+    (height, width), (rows, columns) = size, target
     kept, inner = size, target
-    if way == "crop":
+    if resize == "crop":
         kept = min(height, round(width * rows / columns)), min(width, round(height * columns / rows))
-    if way == "pad":
+    if resize == "pad":
         inner = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
     return Fit(margins(size, kept), inner, margins(target, inner))
 

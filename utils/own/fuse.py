@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from net import FusionNetwork, build_model
 from utils.config import Config
 from utils.data.images import colorize, merge_chroma, quantize, read_exif, side_by_side, to_8bit, write_image
 from utils.data.pairs import collate
-from utils.errors import InputError, shortened
+from utils.errors import InputError
 from utils.files import to_json, write_file
 from utils.guides import describe_guidance, label_with_remarks, open_guides
 from utils.guides.text import open_users_encoder, text_use
@@ -25,6 +26,7 @@ from utils.own.pairing import OwnPair
 from utils.own.stack import fuse_stack
 from utils.own.video import InStep, open_both, open_output
 from utils.own.views import Views, fade
+from utils.remarks import remark
 from utils.results.evaluate import average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
 
@@ -145,7 +147,7 @@ def list_pairs(job: Job) -> None:
 
 def fuse_pairs(fuser: Fuser, job: Job) -> None:
     """Fuse all pairs of images, and measure them if the job says so; InputError with a line for each that failed."""
-    problems, colors, per_image = [], ColorNotes(job.task), {label: {} for label in fuser.labels}
+    problems, per_image = [], {label: {} for label in fuser.labels}
     bar = tqdm(list(zip(job.pairs, fuser.features)), unit="pair", disable=len(job.pairs) < 2 or None)
     for pair, features in bar:
         try:
@@ -157,7 +159,7 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
                 views.append(opened(pictures[0], other))
             pictures = [views[0].a, *(view.b for view in views)]
             a, b, *more = pictures
-            colors.add(pair.name, a, b)
+            check_colors(pair.a, a, b, job.task)
             if more:
                 found = fuser.stack(pair, pictures, features, job.task)
                 shares = [[1 if fuser.colored[0] else None] * len(pictures)]
@@ -176,7 +178,6 @@ def fuse_pairs(fuser: Fuser, job: Job) -> None:
     if job.metrics and done:
         tell(per_image, job)
     write_ranges(job)
-    colors.tell()
     print(f"{done} of {len(job.pairs)} fused, {job.depth} bit by {job.stretch}: {job.out}")
     if problems:
         raise InputError("\n".join(problems))
@@ -202,22 +203,12 @@ def read_stack(pair: OwnPair, job: Job) -> list[Picture]:
     return pictures
 
 
-class ColorNotes:
-    """What the colours of sources tell about them, said once for all pairs; nothing but for infrared A."""
-
-    def __init__(self, task: str):
-        self.task, self.exchanged, self.palettes = task, [], []
-
-    def add(self, name: str, a: Picture, b: Picture) -> None:
-        if self.task == "IVF" and a.chroma is not None:
-            (self.exchanged if b.chroma is None else self.palettes).append(name)
-
-    def tell(self) -> None:
-        if names := self.exchanged:
-            asked = "these weights take infrared as A, visible as B; are they exchanged?"
-            print(f"note: A has colour and B has none ({shortened(names)}): {asked}")
-        if names := self.palettes:
-            print(f"warning: A has colour ({shortened(names)}): a palette's brightness is no temperature; use gray")
+def check_colors(path: Path, a: Picture, b: Picture, task: str) -> None:
+    """Say what the colours of sources tell about them; nothing but for infrared A."""
+    if task == "IVF" and a.chroma is not None:
+        exchanged = "and B has none; these weights take infrared as A, visible as B: are they exchanged?"
+        palette = "as A: a palette's brightness is no temperature; use gray"
+        remark(path, f"has colour {exchanged if b.chroma is None else palette}")
 
 
 def open_views(a: Picture, b: Picture, job: Job, names: str) -> Views:
@@ -278,7 +269,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     (pair,), (features,), views = job.pairs, fuser.features, None
     (shares,) = fuser.shares(features)
     a, b, fps, _ = open_both(pair.a, pair.b, job.resize, job.fps, job.ranges, job.rate)
-    steps, colors = InStep(a, b, fps), ColorNotes(job.task)
+    steps = InStep(a, b, fps)
     frames, done, total = iter(steps), 0, min(a.expected(fps), b.expected(fps)) or None
     with open_output(job.out, fps, codec) as write, tqdm(total=total, unit="frame", disable=None) as bar:
         while batch := list(itertools.islice(frames, batch_size)):
@@ -286,7 +277,7 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
                 views = open_views(*batch[0], job, f"{pair.a} and {pair.b}")
                 for note in views.notes:
                     bar.write(f"by the first frames: {note}")
-                colors.add("the first frames", *batch[0])
+                check_colors(pair.a, *batch[0], job.task)
             batch = [views(*pictures) for pictures in batch]
             names = [f"frame {done + i}" for i in range(1, len(batch) + 1)]
             for fused, view in zip(fuser(names, [(view.a, view.b) for view in batch], features)[0], batch):
@@ -296,7 +287,6 @@ def fuse_video(fuser: Fuser, job: Job, codec: str | None, batch_size: int) -> No
     for note in steps.notes:
         print(f"note: {note}")
     write_ranges(job)
-    colors.tell()
     print(f"{done} frames fused, 8 bit by {job.stretch}: {job.out}")
     if steps.problem:
         raise InputError(f"{steps.problem}; {job.out} has no more")

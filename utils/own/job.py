@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config import Config, Data, read_yaml
-from utils.data.decode import count_pages
+from utils.data.decode import pages_of
 from utils.data.decoded import split_page, stem_of
 from utils.data.images import EXTENSIONS
 from utils.data.ranges import Range, find_range, parse_range, pixels_of
@@ -116,7 +116,6 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     rules = rules if args.compare else ()
     color = args.color or default_color(args.task)
     form = stretch, args.depth, color
-    views = args.resize, args.align
     ranges = tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab")
     views = args.resize, args.align, args.align_or
     rates = config.video.fps, args.fps
@@ -195,12 +194,9 @@ def find_sources(words: list[str], out: str | None, video: bool, task: str) -> t
         path = Path(out or "fused.png")
         if not path.is_dir() and path.suffix:
             return one_result(stem_of(a), [a, b], out)
-        pages = count_pages(a) if a != b and count_pages(a) == count_pages(b) else 1
-        names = {f"{stem_of(a)}_{page:0{len(str(pages))}d}": f"#{page}" for page in range(1, pages + 1)}
-        names = names if pages > 1 else {stem_of(a): ""}
-        return [
-            OwnPair(each, Path(f"{a}{n}"), Path(f"{b}{n}"), path / f"{each}.png") for each, n in names.items()
-        ], path
+        pages = pages_of(a), pages_of(b)
+        pairs = zip(*pages) if len(pages[0]) == len(pages[1]) else [(a, b)]
+        return [OwnPair(stem_of(one), one, two, path / f"{stem_of(one)}.png") for one, two in pairs], path
     check_folder(several)
     return find_pairs(a, b, several), several
 

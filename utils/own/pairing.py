@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.decode import count_pages
+from utils.data.decode import pages_of
 from utils.data.decoded import stem_of
 from utils.data.images import list_images
 from utils.data.matching import match_files
@@ -82,7 +82,7 @@ def find_stack(words: list[str]) -> list[Path]:
     if len(words) > 2:
         return [Path(word) for word in words]
     if source.is_file():
-        return [Path(f"{source}#{page}") for page in range(1, count_pages(source) + 1)]
+        return pages_of(source)
     return frame_files(source) if source.is_dir() else frame_files(source.parent, source.name)
 
 
