@@ -12,7 +12,7 @@ from utils.data.decoded import split_page, stem_of
 from utils.data.images import EXTENSIONS
 from utils.data.ranges import Range, find_range, parse_range, pixels_of
 from utils.errors import InputError
-from utils.files import find_file
+from utils.files import find_file, read_text
 from utils.metrics import check_metrics
 from utils.own.pairing import OwnPair, find_pairs, find_stack, read_table
 from utils.own.stack import POWERS
@@ -103,8 +103,8 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
     several = args.instruct if len(args.instruct) > 1 else []
     sources = {Path(path).resolve() for path in (*args.words, *(image for pair in pairs for image in pair.images))}
     for i, pair in enumerate(pairs):
-        text_a = read_text(pair.text_a or args.text_a or args.text or "", pair.name)
-        text_b = read_text(pair.text_b or args.text_b or args.text or "", pair.name)
+        text_a = words_of(pair.text_a or args.text_a or args.text or "", pair.name)
+        text_b = words_of(pair.text_b or args.text_b or args.text or "", pair.name)
         if bool(text_a) != bool(text_b):
             words = "text_a and text_b" if pair.text_a or pair.text_b else "--text-a and --text-b"
             raise InputError(f"'{pair.name}' has a text of one source alone; give both {words}, or neither")
@@ -209,14 +209,9 @@ def one_result(name: str, images: Sequence[Path], out: str | None) -> tuple[list
     return [OwnPair(name, a, b, path / f"{name}.png" if in_folder else path, more=tuple(more))], path
 
 
-def read_text(text: str, name: str) -> str:
+def words_of(text: str, name: str) -> str:
     """The words on an image of the pair `name`: of a folder of <name>.txt, of a .txt, or the text itself."""
     path = Path(text)
     if text and len(text) < 256 and path.is_dir():  # a longer name is none
         path = path / f"{name}.txt"
-    if path.suffix != ".txt":
-        return text
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the text {path}") from error
+    return read_text(path, "the text") if path.suffix == ".txt" else text

@@ -11,7 +11,7 @@ from utils.data.decoded import stem_of
 from utils.data.images import list_images
 from utils.data.matching import match_files
 from utils.errors import InputError, shortened
-from utils.files import plain_name
+from utils.files import plain_name, read_text
 from utils.own.video import frame_files
 
 COLUMNS = ("name", "text_a", "text_b", "instruct")  # of a table, beside those of images: a, b, and for stacks c, d, ...
@@ -94,10 +94,7 @@ def read_table(path: Path, out: Path) -> list[OwnPair]:
     Raises:
         InputError: another column, a missing value, a name given twice; names the line. Files are looked for later.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the table {path} ({getattr(error, 'strerror', 'not UTF-8')})") from error
+    text = read_text(path, "the table")
     delimiter = next((each for each in ";\t" if each in text.partition("\n")[0]), ",")  # as some spreadsheets write
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = [column.strip().lower() for column in reader.fieldnames or ()]
