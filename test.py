@@ -281,6 +281,7 @@ def test_set(
             "guides": {kind: {"name": r.name, "revision": r.revision} for kind, r in records.items()},
             "text": text_use(config, records.get("text")),
             "stretch": config.test.stretch,
+            "as_given": [folder.label for folder in folders],
             "precision": config.precision,
             "metrics": columns,
             "mean": means,
@@ -304,6 +305,9 @@ def test_set(
         print("\n".join(rank_changes(by_stretch)))
     names = list(per_image[label])
     print(f"measured: {len(names)} images of {test.name} ({names[0]} ... {names[-1]}), 8 bit by {config.test.stretch}")
+    if summary["as_given"]:
+        advice = "" if config.test.stretch == "clamp" else "; compare them with test.stretch=clamp"
+        print(f"as they are, not by {config.test.stretch}: {', '.join(summary['as_given'])}{advice}")
     print("\n".join([*left_out_lines(left_out), f"written: {test.folder}"]))
     return means[label], pictures
 

@@ -132,7 +132,7 @@ def test_mistakes_of_a_table(tmp_path):
             read_table(tmp_path / "pairs.csv", tmp_path / "out")
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff\xfe")
     for name in ("image.csv", "missing.csv"):
-        with pytest.raises(InputError, match=f"cannot read the table .*{name}"):
+        with pytest.raises(InputError, match=f"the table .*{name}"):
             read_table(tmp_path / name, tmp_path)
 
 

@@ -55,6 +55,8 @@ def test_another_methods_folder_is_a_row(prepared, results, tmp_path):
     for name in {image for _, image, _ in found}:
         expected = measure(results / f"fused_{name}_v2.png", next(a.glob(f"{name}.*")), next(b.glob(f"{name}.*")))
         assert found["Maximum", name, "Qabf"] == pytest.approx(expected["Qabf"], rel=1e-9)  # as it is: no stretch
+    assert "as they are, not by minmax: Maximum; compare them with test.stretch=clamp" in output
+    assert {line.split(",")[0] for line in (folder / "metrics.csv").open() if "as given" in line} == {"Maximum"}
     summary = json.loads((folder / "metrics.json").read_text())
     assert next(iter(summary["mean"])) == "mean" and "Maximum" in summary["mean"]
     assert summary["interval"]["Maximum"]["EN"][0] <= summary["mean"]["Maximum"]["EN"]

@@ -12,7 +12,16 @@ from tqdm import tqdm
 
 from net import FusionNetwork, build_model
 from utils.config import Config
-from utils.data.images import colorize, merge_chroma, quantize, read_exif, side_by_side, to_8bit, write_image
+from utils.data.images import (
+    NEUTRAL,
+    colorize,
+    merge_chroma,
+    quantize,
+    read_exif,
+    side_by_side,
+    to_8bit,
+    write_image,
+)
 from utils.data.pairs import collate
 from utils.errors import InputError
 from utils.files import to_json, write_file
@@ -31,6 +40,7 @@ from utils.results.evaluate import average_all, fuse_batch
 from utils.results.table import format_table, left_out_lines, write_csv
 
 Shares = Sequence[float | None]  # of A, of B, and of the further images of a stack; None: its colour does not count
+FAINT = 4  # levels of chroma, the mean: gray videos are not quite gray once they are decoded
 
 
 class Fuser:
@@ -205,7 +215,7 @@ def read_stack(pair: OwnPair, job: Job) -> list[Picture]:
 
 def check_colors(path: Path, a: Picture, b: Picture, task: str) -> None:
     """Say what the colours of sources tell about them; nothing but for infrared A."""
-    if task == "IVF" and a.chroma is not None:
+    if task == "IVF" and a.chroma is not None and np.abs(a.chroma.astype(np.float32) - NEUTRAL).mean() > FAINT:
         exchanged = "and B has none; these weights take infrared as A, visible as B: are they exchanged?"
         palette = "as A: a palette's brightness is no temperature; use gray"
         remark(path, f"has colour {exchanged if b.chroma is None else palette}")

@@ -144,14 +144,20 @@ def published_rows(
     ]
 
 
-def write_csv(path: Path, per_image: dict[str, dict[str, dict[str, float]]], stretch: str) -> None:
-    """Write {label: {image: {metric: value}}} tidily: a row for each method, image and metric."""
+def write_csv(
+    path: Path, per_image: dict[str, dict[str, dict[str, float]]], stretch: str, as_given: Sequence[str] = ()
+) -> None:
+    """Write {label: {image: {metric: value}}} tidily: a row for each method, image and metric.
+
+    `as_given`: labels of results that were read in 8 bit, and not stretched.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["method", "image", "metric", "value", "stretch"])
     for label, images in per_image.items():
         for image, values in images.items():
-            table.writerows([label, image, metric, value, stretch] for metric, value in values.items())
+            how = "as given" if label in as_given else stretch
+            table.writerows([label, image, metric, value, how] for metric, value in values.items())
     write_file(path, text.getvalue())
 
 
@@ -167,11 +173,11 @@ def write_results(
         folder: where to; every file is replaced as a whole.
         summary: JSON-ready facts of the run, with "dataset", "metrics", "stretch", "mean" {label: {metric: mean}},
             "published" {source: rows like those of mean}, "left_out" {label: {metric: images}}, "std" {label: {metric:
-            deviation}} of rows that are of several seeds, and what `statistics` gives.
+            deviation}} of rows that are of several seeds, what `statistics` gives, perhaps "as_given" of `write_csv`.
         per_image: {label: {image: {metric: value}}}.
         pictures: of some pairs, (H, W, 3) BGR uint8; comparison.png has them under each other.
     """
-    write_csv(folder / "metrics.csv", per_image, summary["stretch"])
+    write_csv(folder / "metrics.csv", per_image, summary["stretch"], summary.get("as_given", ()))
     write_file(folder / "table.tex", to_paste(summary, latex=True))
     write_file(folder / "table.md", to_paste(summary, latex=False))
     write_file(folder / "metrics.json", to_json(summary | {"per_image": per_image}, indent=1))
