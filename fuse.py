@@ -121,22 +121,15 @@ def fuse(
     return fused if fused.ndim == 2 else fused[..., ::-1].copy()
 
 
-def find_task(ckpt: str | None) -> str:
-    """The task of the weights `ckpt`, as `task_of`."""
-    from test import find_checkpoint
-
-    if ckpt in (None, WEIGHTS):
-        return task_of(Provenance())
-    ckpt = find_checkpoint(ckpt, "IVF")
-    return task_of(Provenance.from_checkpoint(read_checkpoint(ckpt)), ckpt)
-
-
 def main() -> None:
     # not above: where fuse is installed, `test` is Python's own package
     from test import BASELINES, RULES, find_checkpoint, open_model
 
     config, args = parse_args(__doc__, SOURCES, ARGUMENTS, DEFAULTS)
-    args.task = args.task or find_task(config.ckpt)
+    if not args.task and config.ckpt not in (None, WEIGHTS):
+        config.ckpt = find_checkpoint(config.ckpt, "IVF")
+        args.task = task_of(Provenance.from_checkpoint(read_checkpoint(config.ckpt)), config.ckpt)
+    args.task = args.task or "IVF"
     job = read_job(args, config, BASELINES.get(args.task, RULES))
     if args.list:
         return list_pairs(job)

@@ -113,13 +113,25 @@ def read_job(args: Namespace, config: Config, rules: Sequence[str]) -> Job:
         check_no_source(pair.out, sources)
     # whatever a config says: frames that are each stretched to their own range flicker
     stretch = config.test.stretch if "test.stretch" in given else "clamp"
-    rules = rules if args.compare else ()
-    color = args.color or default_color(args.task)
-    form = stretch, args.depth, color
-    ranges = tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab")
-    views = args.resize, args.align, args.align_or
-    rates = config.video.fps, args.fps
-    return Job(args.task, pairs, sources, out, video, *views, several, rules, metrics, *form, *rates, ranges)
+    return Job(
+        task=args.task,
+        pairs=pairs,
+        sources=sources,
+        out=out,
+        is_video=video,
+        resize=args.resize,
+        align=args.align,
+        align_or=args.align_or,
+        instructions=several,
+        rules=rules if args.compare else (),
+        metrics=metrics,
+        stretch=stretch,
+        depth=args.depth,
+        color=args.color or default_color(args.task),
+        fps=config.video.fps,
+        rate=args.fps,
+        ranges=tuple(find_side_range(getattr(args, f"range_{side}"), side, pairs) for side in "ab"),
+    )
 
 
 def find_side_range(text: str, side: str, pairs: Sequence[OwnPair]) -> Range | None:
