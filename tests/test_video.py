@@ -41,11 +41,15 @@ def make(path: Path, count: int = FRAMES, fps: float = 25, size=(48, 64), codec:
     return path
 
 
+def pictures(frames: Frames) -> list[Picture]:
+    return [picture for _, picture in frames.moments()]
+
+
 @pytest.mark.parametrize("extension", CODECS)
 def test_order_rate_and_colour_are_kept(tmp_path, extension):
     frames = open_frames(make(tmp_path / f"a:b{extension}"))  # a colon is no protocol
-    images = list(frames)
-    assert numbers(images) == list(range(FRAMES)) == numbers(frames)  # twice
+    images = pictures(frames)
+    assert numbers(images) == list(range(FRAMES)) == numbers(pictures(frames))  # twice
     assert (frames.count, frames.size) == (FRAMES, (48, 64)) and frames.fps == pytest.approx(25)
     for number, (gray, chroma) in enumerate(images):
         assert gray.shape == (48, 64) and chroma.shape == (2, 48, 64) and gray.dtype == np.float32
@@ -54,7 +58,7 @@ def test_order_rate_and_colour_are_kept(tmp_path, extension):
 
 
 def test_an_odd_side_gets_a_copy_of_its_last_row(tmp_path):
-    gray, chroma = list(open_frames(make(tmp_path / "a.mkv", 3, size=(49, 65))))[2]
+    gray, chroma = pictures(open_frames(make(tmp_path / "a.mkv", 3, size=(49, 65))))[2]
     expected = np.pad(picture(2, (49, 65)), ((0, 1), (0, 1), (0, 0)), mode="edge")
     np.testing.assert_allclose(colorize(to_8bit(gray, "clamp"), chroma).astype(int), expected, atol=4)
 
@@ -64,11 +68,11 @@ def test_a_folder_is_read_in_natural_order_at_any_depth(tmp_path):
         write_image(tmp_path / f"frame{number}.png", picture(number))
     cv2.imwrite(str(tmp_path / "frame1.png"), picture(1)[..., 0].astype(np.uint16) * 257)
     frames = open_frames(tmp_path)
-    assert numbers(frames) == [1, 2, 9, 10, 11] and next(iter(frames)).chroma is None
+    assert numbers(pictures(frames)) == [1, 2, 9, 10, 11] and pictures(frames)[0].chroma is None
     assert (frames.count, frames.fps, frames.size) == (5, None, (48, 64))
     write_image(tmp_path / "frame12.png", picture(1)[:40])
     with pytest.raises(InputError, match=r"the frames of .* are 48 x 64 and later 40 x 64 pixels"):
-        list(frames := open_frames(tmp_path))
+        pictures(open_frames(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, monkeypatch, a, out):
     words = [a, "vis.mkv", "-o", out, *MEAN]
     assert "12 frames of 48 x 64, 25 a second\n1 would be fused" in script("fuse.py", *words, "--list")
     assert f"12 frames fused, 8 bit by clamp: {out}" in script("fuse.py", *words, "video.batch_size=5")
-    fused = list(open_frames(Path(out)))
+    fused = pictures(open_frames(Path(out)))
     assert numbers(fused) == list(range(FRAMES)) and all(chroma is not None for _, chroma in fused)
     for number, (gray, _) in enumerate(fused):
         np.testing.assert_allclose(255 * gray, cv2.cvtColor(picture(number), cv2.COLOR_BGR2GRAY), atol=2)
@@ -191,7 +195,20 @@ def test_a_video_is_fused_in_order_and_colour(tmp_path, monkeypatch, a, out):
         assert open_frames(Path("f.mkv")).fps == 12
         said = script("fuse.py", "ir", "vis.mkv", "-o", "f.mkv", "--fps", "50", *MEAN)
         assert "note: frames are paired by their moments, 50 a second; ir (25): 12 repeated, 0 left out" in said
-        assert open_frames(Path("f.mkv")).fps == 50 and len(list(open_frames(Path("f.mkv")))) == 24
+        assert open_frames(Path("f.mkv")).fps == 50 and len(pictures(open_frames(Path("f.mkv")))) == 24
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_a_gray_video_is_not_called_coloured(tmp_path, monkeypatch, coloured):
+    """Though decoders give its channels some levels apart."""
+    monkeypatch.chdir(tmp_path)
+    for path, gray in (("ir.avi", not coloured), ("vis.mkv", False)):
+        with open_output(Path(path), 25) as write:
+            for number in range(3):
+                write(picture(number)[..., 0] if gray else picture(number))
+    assert pictures(open_frames(Path("ir.avi")))[0].chroma is not None
+    said = script("fuse.py", "ir.avi", "vis.mkv", "-o", "f.mkv", *MEAN)
+    assert ("has colour" in said) == coloured
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["fewer frames", "cut short"])
@@ -201,7 +218,7 @@ def test_a_video_that_ends_early_is_fused_as_far_and_told(tmp_path, monkeypatch,
     if cut:
         Path("ir.avi").write_bytes(Path("ir.avi").read_bytes()[: Path("ir.avi").stat().st_size * 2 // 3])
     said = script("fuse.py", "ir.avi", "vis.mkv", "-o", "f.mkv", *MEAN, code=1)
-    count = len(list(open_frames(Path("f.mkv"))))
+    count = len(pictures(open_frames(Path("f.mkv"))))
     assert (5 <= count < FRAMES if cut else count == 7) and f"{count} frames fused" in said
     assert f"ir.avi ends after {count} frames and vis.mkv goes on; f.mkv has no more" in said
 
@@ -233,6 +250,6 @@ def test_a_smaller_video_is_resized_and_aligned(tmp_path, monkeypatch):
             write(frame), write(frame)
     said = script("fuse.py", "a.mkv", "b.mkv", "-o", "f.mkv", "--resize", "b", "--align", "translation", *MEAN)
     assert re.search(r"by the first frames: B moved by 7\.\d pixels", said)
-    for gray, chroma in open_frames(Path("f.mkv")):
+    for gray, chroma in pictures(open_frames(Path("f.mkv"))):
         assert chroma is None
         np.testing.assert_allclose(255 * gray[16:-16, 16:-16], 127.5, atol=12)  # beside it A alone

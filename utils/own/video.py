@@ -34,7 +34,7 @@ def is_video(path: str | Path) -> bool:
 
 
 class Frames:
-    """The pictures of a video or a folder, one at a time; an iteration starts with the first.
+    """The pictures of a video or a folder, one at a time; `moments` starts with the first.
 
     Attributes:
         fps: frames per second, None for a folder until `open_both` has given it one.
@@ -52,10 +52,6 @@ class Frames:
     def expected(self, fps: float) -> int:
         """How many frames it gives at another rate, if it has as many as it declares."""
         return round(self.count * fps / self.fps)
-
-    def __iter__(self) -> Iterator[Picture]:
-        """The pictures; InputError for another size."""
-        return (picture for _, picture in self.moments())
 
     def moments(self) -> Iterator[Moment]:
         """The pictures and their moments, from a thread that is up to AHEAD before; InputError for another size."""
