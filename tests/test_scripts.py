@@ -394,6 +394,15 @@ def test_too_little_shared_memory_is_one_sentence(prepared, monkeypatch):
     assert "num_workers=0" in output and "--shm-size" in output and "Traceback" not in output
 
 
+def test_comparisons_of_large_images_can_be_looked_at(prepared, tmp_path):
+    make_pairs(tmp_path / "VLF", ["b1"], "test", size=(100, 1300))
+    script("data_process.py", *prepared, "Toy_test")
+    script("test.py", *prepared, "ckpt=null", "net={name: max}", "--compare", "test.metrics=[EN]")
+    out = tmp_path / "out" / "Toy"
+    assert cv2.imread(str(out / "Gray" / "b1.png")).shape[:2] == (100, 1300)
+    assert cv2.imread(str(out / "comparison.png")).shape[1] == 7 * (640 + 4)  # A, B, gray, colour, three more rules
+
+
 def test_table_has_the_papers_form():
     row = {"EN": 6.72, "SD": 43.64, "SF": 11.55, "AG": 3.72, "VIFF": 1.06, "Qabf": 0.70}
     lines = [
