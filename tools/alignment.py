@@ -89,9 +89,8 @@ def measure(pairs: list[tuple[np.ndarray, np.ndarray]], name: str, motion: str, 
     for truth, known in enumerate((np.full(len(pairs), True), np.array([each.improved for each in published]))):
         failed = ((after > 2) | (after >= before))[known, truth]
         middle, most = np.percentile(after[known, truth], (50, 90)) if known.any() else (np.nan, np.nan)
-        text += f"{middle:8.2f}{most:6.2f}" + (f"{failed.sum()}/{len(failed)}" if name in (*WARPS, RIG) else "-").rjust(
-            7
-        )
+        share = f"{failed.sum()}/{len(failed)}" if name in (*WARPS, RIG) else "-"
+        text += f"{middle:8.2f}{most:6.2f}{share:>7}"
     return text + f"{(after > before).all(axis=1).sum():7d}{kept:5d}{len(pairs):6d}"
 
 
