@@ -68,7 +68,7 @@ def process(*words, code: int = 0) -> str:
     # no bytecode: under a limit on the size of files Python 3.11 leaves half of it, which breaks every later import
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *map(str, words)]
-    call = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
+    call = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=env)
     output = call.stdout + call.stderr
     assert call.returncode == code, output
     return output
